@@ -1,0 +1,63 @@
+"""Checkpoint layouts and files. NumPy only: importing this loads neither jax nor torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from vit_flax.config import ViTConfig
+from vit_flax.convert.explained import EXPLAINED, EXPLAINED_T2T
+from vit_flax.convert.files import Checkpoint, from_mapping, read_checkpoint, write_checkpoint
+from vit_flax.convert.layout import Layout, Resolved, resolve_config
+from vit_flax.convert.rules import ConversionError, Drop, Rule
+
+__all__ = [
+    "LAYOUTS",
+    "Checkpoint",
+    "ConversionError",
+    "Drop",
+    "Layout",
+    "Resolved",
+    "Rule",
+    "detect_layout",
+    "from_mapping",
+    "get_layout",
+    "layout_for",
+    "read_checkpoint",
+    "resolve_config",
+    "write_checkpoint",
+]
+
+# In the order of detection: the first whose evidence is found is taken.
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (EXPLAINED_T2T, EXPLAINED)}
+
+
+def get_layout(name: str) -> Layout:
+    """Returns the layout of that name, or ConversionError listing the names there are."""
+    if name not in LAYOUTS:
+        raise ConversionError(f"unknown layout {name!r}; known: {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]
+
+
+def detect_layout(names: Collection[str]) -> tuple[Layout, str]:
+    """Returns the layout that tensor names belong to, and the name that gives it away.
+
+    Raises:
+        ConversionError: no layout matches; the message shows some of the names.
+    """
+    for layout in LAYOUTS.values():
+        evidence = layout.evidence(names)
+        if evidence:
+            return layout, evidence
+    some = ", ".join(sorted(names)[:5]) or "none at all"
+    raise ConversionError(f"the tensor names match no known layout ({', '.join(LAYOUTS)}); some of them: {some}")
+
+
+def layout_for(config: ViTConfig) -> Layout:
+    """Returns the first layout that can hold a model of this config, or ConversionError saying what stands in the way."""
+    refusals = {layout.name: layout.refusals(config) for layout in LAYOUTS.values()}
+    for name, reasons in refusals.items():
+        if not reasons:
+            return LAYOUTS[name]
+    raise ConversionError(
+        "no layout can hold this model: " + "; ".join(f"{name}: {', '.join(why)}" for name, why in refusals.items())
+    )

@@ -1,0 +1,125 @@
+"""What a layout is, and how a model's config is found for a checkpoint in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from vit_flax.config import ViTConfig, check_fields
+from vit_flax.convert.rules import ConversionError, Drop, Rule, match
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One way of naming and shaping a ViT's tensors."""
+
+    name: str
+    description: str
+    config_class: type[ViTConfig]
+    evidence: Callable[[Collection[str]], str | None]  # names -> the name that gives the layout away, or None
+    infer: Callable[[Shapes, Mapping[str, Any]], dict[str, Any]]  # what tensors tell, given what is known already
+    rules: Callable[[ViTConfig], tuple[Rule | Drop, ...]]
+    required: tuple[tuple[str, ...], ...]  # fields that tensors may not tell; a later group follows from an earlier one
+    defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # what the reference itself defines, given the rest
+    fixed: Mapping[str, tuple[Any, ...]]  # the only values of a field that the layout can hold
+    components: tuple[tuple[str, str], ...] = ()  # torch module <-> linen module, in execution order, as templates
+
+    def refusals(self, config: ViTConfig) -> list[str]:
+        """Returns what of `config` this layout cannot hold, a line each."""
+        if type(config) is not self.config_class:
+            return [f"model_config={type(config).__name__} (it holds {self.config_class.__name__})"]
+        return [
+            f"{field}={getattr(config, field)!r} (it holds {' or '.join(map(repr, values))})"
+            for field, values in self.fixed.items()
+            if getattr(config, field) not in values
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """A config and, for every field, where its value came from."""
+
+    config: ViTConfig
+    origins: Mapping[str, str]
+
+
+def resolve_config(layout: Layout, shapes: Shapes, sources: Iterable[tuple[str, Mapping[str, Any]]]) -> Resolved:
+    """Finds the config of a checkpoint.
+
+    Args:
+        layout: the layout of the tensors.
+        shapes: shape of every tensor.
+        sources: (origin, fields) pairs, the one that wins first: what the caller passed, a config file, a preset.
+
+    Raises:
+        ConversionError: a field is still unknown; the message names all that are and what to pass.
+        ValueError: a source names a field that does not exist, or values do not fit each other.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+
+    def add(origin: str, fields: Mapping[str, Any]) -> None:
+        for name, value in fields.items():
+            if name not in values:
+                values[name], origins[name] = value, origin
+
+    for origin, fields in sources:
+        check_fields(layout.config_class, fields)
+        add(origin, fields)
+    add("tensor shapes", layout.infer(shapes, values))
+    for group in layout.required:
+        missing = [name for name in group if name not in values]
+        if not missing:
+            continue
+        raise ConversionError(
+            f"layout {layout.name!r}: the tensors do not tell {', '.join(missing)}; pass "
+            + ", ".join(f"{name}={EXAMPLES.get(name, '...')}" for name in missing)
+            + ", or config= with a preset's name or a ViTConfig"
+        )
+    add(f"default of layout {layout.name}", layout.defaults(values))
+    config = layout.config_class(**values)
+    return Resolved(config, {f.name: origins.get(f.name, "default") for f in dataclasses.fields(config)})
+
+
+EXAMPLES = {
+    "num_heads": "12",
+    "image_size": "(224, 224)",
+    "patch_size": "16",
+    "softsplit_kernels": "(7, 3, 3)",
+    "in_chans": "3",
+}
+
+
+def vote(shapes: Shapes, *templates: tuple[str, int]) -> int | None:
+    """Returns the size that most tensors agree on, looking at one axis of all tensors that match each template.
+
+    A majority, so that one misshapen tensor is reported as such instead of deciding for all the others. A template
+    that comes first wins a tie.
+    """
+    sizes: Counter[int] = Counter()
+    for template, axis in templates:
+        for name, shape in shapes.items():
+            if match(template, name) is not None and -len(shape) <= axis < len(shape):
+                sizes[shape[axis]] += 1
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def count_blocks(shapes: Shapes, template: str) -> int | None:
+    """Returns one more than the highest {i} among tensors that match the template."""
+    found = [int(bindings["i"]) for name in shapes if (bindings := match(template, name)) is not None]
+    return max(found) + 1 if found else None
+
+
+def any_match(shapes: Shapes, *templates: str) -> bool:
+    """Returns whether a tensor matches one of the templates."""
+    return any(match(template, name) is not None for template in templates for name in shapes)
+
+
+def ratio_for(hidden: int, width: int) -> float:
+    """Returns the smallest simple mlp_ratio for which int(width * ratio) is `hidden`."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width

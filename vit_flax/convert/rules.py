@@ -1,0 +1,247 @@
+"""The rule engine: a layout is a table of rules, and each rule serves both directions.
+
+A rule pairs name templates (`blocks.{i}.norm{n}.weight` <-> `blocks_{i}/norm{n}/scale`) and an invertible array
+operation. Values are moved, never computed. NumPy only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+Bindings = dict[str, str]
+
+
+class ConversionError(ValueError):
+    """A checkpoint cannot be read or written as asked; the message names every tensor or field at fault."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """An invertible move of values: `forward` takes the source arrays to the target's, `inverse` takes it back."""
+
+    name: str
+    forward: Callable[..., np.ndarray]
+    inverse: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+
+
+IDENTITY = Operation("as it is", lambda a: a, lambda a: (a,))
+DENSE = Operation("(out, in) -> (in, out)", lambda a: _rank(a, 2).T, lambda a: (_rank(a, 2).T,))
+CONV = Operation(
+    "OIHW -> HWIO", lambda a: _rank(a, 4).transpose(2, 3, 1, 0), lambda a: (_rank(a, 4).transpose(3, 2, 0, 1),)
+)
+
+
+def patch_linear(chans: int, patch_size: tuple[int, int]) -> Operation:
+    """Returns the move of a Linear over patches in torch.nn.Unfold's order (channel, row, column) to a conv kernel."""
+    height, width = patch_size
+    return Operation(
+        "(out, C p p) -> (p, p, C, out)",
+        lambda a: _rank(a, 2).reshape(a.shape[0], chans, height, width).transpose(2, 3, 1, 0),
+        lambda a: (_rank(a, 4).transpose(3, 2, 0, 1).reshape(a.shape[3], -1),),
+    )
+
+
+def _rank(array: np.ndarray, rank: int) -> np.ndarray:
+    if array.ndim != rank:
+        raise ValueError(f"{array.ndim} axes instead of {rank}")
+    return array
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Moves the tensors named by `source` (one template or several) to the parameter named by `target`."""
+
+    source: str | tuple[str, ...]
+    target: str
+    operation: Operation = IDENTITY
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The source templates, always as a tuple."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+
+@dataclasses.dataclass(frozen=True)
+class Drop:
+    """Leaves the tensors named by `source` out, for a reason that `inspect` prints."""
+
+    source: str
+    reason: str
+
+
+@functools.cache
+def _pattern(template: str) -> re.Pattern[str]:
+    # {i} stands for a number, any other name for a word; a name that comes twice must match the same text
+    parts, seen = [], set()
+    for literal, name in re.findall(r"([^{]*)(?:\{(\w+)\})?", template):
+        parts.append(re.escape(literal))
+        if name:
+            word = r"\d+" if name == "i" else r"[A-Za-z0-9_]+?"
+            parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>{word})")
+            seen.add(name)
+    return re.compile("".join(parts))
+
+
+def match(template: str, name: str) -> Bindings | None:
+    """Returns what the template's placeholders stand for in `name`, or None when it does not match."""
+    found = _pattern(template).fullmatch(name)
+    return found.groupdict() if found else None
+
+
+class Tensors(Protocol):
+    """Named arrays that are read one at a time."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor, known without reading it."""
+        ...
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns one tensor as a NumPy array."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Fate:
+    """What becomes of one source tensor: a target path, a reason for dropping it, or neither ('unexpected')."""
+
+    name: str
+    shape: tuple[int, ...]
+    target: str | None = None
+    operation: str = ""
+    dropped: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """How the tensors become the parameters, or what stands in the way."""
+
+    moves: dict[str, tuple[Rule, tuple[str, ...]]]  # target path -> rule, source names
+    fates: list[Fate]
+    problems: list[str]
+
+
+def plan(shapes: Mapping[str, tuple[int, ...]], rules: Iterable[Rule | Drop], expected: Mapping[str, Any]) -> _Plan:
+    """Finds the one rule for every tensor and the tensors for every expected parameter.
+
+    Args:
+        shapes: shape of every source tensor.
+        rules: the layout's table.
+        expected: shape of every parameter of the model, by path.
+    """
+    rules = list(rules)
+    fates, problems = [], []
+    for name, shape in shapes.items():
+        hits = [(r, t, b) for r in rules for t in _templates(r) if (b := match(t, name)) is not None]
+        if len(hits) > 1:
+            problems.append(f"ambiguous: {name} matches {' and '.join(t for _, t, _ in hits)}")
+        rule, _, bindings = hits[0] if hits else (None, None, {})
+        if isinstance(rule, Drop):
+            fates.append(Fate(name, shape, dropped=rule.reason))
+        elif isinstance(rule, Rule) and (target := rule.target.format(**bindings)) in expected:
+            fates.append(Fate(name, shape, target, rule.operation.name))
+        else:
+            fates.append(Fate(name, shape))
+            why = f" (the model has no {rule.target.format(**bindings)})" if isinstance(rule, Rule) else ""
+            problems.append(f"unexpected: {name} {_shape(shape)}{why}")
+
+    moves: dict[str, tuple[Rule, tuple[str, ...]]] = {}
+    for target, shape in expected.items():
+        rule, names = sources_of(target, rules)
+        moves[target] = rule, names
+        wanted = _source_shapes(rule, shape)
+        for name, want in zip(names, wanted, strict=True):
+            if name not in shapes:
+                problems.append(f"missing: {name} {_shape(want)}")
+            elif tuple(shapes[name]) != want:
+                problems.append(f"misshapen: {name} is {_shape(shapes[name])}, the model needs {_shape(want)}")
+    return _Plan(moves, fates, problems)
+
+
+def sources_of(target: str, rules: Iterable[Rule | Drop]) -> tuple[Rule, tuple[str, ...]]:
+    """Returns the rule that writes parameter `target` and the names of the tensors it takes.
+
+    Raises:
+        ConversionError: no rule of the layout writes it, or more than one does.
+    """
+    hits = [(r, b) for r in rules if isinstance(r, Rule) and (b := match(r.target, target)) is not None]
+    if len(hits) != 1:
+        raise ConversionError(f"{'no rule' if not hits else 'more than one rule'} of this layout holds {target}")
+    rule, bindings = hits[0]
+    return rule, tuple(template.format(**bindings) for template in rule.sources)
+
+
+def to_params(
+    tensors: Tensors,
+    rules: Iterable[Rule | Drop],
+    expected: Mapping[str, tuple[int, ...]],
+    finish: Callable[[np.ndarray], Any] = lambda array: array,
+) -> dict[str, Any]:
+    """Moves tensors to parameter paths, one at a time.
+
+    Args:
+        tensors: the source.
+        rules: the layout's table.
+        expected: shape of every parameter of the model, by path.
+        finish: applied to each array as soon as it is in place (to put it on a device, say).
+
+    Raises:
+        ConversionError: lists every missing, unexpected, ambiguous and misshapen tensor.
+    """
+    steps = plan(tensors.shapes, rules, expected)
+    if steps.problems:
+        raise ConversionError(_listing("the tensors do not fit the model", steps.problems))
+    return {
+        target: finish(rule.operation.forward(*(tensors.read(name) for name in names)))
+        for target, (rule, names) in steps.moves.items()
+    }
+
+
+def to_tensors(params: Mapping[str, Any], rules: Iterable[Rule | Drop]) -> dict[str, np.ndarray]:
+    """Moves parameters (by path) back to the layout's tensors.
+
+    Raises:
+        ConversionError: lists every parameter that the layout has no place for.
+    """
+    rules = list(rules)
+    tensors: dict[str, np.ndarray] = {}
+    problems = []
+    for path, value in params.items():
+        try:
+            rule, names = sources_of(path, rules)
+            arrays = rule.operation.inverse(np.asarray(value))
+        except ValueError as error:
+            problems.append(f"cannot hold {path} {_shape(np.shape(value))}: {error}")
+            continue
+        tensors.update((name, np.ascontiguousarray(array)) for name, array in zip(names, arrays, strict=True))
+    if problems:
+        raise ConversionError(_listing("the layout cannot hold this model", problems))
+    return tensors
+
+
+def _templates(rule: Rule | Drop) -> tuple[str, ...]:
+    return (rule.source,) if isinstance(rule, Drop) else rule.sources
+
+
+def _source_shapes(rule: Rule, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    # an array of that shape without its memory tells what the operation makes of the shape
+    probe = np.broadcast_to(np.zeros((), np.int8), shape)
+    return [array.shape for array in rule.operation.inverse(probe)]
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return f"({', '.join(map(str, shape))})"
+
+
+def _listing(headline: str, problems: list[str]) -> str:
+    order = ("missing", "unexpected", "ambiguous", "misshapen", "cannot")
+    problems = sorted(problems, key=lambda p: order.index(p.split(":")[0].split(" ")[0]))
+    shown = problems[:50]
+    more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+    return "\n  ".join([f"{headline} ({len(problems)} problems):", *shown, *more])

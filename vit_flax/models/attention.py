@@ -1,0 +1,100 @@
+"""Multi-head self-attention."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vit_flax.models.linear import PRECISION, Linear, accumulator_dtype
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def dot_product_attention(q: Array, k: Array, v: Array, scale: float, precision: Any) -> Array:
+    """Mixes the values of (B, H, N, E) heads by softmax(q k^T scale); products accumulate in float32 or wider.
+
+    The softmax is normalised after the product with the values, on (N, E) numbers instead of (N, N); the backward pass
+    is written out for the same reason as in `vit_flax.models.linear.matmul`.
+    """
+    return _attention_forward(q, k, v, scale, precision)[0]
+
+
+def _heads_dot(a: Array, b: Array, a_axis: int, b_axis: int, precision: Any) -> Array:
+    # contracts one axis of each (B, H, _, _) operand, batch and heads kept
+    dims = (((a_axis,), (b_axis,)), ((0, 1), (0, 1)))
+    return lax.dot_general(a, b, dims, precision, preferred_element_type=accumulator_dtype(a.dtype))
+
+
+def _attention_forward(q: Array, k: Array, v: Array, scale: float, precision: Any) -> tuple[Array, Any]:
+    dtype = q.dtype
+    logits = _heads_dot((q * scale).astype(dtype), k, 3, 3, precision)
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    total = weights.sum(-1, keepdims=True)
+    weights = weights.astype(dtype)
+    out = _heads_dot(weights, v, 3, 2, precision) / total
+    return out, (q, k, v, weights, total, out)
+
+
+def _attention_backward(scale: float, precision: Any, residuals: Any, g: Array) -> tuple[Array, Array, Array]:
+    q, k, v, weights, total, out = residuals
+    dtype = q.dtype
+    g = g / total
+    row = (g * out).sum(-1, keepdims=True)
+    g = g.astype(dtype)
+    dv = _heads_dot(weights, g, 2, 2, precision)
+    dlogits = (weights * (_heads_dot(g, v, 3, 3, precision) - row)).astype(dtype)
+    dq = _heads_dot(dlogits, k, 3, 2, precision) * scale
+    dk = _heads_dot(dlogits, q, 2, 2, precision) * scale
+    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype)
+
+
+dot_product_attention.defvjp(_attention_forward, _attention_backward)
+
+
+class Attention(nn.Module):
+    """Lets every token gather from every other, and projects what it gathered.
+
+    `value_skip` adds each token's own values, heads merged, after the projection: the tutorial's attention and T2T's
+    token transformers do, since there input and output widths may differ; most other ViTs do not.
+
+    Raises:
+        ValueError: `features` is not divisible by `num_heads`.
+
+    Reference: the tutorial's Attention(dim, chan, num_heads, qkv_bias, qk_scale); timm.layers.Attention without skip.
+    """
+
+    features: int  # the tutorial's `chan`: width of q, k, v each and of the output
+    num_heads: int = 1
+    qkv_bias: bool = False
+    qk_scale: float | None = None  # None or 0: head_dim ** -0.5
+    value_skip: bool = True
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: Any = PRECISION
+
+    def setup(self) -> None:
+        """Builds the two projections."""
+        if self.features % self.num_heads:
+            raise ValueError(f"attention width {self.features} is not divisible by num_heads {self.num_heads}")
+        linear = partial(Linear, dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
+        self.qkv = linear(3 * self.features, use_bias=self.qkv_bias)
+        self.proj = linear(self.features)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n e"]:
+        """Returns the attended tokens, `features` wide."""
+        batch, tokens, _ = x.shape
+        head_dim = self.features // self.num_heads
+        qkv = self.qkv(x)
+        compute_dtype = self.dtype or qkv.dtype
+        # (B, N, 3 H E) -> (3, B, H, N, E)
+        heads = qkv.reshape(batch, tokens, 3, self.num_heads, head_dim).transpose(2, 0, 3, 1, 4).astype(compute_dtype)
+        scale = self.qk_scale or head_dim**-0.5
+        out = dot_product_attention(heads[0], heads[1], heads[2], scale, self.precision)
+        out = self.proj(out.transpose(0, 2, 1, 3).reshape(batch, tokens, self.features))
+        if self.value_skip:
+            out = out + qkv[..., 2 * self.features :]
+        return out

@@ -1,0 +1,77 @@
+"""A linear layer that names its products, forward and backward."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+# Matrix products in full precision unless the caller says otherwise: the default of TPU and of recent GPUs is not.
+PRECISION = lax.Precision.HIGHEST
+
+
+def accumulator_dtype(dtype: DTypeLike) -> Any:
+    """Returns the dtype in which products of `dtype` are summed: float32, or float64 for float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def contract(a: Array, b: Array, a_axes: tuple[int, ...], b_axes: tuple[int, ...], precision: Any) -> Array:
+    """Sums the product of `a` and `b` over the named axes, accumulating in float32 or wider."""
+    dims = ((a_axes, b_axes), ((), ()))
+    return lax.dot_general(a, b, dims, precision, preferred_element_type=accumulator_dtype(a.dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def matmul(x: Array, kernel: Array, dtype: DTypeLike, precision: Any) -> Array:
+    """Multiplies the last axis of `x` with a (in, out) kernel; operands in `dtype`, the sum in float32 or wider.
+
+    The backward pass is written out because the transposed products that differentiation derives are slower on every
+    backend (they copy an operand), and in bfloat16 one of them does not run on the CPU at all. Reverse-mode and
+    forward-over-reverse differentiation work; plain forward mode (jax.jvp) does not.
+    """
+    return contract(x.astype(dtype), kernel.astype(dtype), (x.ndim - 1,), (0,), precision)
+
+
+def _matmul_forward(x: Array, kernel: Array, dtype: DTypeLike, precision: Any) -> tuple[Array, tuple[Array, Array]]:
+    return matmul(x, kernel, dtype, precision), (x, kernel)
+
+
+def _matmul_backward(dtype: DTypeLike, precision: Any, residuals: Any, g: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    g = g.astype(dtype)
+    leading = tuple(range(x.ndim - 1))
+    dx = contract(g, kernel.astype(dtype), (g.ndim - 1,), (1,), precision)
+    dkernel = contract(x.astype(dtype), g, leading, leading, precision)  # operands stay (batch, tokens, width)
+    return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+class Linear(nn.Module):
+    """Multiplies the last axis with a kernel and adds a bias.
+
+    `dtype` is the dtype of the product's operands; None takes what `x` and the kernel promote to. The result has the
+    accumulator's dtype (float32, or float64).
+
+    Reference: torch.nn.Linear, kernel = weight.T; initialised as the reference's (normal, std 0.02; bias 0).
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: Any = PRECISION
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... e"]:
+        """Returns `x @ kernel + bias`."""
+        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), self.param_dtype)
+        y = matmul(x, kernel, self.dtype or jnp.promote_types(x.dtype, kernel.dtype), self.precision)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        return y

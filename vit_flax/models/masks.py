@@ -1,0 +1,30 @@
+"""Which parameters an optimiser decays and trains, as trees of booleans for optax."""
+
+from typing import Any
+
+from flax.traverse_util import path_aware_map
+
+from vit_flax.config import ViTConfig
+
+
+def no_weight_decay(config: ViTConfig) -> set[str]:
+    """Returns the parameters that weight decay spares.
+
+    Reference: ViT_Backbone.no_weight_decay() of the tutorial; timm spares a learned position table as well.
+    """
+    return {"cls_token", "pos_embed"} if config.pos_embed == "learned" else {"cls_token"}
+
+
+def weight_decay_mask(config: ViTConfig, params: Any) -> Any:
+    """Returns True for each parameter that weight decay applies to, for optax.adamw(mask=...).
+
+    A fixed position table is no parameter of the torch optimiser, so it is not decayed either.
+    """
+    spared = no_weight_decay(config) | {"pos_embed"}
+    return path_aware_map(lambda path, _: path[-1] not in spared, params)
+
+
+def trainable_mask(config: ViTConfig, params: Any) -> Any:
+    """Returns False for each parameter that is stored but never trained (a fixed position table)."""
+    fixed = {"pos_embed"} if config.pos_embed == "sinusoid" else set()
+    return path_aware_map(lambda path, _: path[-1] not in fixed, params)

@@ -1,0 +1,41 @@
+"""The two-layer perceptron of a block."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vit_flax.models.activations import get_activation
+from vit_flax.models.linear import PRECISION, Linear
+
+
+class Mlp(nn.Module):
+    """Applies linear, activation, linear to every token.
+
+    Raises:
+        ValueError: a width is not a positive integer, or the activation is unknown.
+
+    Reference: the tutorial's NeuralNet(in_chan, hidden_chan, out_chan, act_layer); timm.layers.Mlp.
+    """
+
+    hidden_features: int | None = None  # None: as wide as the input
+    out_features: int | None = None  # None: as wide as the input
+    activation: str = "gelu"
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: Any = PRECISION
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... e"]:
+        """Returns the transformed tokens, `out_features` wide."""
+        hidden, out = self.hidden_features or x.shape[-1], self.out_features or x.shape[-1]
+        for name, width in (("hidden_features", hidden), ("out_features", out)):
+            if not isinstance(width, int) or width < 1:
+                raise ValueError(f"{name} must be a positive integer, got {width!r}")
+        linear = partial(Linear, dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
+        x = linear(hidden, name="fc1")(x)
+        x = get_activation(self.activation)(x)
+        return linear(out, name="fc2")(x)

@@ -1,0 +1,79 @@
+"""Images to tokens: one token a patch."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vit_flax.models.linear import PRECISION, matmul
+
+
+def check_images(images: Array, image_size: tuple[int, int], in_chans: int) -> None:
+    """Raises ValueError, naming both shapes, unless `images` are (B, H, W, C) of the model's size."""
+    expected = (*image_size, in_chans)
+    if images.ndim == 4 and tuple(images.shape[1:]) == expected:
+        return
+    hint = ""
+    if images.ndim == 4 and tuple(images.shape[1:]) == (in_chans, *image_size):
+        hint = "; these look channels-first: transpose them with (0, 2, 3, 1)"
+    elif tuple(images.shape) == expected:
+        hint = "; add a batch axis"
+    raise ValueError(f"images must have shape (batch, {', '.join(map(str, expected))}), got {images.shape}{hint}")
+
+
+class PatchEmbed(nn.Module):
+    """Cuts images into patches, row by row, and projects each to a token.
+
+    The kernel has the shape (patch height, patch width, channels, embed_dim) of the equivalent convolution.
+
+    Raises:
+        ValueError: the images' shape is not the one given, or their sides do not divide by the patch size.
+
+    Reference: the tutorial's Patch_Tokenization(img_size, patch_size, token_len); timm.layers.PatchEmbed.
+    """
+
+    image_size: tuple[int, int]
+    patch_size: tuple[int, int]
+    embed_dim: int = 768
+    in_chans: int = 3
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: Any = PRECISION
+
+    def setup(self) -> None:
+        """Builds the projection."""
+        self.proj = PatchProjection(self.patch_size, self.embed_dim, self.dtype, self.param_dtype, self.precision)
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
+        """Returns one token a patch."""
+        check_images(images, self.image_size, self.in_chans)
+        for side, pixels, patch in zip(("height", "width"), self.image_size, self.patch_size, strict=True):
+            if pixels % patch:
+                raise ValueError(f"image {side} {pixels} is not divisible by the patch size {patch}")
+        return self.proj(images)
+
+
+class PatchProjection(nn.Module):
+    """Convolves with a stride of one patch, as the matrix product that this is."""
+
+    patch_size: tuple[int, int]
+    features: int
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: Any = PRECISION
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
+        """Returns one projected token a patch."""
+        batch, height, width, chans = images.shape
+        ph, pw = self.patch_size
+        shape = (ph, pw, chans, self.features)
+        kernel = self.param("kernel", nn.initializers.normal(0.02), shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        # (B, H, W, C) -> (B, N, ph pw C)
+        patches = images.reshape(batch, height // ph, ph, width // pw, pw, chans).transpose(0, 1, 3, 2, 4, 5)
+        patches = patches.reshape(batch, -1, ph * pw * chans)
+        dtype = self.dtype or jnp.promote_types(images.dtype, kernel.dtype)
+        return matmul(patches, kernel.reshape(-1, self.features), dtype, self.precision) + bias

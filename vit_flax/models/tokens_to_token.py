@@ -1,0 +1,134 @@
+"""T2T: tokens from three overlapping soft splits, with attention between them."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vit_flax.config import T2TViTConfig, softsplit_size
+from vit_flax.models.attention import Attention
+from vit_flax.models.linear import PRECISION, Linear
+from vit_flax.models.mlp import Mlp
+from vit_flax.models.norm import NORM_LAYERS
+from vit_flax.models.patch_embed import check_images
+from vit_flax.models.vision_transformer import VisionTransformer
+
+
+def soft_split(images: Float[Array, "b h w c"], kernel: int) -> Float[Array, "b i j d"]:
+    """Cuts images into overlapping windows of `kernel` pixels, stride (k+1)//2, zero padding (k+1)//4.
+
+    A window's numbers are ordered channel, row, column, as torch.nn.Unfold's.
+
+    Reference: the tutorial's Tokens2Token.soft_split0..2.
+    """
+    batch, height, width, chans = images.shape
+    rows, columns = softsplit_size(height, kernel), softsplit_size(width, kernel)
+    # (B, H, W, C) -> (B, rows, k, W, C) -> (B, rows, k, columns, k, C)
+    x = _windows(_windows(images, 1, rows, kernel), 3, columns, kernel)
+    return x.transpose(0, 1, 3, 5, 2, 4).reshape(batch, rows, columns, chans * kernel * kernel)
+
+
+def _windows(x: Array, axis: int, count: int, kernel: int) -> Array:
+    """Splits an axis into `count` overlapping windows: it becomes two axes (count, kernel)."""
+    stride, padding = (kernel + 1) // 2, (kernel + 1) // 4
+    # a window is never longer than two strides: it is one run of `stride` numbers and the next, no gather needed
+    length = (count + 1) * stride
+    after = max(0, length - padding - x.shape[axis])
+    x = jnp.pad(x, [(padding, after) if i == axis else (0, 0) for i in range(x.ndim)])
+    x = lax.slice_in_dim(x, 0, length, axis=axis)
+    x = x.reshape(*x.shape[:axis], count + 1, stride, *x.shape[axis + 1 :])
+    this, following = (lax.slice_in_dim(x, i, i + count, axis=axis) for i in (0, 1))
+    return lax.slice_in_dim(jnp.concatenate([this, following], axis + 1), 0, kernel, axis=axis + 1)
+
+
+class TokenTransformer(nn.Module):
+    """Attends over tokens while narrowing them to `features`, then adds an MLP.
+
+    There is no skip around the attention, since its widths differ; its own value skip stands in.
+
+    Reference: the tutorial's TokenTransformer(dim, chan, num_heads, hidden_chan_mul, ...).
+    """
+
+    features: int  # the tutorial's `chan`
+    num_heads: int = 1
+    mlp_ratio: float = 1.0
+    qkv_bias: bool = False
+    qk_scale: float | None = None
+    activation: str = "gelu"
+    norm_layer: str = "layernorm"
+    norm_eps: float | None = 1e-5
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: Any = PRECISION
+
+    def setup(self) -> None:
+        """Builds the four layers."""
+        runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
+        norm = NORM_LAYERS[self.norm_layer]
+        self.norm1 = norm(self.norm_eps, self.param_dtype)
+        self.attn = Attention(self.features, self.num_heads, self.qkv_bias, self.qk_scale, value_skip=True, **runtime)
+        self.norm2 = norm(self.norm_eps, self.param_dtype)
+        self.mlp = Mlp(int(self.features * self.mlp_ratio), activation=self.activation, **runtime)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n e"]:
+        """Returns the tokens, `features` wide."""
+        x = self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class TokensToToken(nn.Module):
+    """Turns images into tokens: split, transform, split, transform, split, project.
+
+    Raises:
+        ValueError: the images' shape is not the config's.
+
+    Reference: the tutorial's Tokens2Token; T2T-ViT, arXiv 2101.11986.
+    """
+
+    config: T2TViTConfig
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: Any = PRECISION
+
+    def setup(self) -> None:
+        """Builds the two token transformers and the projection."""
+        cfg = self.config
+        runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
+        fields = (cfg.token_chan, cfg.token_heads, cfg.token_mlp_ratio, cfg.qkv_bias, cfg.qk_scale)
+        fields += (cfg.activation, cfg.norm_layer, cfg.norm_eps)
+        self.transformer1 = TokenTransformer(*fields, **runtime)
+        self.transformer2 = TokenTransformer(*fields, **runtime)
+        self.project = Linear(cfg.embed_dim, **runtime)
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
+        """Returns the tokens, `embed_dim` wide."""
+        cfg = self.config
+        check_images(images, cfg.image_size, cfg.in_chans)
+        x = images
+        for kernel, transformer in zip(cfg.softsplit_kernels, (self.transformer1, self.transformer2), strict=False):
+            x = soft_split(x, kernel)
+            batch, height, width, dim = x.shape
+            x = transformer(x.reshape(batch, height * width, dim)).reshape(batch, height, width, -1)
+        x = soft_split(x, cfg.softsplit_kernels[2])
+        return self.project(x.reshape(x.shape[0], -1, x.shape[-1]))
+
+
+class T2TViT(VisionTransformer):
+    """A Vision Transformer on tokens from `TokensToToken`.
+
+    Reference: the tutorial's T2T_ViT.
+    """
+
+    config: T2TViTConfig
+
+    def setup(self) -> None:
+        """Builds the soft splits and the backbone."""
+        self.tokens_to_token = TokensToToken(self.config, self.dtype, self.param_dtype, self.precision)
+        self.setup_backbone()
+
+    def embed(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
+        """Returns the tokens after the three soft splits."""
+        return self.tokens_to_token(images)

@@ -1,0 +1,188 @@
+"""Checkpoints to models and back: the public functions of conversion."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from vit_flax.config import ViTConfig, config_from_dict
+from vit_flax.convert import (
+    Checkpoint,
+    ConversionError,
+    Layout,
+    Resolved,
+    detect_layout,
+    from_mapping,
+    get_layout,
+    layout_for,
+    read_checkpoint,
+    resolve_config,
+    write_checkpoint,
+)
+from vit_flax.convert.rules import to_params, to_tensors
+from vit_flax.models import VisionTransformer, build_model
+from vit_flax.presets import get_preset
+
+Params = dict[str, Any]
+
+
+def create_model(preset: str, **overrides: Any) -> VisionTransformer:
+    """Returns the linen module of a preset; `overrides` are fields of its config or dtype, param_dtype, precision.
+
+    Raises:
+        ValueError: no such preset (the nearest is suggested), no such field, or values that do not fit.
+    """
+    runtime = {name: overrides.pop(name) for name in ("dtype", "param_dtype", "precision") if name in overrides}
+    return build_model(get_preset(preset).replace(**overrides), **runtime)
+
+
+def from_state_dict(
+    tensors: Mapping[str, Any],
+    layout: str | None = None,
+    config: str | ViTConfig | Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> tuple[VisionTransformer, Params]:
+    """Returns the Flax model of named arrays (torch's or NumPy's) and its parameters, in the tensors' own dtypes.
+
+    Args:
+        tensors: names to arrays, for example `torch_model.state_dict()`.
+        layout: a layout's name; None finds it from the names.
+        config: what tensors cannot tell: a preset's name, a ViTConfig or its `to_dict()`.
+        **overrides: single fields of the config, for example `num_heads=12`; they win over `config`.
+
+    Raises:
+        ConversionError: the layout is unknown, a field is (the message says which), or tensors are missing,
+            unexpected, ambiguous or misshapen (the message lists them all).
+        ValueError: a field does not exist, or values do not fit each other.
+    """
+    return _build(from_mapping(tensors), layout, config, overrides)
+
+
+def load(
+    path: str | os.PathLike[str],
+    layout: str | None = None,
+    config: str | ViTConfig | Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> tuple[VisionTransformer, Params]:
+    """Returns the Flax model of a weights file (.safetensors, .npz, .pth, .bin) or folder, and its parameters.
+
+    Arguments and errors are those of `from_state_dict`; a config stored with the weights counts after `config`.
+    """
+    return _build(read_checkpoint(path), layout, config, overrides)
+
+
+def to_state_dict(model: VisionTransformer, params: Any, layout: str | None = None) -> dict[str, np.ndarray]:
+    """Returns the parameters as NumPy arrays under a layout's names, every value bit for bit.
+
+    Args:
+        model: the model the parameters belong to.
+        params: its parameters.
+        layout: a layout's name; None takes the first that can hold the model.
+
+    Raises:
+        ConversionError: the layout cannot hold the model, or the parameters are not the model's; all reasons named.
+    """
+    return _export(model, params, _layout_to_write(model, layout))
+
+
+def save(path: str | os.PathLike[str], model: VisionTransformer, params: Any, layout: str | None = None) -> None:
+    """Writes the parameters in a layout: to a .safetensors, .npz, .pth, .pt or .bin file, or to a folder (no suffix).
+
+    A safetensors file carries the config, so `load` needs nothing else. Errors are those of `to_state_dict`; nothing is
+    left behind when one occurs.
+    """
+    chosen = _layout_to_write(model, layout)
+    write_checkpoint(path, _export(model, params, chosen), {**model.config.to_dict(), "layout": chosen.name})
+
+
+def find_layout(checkpoint: Checkpoint, layout: str | None) -> tuple[Layout, str]:
+    """Returns the layout of a checkpoint and what it was told by."""
+    if layout is not None:
+        return get_layout(layout), "given"
+    if checkpoint.config and isinstance(name := checkpoint.config.get("layout"), str):
+        return get_layout(name), "stored with the weights"
+    try:
+        found, evidence = detect_layout(checkpoint.shapes.keys())
+    except ConversionError as error:
+        raise ConversionError(f"{checkpoint.source}: {error}") from error
+    return found, f"has {evidence}"
+
+
+def find_config(
+    checkpoint: Checkpoint,
+    layout: Layout,
+    config: str | ViTConfig | Mapping[str, Any] | None,
+    overrides: Mapping[str, Any],
+) -> Resolved:
+    """Returns the config of a checkpoint with the origin of every field."""
+    sources: list[tuple[str, Mapping[str, Any]]] = [("given", overrides)]
+    if isinstance(config, str):
+        sources.append((f"preset {config}", _fields(get_preset(config))))
+    elif isinstance(config, ViTConfig):
+        sources.append(("config given", _fields(config)))
+    elif config is not None:
+        sources.append(("config given", _fields(config_from_dict(config))))
+    if checkpoint.config and "model_config" in checkpoint.config:
+        stored = {name: value for name, value in checkpoint.config.items() if name != "layout"}
+        sources.append(("stored with the weights", _fields(config_from_dict(stored))))
+    return resolve_config(layout, checkpoint.shapes, sources)
+
+
+def expected_shapes(model: VisionTransformer) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every parameter of a model by its path, without allocating any."""
+    cfg = model.config
+    images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.in_chans), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    return {path: leaf.shape for path, leaf in flatten_dict(variables["params"], sep="/").items()}
+
+
+def _fields(config: ViTConfig) -> dict[str, Any]:
+    return {name: value for name, value in vars(config).items() if not name.startswith("_")}
+
+
+def _build(checkpoint: Checkpoint, layout: str | None, config: Any, overrides: Any) -> tuple[VisionTransformer, Params]:
+    found, _ = find_layout(checkpoint, layout)
+    resolved = find_config(checkpoint, found, config, overrides)
+    model = build_model(resolved.config)
+    flat = to_params(checkpoint, found.rules(resolved.config), expected_shapes(model), _on_device)
+    return model, unflatten_dict(flat, sep="/")
+
+
+def _on_device(array: np.ndarray) -> jax.Array:
+    if array.dtype == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ConversionError(
+            "the tensors are float64, which JAX would cut to float32: call jax.config.update('jax_enable_x64', True) "
+            "first, or cast them to float32 yourself"
+        )
+    return jnp.array(array, copy=True)  # a copy: what was mapped from a file must not change with the file
+
+
+def _layout_to_write(model: VisionTransformer, layout: str | None) -> Layout:
+    if layout is None:
+        return layout_for(model.config)
+    chosen = get_layout(layout)
+    refusals = chosen.refusals(model.config)
+    if refusals:
+        raise ConversionError(f"layout {layout!r} cannot hold this model: {'; '.join(refusals)}")
+    return chosen
+
+
+def _export(model: VisionTransformer, params: Any, layout: Layout) -> dict[str, np.ndarray]:
+    flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
+    expected = expected_shapes(model)
+    problems = [f"missing: {path}" for path in expected if path not in flat]
+    problems += [f"unexpected: {path}" for path in flat if path not in expected]
+    problems += [
+        f"misshapen: {path} is {np.shape(flat[path])}, the model needs {shape}"
+        for path, shape in expected.items()
+        if path in flat and tuple(np.shape(flat[path])) != shape
+    ]
+    if problems:
+        raise ConversionError("\n  ".join(["these parameters are not the model's:", *problems[:50]]))
+    return to_tensors(flat, layout.rules(model.config))
