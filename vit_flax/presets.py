@@ -27,8 +27,8 @@ PRESETS: dict[str, ViTConfig] = {
     "vit_huge_patch14_224": _vit(1280, 32, 16, 14),
     # the tutorial's defaults
     "explained_vit": ViTConfig(
-        image_size=(400, 100), patch_size=50, in_chans=1, num_classes=1, num_heads=1, qkv_bias=False, value_skip=True,
-        norm_eps=1e-5, pos_embed="sinusoid",
+        image_size=(400, 100), patch_size=(50, 50), in_chans=1, num_classes=1, num_heads=1, qkv_bias=False,
+        value_skip=True, norm_eps=1e-5, pos_embed="sinusoid",
     ),
     "explained_t2t_vit": T2TViTConfig(
         image_size=(1700, 500), softsplit_kernels=(31, 3, 3), in_chans=1, num_classes=1, num_heads=1, qkv_bias=False,

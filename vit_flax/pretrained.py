@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +26,7 @@ from vit_flax.convert import (
     resolve_config,
     write_checkpoint,
 )
-from vit_flax.convert.rules import to_params, to_tensors
+from vit_flax.convert.rules import Fate, plan, to_params, to_tensors
 from vit_flax.models import VisionTransformer, build_model
 from vit_flax.presets import get_preset
 
@@ -61,7 +62,7 @@ def from_state_dict(
             unexpected, ambiguous or misshapen (the message lists them all).
         ValueError: a field does not exist, or values do not fit each other.
     """
-    return _build(from_mapping(tensors), layout, config, overrides)
+    return build_from(from_mapping(tensors), layout, config, overrides)
 
 
 def load(
@@ -74,7 +75,7 @@ def load(
 
     Arguments and errors are those of `from_state_dict`; a config stored with the weights counts after `config`.
     """
-    return _build(read_checkpoint(path), layout, config, overrides)
+    return build_from(read_checkpoint(path), layout, config, overrides)
 
 
 def to_state_dict(model: VisionTransformer, params: Any, layout: str | None = None) -> dict[str, np.ndarray]:
@@ -139,19 +140,62 @@ def expected_shapes(model: VisionTransformer) -> dict[str, tuple[int, ...]]:
     cfg = model.config
     images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.in_chans), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    return {path: leaf.shape for path, leaf in flatten_dict(variables["params"], sep="/").items()}
+    flat: dict[str, Any] = flatten_dict(variables["params"], sep="/")  # pyright: ignore[reportAssignmentType]
+    return {path: leaf.shape for path, leaf in flat.items()}
 
 
-def _fields(config: ViTConfig) -> dict[str, Any]:
-    return {name: value for name, value in vars(config).items() if not name.startswith("_")}
-
-
-def _build(checkpoint: Checkpoint, layout: str | None, config: Any, overrides: Any) -> tuple[VisionTransformer, Params]:
+def build_from(
+    checkpoint: Checkpoint, layout: str | None, config: str | ViTConfig | Mapping[str, Any] | None, overrides: Any
+) -> tuple[VisionTransformer, Params]:
+    """Returns the model of an opened checkpoint and its parameters; see `from_state_dict`."""
     found, _ = find_layout(checkpoint, layout)
     resolved = find_config(checkpoint, found, config, overrides)
     model = build_model(resolved.config)
     flat = to_params(checkpoint, found.rules(resolved.config), expected_shapes(model), _on_device)
     return model, unflatten_dict(flat, sep="/")
+
+
+def describe(
+    checkpoint: Checkpoint, layout: str | None, config: str | ViTConfig | Mapping[str, Any] | None, overrides: Any
+) -> dict[str, Any]:
+    """Returns what a checkpoint is, as JSON types: layout, config with origins, every tensor's fate, problems.
+
+    Raises:
+        ConversionError: the layout cannot be told.
+        ValueError: a field given does not exist, or values do not fit each other.
+    """
+    found, evidence = find_layout(checkpoint, layout)
+    shapes = checkpoint.shapes
+    answer: dict[str, Any] = {
+        "source": checkpoint.source,
+        "layout": found.name,
+        "evidence": evidence,
+        "parameters": sum(math.prod(shape) for shape in shapes.values()),
+        "config": {},
+        "origins": {},
+        "tensors": [{"name": name, "shape": list(shape), "fate": "not decided yet"} for name, shape in shapes.items()],
+        "problems": [],
+    }
+    try:
+        resolved = find_config(checkpoint, found, config, overrides)
+    except ConversionError as error:
+        answer["problems"] = [str(error)]
+        return answer
+    answer["config"], answer["origins"] = resolved.config.to_dict(), {"model_config": "layout", **resolved.origins}
+    steps = plan(shapes, found.rules(resolved.config), expected_shapes(build_model(resolved.config)))
+    answer["tensors"] = [{"name": fate.name, "shape": list(fate.shape), "fate": _fate(fate)} for fate in steps.fates]
+    answer["problems"] = steps.problems
+    return answer
+
+
+def _fate(fate: Fate) -> str:
+    if fate.target:
+        return f"-> {fate.target} ({fate.operation})"
+    return f"dropped: {fate.dropped}" if fate.dropped else "unexpected"
+
+
+def _fields(config: ViTConfig) -> dict[str, Any]:
+    return {name: value for name, value in vars(config).items() if not name.startswith("_")}
 
 
 def _on_device(array: np.ndarray) -> jax.Array:

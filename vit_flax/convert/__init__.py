@@ -53,7 +53,7 @@ def detect_layout(names: Collection[str]) -> tuple[Layout, str]:
 
 
 def layout_for(config: ViTConfig) -> Layout:
-    """Returns the first layout that can hold a model of this config, or ConversionError saying what stands in the way."""
+    """Returns the first layout that can hold a model of this config, or ConversionError saying why none can."""
     refusals = {layout.name: layout.refusals(config) for layout in LAYOUTS.values()}
     for name, reasons in refusals.items():
         if not reasons:

@@ -36,9 +36,19 @@ def _backbone_rules(prefix: str) -> tuple[Rule, ...]:
 
 
 def _transformer_components(source: str, target: str) -> tuple[tuple[str, str], ...]:
-    parts = ("norm1", "attn.qkv", "attn.proj", "attn", "norm2")
-    mlp = (("neuralnet.fc1", "mlp/fc1"), ("neuralnet.fc2", "mlp/fc2"), ("neuralnet", "mlp"))
-    pairs = tuple((part, part.replace(".", "/")) for part in parts) + mlp
+    pairs = (
+        ("norm1", "norm1"),
+        ("attn.qkv", "attn/qkv"),
+        ("attn.proj:input", "attn/proj:input"),  # the values, mixed
+        ("attn.proj", "attn/proj"),
+        ("attn", "attn"),
+        ("norm2:input", "norm2:input"),  # the first residual sum
+        ("norm2", "norm2"),
+        ("neuralnet.fc1", "mlp/fc1"),
+        ("neuralnet.act", "mlp/fc2:input"),
+        ("neuralnet.fc2", "mlp/fc2"),
+        ("neuralnet", "mlp"),
+    )
     return (*((f"{source}.{a}", f"{target}/{b}") for a, b in pairs), (source, target))
 
 

@@ -45,7 +45,7 @@ def quick_gelu(x: Array) -> Array:
 
 def softplus(x: Array) -> Array:
     """Smooths relu; the identity above 20, as torch's threshold has it."""
-    return jnp.where(x > 20, x, jnp.log1p(jnp.exp(jnp.minimum(x, 20))))
+    return jnp.where(x > 20, x, jnp.log1p(jnp.exp(jnp.where(x > 20, 0, x))))
 
 
 def _between(x: Array, low: float, high: float) -> Array:
@@ -53,16 +53,29 @@ def _between(x: Array, low: float, high: float) -> Array:
     return jnp.where(x <= low, low, jnp.where(x >= high, high, x)).astype(x.dtype)
 
 
-def _hardsigmoid(x: Array) -> Array:
+# torch's backward of hardsigmoid multiplies by 1/6 rounded to float32, in float64 too (ActivationHardsigmoidKernel)
+HARDSIGMOID_SLOPE = 0.16666667163372040
+
+
+@jax.custom_jvp
+def hardsigmoid(x: Array) -> Array:
+    """Clips x / 6 + 1 / 2 to [0, 1]; its gradient carries torch's rounding of 1/6."""
     return jnp.where(x <= -3, 0, jnp.where(x >= 3, 1, x / 6 + 0.5)).astype(x.dtype)
 
 
+@hardsigmoid.defjvp
+def _hardsigmoid_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    return hardsigmoid(x), jnp.where((x > -3) & (x < 3), dx * HARDSIGMOID_SLOPE, 0).astype(x.dtype)
+
+
 def _hardswish(x: Array) -> Array:
-    return jnp.where(x <= -3, 0, jnp.where(x >= 3, x, x * (x + 3) / 6)).astype(x.dtype)
+    # 0 * x instead of 0: torch makes NaN of minus infinity
+    return jnp.where(x <= -3, 0 * x, jnp.where(x >= 3, x, x * (x + 3) / 6))
 
 
 def _elu(x: Array, alpha: float = 1.0) -> Array:
-    return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0)))
+    return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.where(x > 0, 0, x)))
 
 
 def _leaky(slope: float) -> Callable[[Array], Array]:
@@ -75,12 +88,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "hardshrink": lambda x: jnp.where((x >= -0.5) & (x <= 0.5), 0, x).astype(x.dtype),
-    "hardsigmoid": _hardsigmoid,
+    "hardsigmoid": hardsigmoid,
     "hardswish": _hardswish,
     "hardtanh": lambda x: _between(x, -1, 1),
     "identity": lambda x: x,
     "leakyrelu": _leaky(0.01),
-    "logsigmoid": lambda x: jnp.minimum(x, 0) - jnp.log1p(jnp.exp(-jnp.abs(x))),
+    "logsigmoid": jax.nn.log_sigmoid,
     "mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
     "quick_gelu": quick_gelu,
     "relu": jax.nn.relu,
@@ -90,7 +103,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": jax.nn.sigmoid,
     "silu": jax.nn.silu,
     "softplus": softplus,
-    "softshrink": lambda x: jnp.where(x > 0.5, x - 0.5, jnp.where(x < -0.5, x + 0.5, 0)).astype(x.dtype),
+    "softshrink": lambda x: jnp.where(x > 0.5, x - 0.5, jnp.where(x < -0.5, x + 0.5, 0 * x)),
     "softsign": lambda x: x / (1 + jnp.abs(x)),
     "tanh": jnp.tanh,
     "tanhshrink": lambda x: x - jnp.tanh(x),

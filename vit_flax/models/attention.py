@@ -93,7 +93,7 @@ class Attention(nn.Module):
         # (B, N, 3 H E) -> (3, B, H, N, E)
         heads = qkv.reshape(batch, tokens, 3, self.num_heads, head_dim).transpose(2, 0, 3, 1, 4).astype(compute_dtype)
         scale = self.qk_scale or head_dim**-0.5
-        out = dot_product_attention(heads[0], heads[1], heads[2], scale, self.precision)
+        out: Any = dot_product_attention(heads[0], heads[1], heads[2], scale, self.precision)
         out = self.proj(out.transpose(0, 2, 1, 3).reshape(batch, tokens, self.features))
         if self.value_skip:
             out = out + qkv[..., 2 * self.features :]

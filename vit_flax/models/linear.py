@@ -71,7 +71,7 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... e"]:
         """Returns `x @ kernel + bias`."""
         kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), self.param_dtype)
-        y = matmul(x, kernel, self.dtype or jnp.promote_types(x.dtype, kernel.dtype), self.precision)
+        y: Any = matmul(x, kernel, self.dtype or jnp.promote_types(x.dtype, kernel.dtype), self.precision)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         return y

@@ -76,4 +76,5 @@ class PatchProjection(nn.Module):
         patches = images.reshape(batch, height // ph, ph, width // pw, pw, chans).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(batch, -1, ph * pw * chans)
         dtype = self.dtype or jnp.promote_types(images.dtype, kernel.dtype)
-        return matmul(patches, kernel.reshape(-1, self.features), dtype, self.precision) + bias
+        tokens: Any = matmul(patches, kernel.reshape(-1, self.features), dtype, self.precision)
+        return tokens + bias

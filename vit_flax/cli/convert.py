@@ -1,0 +1,49 @@
+"""`vit-flax convert`: rewrites a checkpoint in another layout or file format."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from vit_flax.cli.options import add_checkpoint_options
+from vit_flax.convert import LAYOUTS
+
+EXAMPLE = """example:
+  vit-flax convert tutorial.pth tutorial.safetensors --set num_heads=4 --set image_size=60,100"""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "convert",
+        help="rewrite a checkpoint in another layout or format",
+        description="Reads a checkpoint, checks that every tensor has its place, and writes it bit for bit.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", help=".safetensors, .npz, .pth or .bin file, or a folder")
+    parser.add_argument("target", help="file to write (its suffix says how), or a folder (no suffix)")
+    parser.add_argument("--to", choices=sorted(LAYOUTS), help="layout to write (default: the one that was read)")
+    add_checkpoint_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
+    from vit_flax.convert import read_checkpoint
+
+    checkpoint = read_checkpoint(options.source)  # before JAX is imported: a bad file is told at once
+
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_x64", True)  # so that float64 tensors stay what they are
+    from vit_flax.pretrained import build_from, find_layout, save
+
+    found, _ = find_layout(checkpoint, options.layout)
+    model, params = build_from(checkpoint, found.name, options.config, dict(options.overrides))
+    target = options.to or found.name
+    save(options.target, model, params, target)
+    print(f"wrote {options.target}: {len(checkpoint.shapes)} tensors from {found.name} to {target}")
+    return 0

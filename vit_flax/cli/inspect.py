@@ -1,0 +1,60 @@
+"""`vit-flax inspect`: says what a checkpoint is and what becomes of each of its tensors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from vit_flax.cli.options import add_checkpoint_options, format_table
+
+EXAMPLE = """example:
+  vit-flax inspect model.safetensors
+  vit-flax inspect tutorial.pth --set num_heads=4 --set image_size=60,100"""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "inspect",
+        help="show a checkpoint's layout, config and tensors",
+        description="Shows layout and evidence, every field of the config with its origin, and every tensor's fate. "
+        "Exit status 0: it can be loaded; 1: it cannot (what is missing is listed); 2: not a readable checkpoint.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", help=".safetensors, .npz, .pth or .bin file, or a folder")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    add_checkpoint_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
+    from vit_flax.convert import read_checkpoint
+
+    checkpoint = read_checkpoint(options.source)
+
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    from vit_flax.pretrained import describe
+
+    found = describe(checkpoint, options.layout, options.config, dict(options.overrides))
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return 1 if found["problems"] else 0
+    print(f"file        {found['source']}")
+    print(f"layout      {found['layout']} ({found['evidence']})")
+    print(f"parameters  {found['parameters']:,} in {len(found['tensors'])} tensors")
+    if found["config"]:
+        rows = [(name, json.dumps(value), found["origins"][name]) for name, value in found["config"].items()]
+        print("\n" + format_table([("config", "value", "origin"), *rows]))
+    fates = [(t["name"], " x ".join(map(str, t["shape"])), t["fate"]) for t in found["tensors"]]
+    print("\n" + format_table([("tensor", "shape", "fate"), *fates]))
+    if found["problems"]:
+        print("\ncannot be loaded like this:")
+        print("\n".join(f"  {problem}" for problem in found["problems"]))
+        return 1
+    return 0

@@ -1,0 +1,37 @@
+"""Parses the command line and turns errors of use into one line and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from vit_flax.cli import compare, convert, inspect
+
+COMMANDS = (compare, convert, inspect)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `vit-flax` and returns its exit status: 0 done, 1 done and the answer is no, 2 unusable input."""
+    parser = argparse.ArgumentParser(
+        prog="vit-flax", description="PyTorch's Vision Transformers in Flax, proven equal.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(commands)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, OSError, ImportError) as error:  # ConversionError is a ValueError
+        lines = str(error).splitlines() or [type(error).__name__]
+        print(f"vit-flax {options.command}: {lines[0]}", file=sys.stderr)
+        for line in lines[1:]:
+            print(line, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"vit-flax {options.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

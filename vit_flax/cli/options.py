@@ -1,0 +1,44 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from typing import Any
+
+from vit_flax.convert import LAYOUTS
+
+
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what tells a command how to read a checkpoint."""
+    parser.add_argument(
+        "--layout", choices=sorted(LAYOUTS), help="layout of the tensors (default: told by their names)"
+    )
+    parser.add_argument("--config", metavar="PRESET", help="preset that tells what tensors cannot")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=_assignment,
+        metavar="FIELD=VALUE",
+        dest="overrides",
+        help="a field of the config, for example num_heads=4 or image_size=60,100; may be repeated",
+    )
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form FIELD=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value  # a word such as hardswish
+
+
+def format_table(rows: list[tuple[str, ...]]) -> str:
+    """Returns rows of text as aligned columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -1,0 +1,203 @@
+"""Compares a torch module with a Flax function: components, gradients; float64 first, float32 with a derived bound."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_flax.convert import Layout
+from vit_flax.convert.rules import match
+from vit_flax.parity.record import INPUT, record_flax, record_torch
+from vit_flax.parity.tolerances import float32_allowed, float64_allowed
+
+Pairs = Iterable[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """How far one array differs between the frameworks. Errors are 2-norms relative to torch's float64 array."""
+
+    name: str  # torch's name
+    flax_name: str
+    shape: tuple[int, ...]  # of the Flax array
+    max_difference: float  # float64, largest absolute difference
+    relative_difference: float  # float64
+    torch_float32_error: float | None  # None where only float64 was compared
+    flax_float32_error: float | None
+    agrees: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """Two models that are claimed to be one: a torch module and a Flax function with its parameters.
+
+    `function(params, images)` takes the images as `to_flax` lays them out. `export` names a tree like `params` as
+    torch's state_dict does; without it gradients of parameters and optimiser steps are not compared.
+    """
+
+    torch_module: Any
+    function: Callable[[Any, Any], Any]
+    params: Any  # float64
+    pairs: tuple[tuple[str, str], ...]  # torch component, Flax component
+    export: Callable[[Any], Mapping[str, np.ndarray]] | None = None
+    to_flax: Callable[[np.ndarray], np.ndarray] = lambda images: images.transpose(0, 2, 3, 1)  # NCHW -> NHWC
+    from_flax: Callable[[np.ndarray], np.ndarray] = lambda images: images.transpose(0, 3, 1, 2)  # for image gradients
+
+
+def expand_pairs(templates: Pairs, torch_module: Any) -> tuple[tuple[str, str], ...]:
+    """Returns the pairs of component names that a layout's templates stand for in a torch module."""
+    pairs = []
+    for name in dict(torch_module.named_modules()):
+        for torch_template, flax_template in templates:
+            bindings = match(torch_template.removesuffix(INPUT), name)
+            if bindings is not None:
+                suffix = INPUT if torch_template.endswith(INPUT) else ""
+                pairs.append((name + suffix, flax_template.format(**bindings)))
+    return tuple(pairs)
+
+
+def subject_of(torch_module: Any, model: Any, params: Any, layout: Layout) -> Subject:
+    """Returns the Subject of a torch module and the Flax model that its state_dict was converted to."""
+    from vit_flax.pretrained import to_state_dict
+
+    return Subject(
+        torch_module.double(),
+        lambda p, images: model.apply({"params": p}, images),
+        jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params),
+        expand_pairs(layout.components, torch_module),
+        lambda tree: to_state_dict(model, tree, layout.name),
+    )
+
+
+def compare_components(subject: Subject, images: np.ndarray) -> list[Row]:
+    """Compares what every paired component puts out for `images` (B, C, H, W), in execution order.
+
+    Raises:
+        ValueError: JAX is in 32-bit mode, or a paired component does not exist or was never called.
+    """
+    require_x64()
+    import torch
+
+    torch_names, flax_names = zip(*subject.pairs, strict=True)
+
+    def torch_run(dtype: Any) -> dict[str, np.ndarray]:
+        module = copy.deepcopy(subject.torch_module).to(dtype)
+        with torch.no_grad():
+            return record_torch(module, torch.from_numpy(images).to(dtype), torch_names)[1]
+
+    def flax_run(dtype: Any) -> dict[str, np.ndarray]:
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), subject.params)
+        return record_flax(subject.function, params, jnp.asarray(subject.to_flax(images), dtype), flax_names)[1]
+
+    torch64, torch32 = torch_run(torch.float64), torch_run(torch.float32)
+    flax64, flax32 = flax_run(jnp.float64), flax_run(jnp.float32)
+    partner = dict(subject.pairs)
+    order = [name for name in torch64 if name in partner]
+    return [
+        compare_arrays(name, partner[name], torch64[name], flax64[partner[name]], torch32[name], flax32[partner[name]])
+        for name in order
+    ]
+
+
+def compare_gradients(subject: Subject, images: np.ndarray, seed: int = 0) -> list[Row]:
+    """Compares the gradients of the image and of every parameter, for a random cotangent of the output.
+
+    Raises:
+        ValueError: JAX is in 32-bit mode.
+    """
+    require_x64()
+    torch64, torch32 = (_torch_gradients(subject, images, bits, seed) for bits in (64, 32))
+    flax64, flax32 = (_flax_gradients(subject, images, bits, seed) for bits in (64, 32))
+    largest = max(float(np.linalg.norm(g)) for g in torch64.values())
+    return [
+        compare_arrays(name, name, torch64[name], flax64[name], torch32[name], flax32[name], largest)
+        for name in torch64
+        if name in flax64
+    ]
+
+
+def _cotangent(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def _torch_gradients(subject: Subject, images: np.ndarray, bits: int, seed: int) -> dict[str, np.ndarray]:
+    import torch
+
+    dtype = {64: torch.float64, 32: torch.float32}[bits]
+    module = copy.deepcopy(subject.torch_module).to(dtype)
+    inputs = torch.from_numpy(images).to(dtype).requires_grad_()
+    out = module(inputs)
+    out.backward(torch.from_numpy(_cotangent(tuple(out.shape), seed)).to(dtype))
+    # what torch keeps but does not train (a fixed position table) must get no gradient in Flax either
+    by_params = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in module.named_parameters()}
+    return {name: g.double().numpy() for name, g in {"image": inputs.grad, **by_params}.items() if g is not None}
+
+
+def _flax_gradients(subject: Subject, images: np.ndarray, bits: int, seed: int) -> dict[str, np.ndarray]:
+    dtype = {64: jnp.float64, 32: jnp.float32}[bits]
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), subject.params)
+    inputs = jnp.asarray(subject.to_flax(images), dtype)
+
+    def pull(params: Any, inputs: Any) -> Any:
+        out, vjp = jax.vjp(subject.function, params, inputs)
+        return vjp(jnp.asarray(_cotangent(out.shape, seed), out.dtype))
+
+    by_params, by_images = jax.jit(pull)(params, inputs)
+    gradients = {"image": subject.from_flax(np.asarray(by_images))}
+    if subject.export is not None:
+        gradients |= subject.export(by_params)
+    return {name: np.asarray(g, np.float64) for name, g in gradients.items()}
+
+
+def compare_arrays(
+    name: str,
+    flax_name: str,
+    torch64: np.ndarray,
+    flax64: np.ndarray,
+    torch32: np.ndarray | None = None,
+    flax32: np.ndarray | None = None,
+    largest_norm: float = 0.0,
+) -> Row:
+    """Compares two arrays of the same meaning, and their float32 versions against torch's float64.
+
+    Args:
+        name: torch's name.
+        flax_name: the Flax name.
+        torch64: the reference.
+        flax64: the claim; of the reference's shape.
+        torch32: torch's float32 result, or None.
+        flax32: the Flax float32 result, or None.
+        largest_norm: norm of the largest array of the same kind, where exact zeros are computed as its rounding.
+    """
+    if torch64.shape != flax64.shape:
+        return Row(name, flax_name, flax64.shape, np.inf, np.inf, None, None, False)
+    norm = float(np.linalg.norm(torch64))
+    scale = norm or 1.0
+    difference = np.abs(flax64 - torch64)
+    distance = float(np.linalg.norm(difference))
+    # written so that NaN, which compares false, counts as a difference
+    agrees = bool(distance <= float64_allowed(norm, largest_norm))
+    errors: tuple[float | None, float | None] = (None, None)
+    if torch32 is not None and flax32 is not None:
+        torch_error, flax_error = (float(np.linalg.norm(a - torch64)) for a in (torch32, flax32))
+        agrees = agrees and bool(flax_error <= float32_allowed(torch_error, norm, largest_norm))
+        errors = (torch_error / scale, flax_error / scale)
+    largest = float(difference.max()) if difference.size else 0.0
+    return Row(name, flax_name, flax64.shape, largest, distance / scale, *errors, agrees)
+
+
+def first_divergence(rows: Iterable[Row]) -> str | None:
+    """Returns the name of the first row that disagrees."""
+    return next((row.name for row in rows if not row.agrees), None)
+
+
+def require_x64() -> None:
+    """Raises ValueError unless JAX computes in float64."""
+    if not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError("parity is decided in float64: call jax.config.update('jax_enable_x64', True) first")

@@ -1,0 +1,409 @@
+"""Deliberate errors, each of which the comparison must catch.
+
+A mutation breaks the Flax side or the conversion in one way that ports have been broken in. Applying one and comparing
+must end in disagreement, and the row that disagrees first must be the one the mutation touches: that is what makes the
+comparison's agreement worth something.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen.module import wrap_method_once
+from jax import lax
+
+from vit_flax.models import activations, attention, linear, norm, patch_embed
+from vit_flax.models.block import Block
+from vit_flax.models.vision_transformer import VisionTransformer
+from vit_flax.parity.steps import AdamW
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """One deliberate error and where it must show first."""
+
+    name: str
+    description: str
+    section: str  # of the report: components, stressed, gradients or steps
+    first: str  # the row that must disagree first, in torch's name without the prefix 'backbone.'
+    config: Callable[[Any], dict[str, Any]] | None = None  # other values of the config
+    tensors: Callable[[Arrays], Arrays] | None = None  # other tensors before the conversion
+    patches: tuple[tuple[Any, str, Any], ...] = ()  # (object, attribute, wrong value)
+    images: Callable[[np.ndarray], np.ndarray] | None = None  # (B, C, H, W) images to what Flax gets
+    optimizer: AdamW | None = None
+    decay_everything: bool = False
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Patches the Flax side while the context lasts."""
+        jax.clear_caches()  # what was traced before must not be used again, now or afterwards
+        with contextlib.ExitStack() as stack:
+            for target, attribute, value in self.patches:
+                stack.enter_context(mock.patch.object(target, attribute, value))
+            yield
+        jax.clear_caches()
+
+
+def _on(pattern: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Arrays], Arrays]:
+    def tensors(arrays: Arrays) -> Arrays:
+        hits = [name for name in arrays if pattern in name]
+        if not hits:
+            raise ValueError(f"no tensor's name contains {pattern!r}: this mutation would change nothing")
+        return {name: change(array) if name in hits else array for name, array in arrays.items()}
+
+    return tensors
+
+
+def _renamed(a: str, b: str) -> Callable[[Arrays], Arrays]:
+    def swap(name: str) -> str:
+        return name.replace(a, b) if a in name else name.replace(b, a)
+
+    return lambda arrays: {swap(name): array for name, array in arrays.items()}
+
+
+def _swap_q_k(weight: np.ndarray) -> np.ndarray:
+    q, k, v = np.split(weight, 3)
+    return np.concatenate([k, q, v])
+
+
+def _heads_outermost(weight: np.ndarray) -> np.ndarray:
+    # reads (3, heads, head_dim) rows as if they were (heads, 3, head_dim)
+    return np.ascontiguousarray(weight.reshape(3, 4, -1, weight.shape[1]).swapaxes(0, 1)).reshape(weight.shape)
+
+
+def _transpose_patches(weight: np.ndarray) -> np.ndarray:
+    side = int(weight.shape[1] ** 0.5)
+    return weight.reshape(-1, side, side).swapaxes(1, 2).reshape(weight.shape)
+
+
+def _fast_variance(x: Any, eps: float) -> Any:
+    mean = x.mean(-1, keepdims=True)
+    rstd = lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean) + eps)
+    return (x - mean) * rstd, rstd
+
+
+def _encode(order: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def encode(self: VisionTransformer, tokens: Any) -> Any:
+        tokens = order(self, tokens)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    return encode
+
+
+def _class_tokens(model: VisionTransformer, tokens: Any) -> Any:
+    return jnp.broadcast_to(model.cls_token, (tokens.shape[0], 1, tokens.shape[2]))
+
+
+def _class_token_last(model: VisionTransformer, tokens: Any) -> Any:
+    return jnp.concatenate([tokens, _class_tokens(model, tokens)], axis=1) + lax.stop_gradient(model.pos_embed)
+
+
+def _class_token_without_position(model: VisionTransformer, tokens: Any) -> Any:
+    tokens = tokens + lax.stop_gradient(model.pos_embed[:, 1:])
+    return jnp.concatenate([_class_tokens(model, tokens), tokens], axis=1)
+
+
+def _trained_positions(model: VisionTransformer, tokens: Any) -> Any:
+    return jnp.concatenate([_class_tokens(model, tokens), tokens], axis=1) + model.pos_embed
+
+
+@wrap_method_once  # so that recorders see the call
+def _no_residual(self: Block, x: Any) -> Any:
+    x = self.attn(self.norm1(x))
+    return x + self.mlp(self.norm2(x))
+
+
+@wrap_method_once
+def _post_norm(self: Block, x: Any) -> Any:
+    x = self.norm1(x + self.attn(x))
+    return self.norm2(x + self.mlp(x))
+
+
+def _softmax_over_queries(q: Any, k: Any, v: Any, scale: float, precision: Any) -> Any:
+    logits = attention._heads_dot(q * scale, k, 3, 3, precision)
+    return attention._heads_dot(jax.nn.softmax(logits, axis=-2), v, 3, 2, precision)
+
+
+def _columns_first(images: np.ndarray) -> np.ndarray:
+    return images.transpose(0, 3, 2, 1)  # (B, C, H, W) -> (B, W, H, C)
+
+
+@jax.custom_jvp
+def _gelu_wrong_slope(x: Any) -> Any:
+    return x * activations._normal_cdf(x)
+
+
+@_gelu_wrong_slope.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    return _gelu_wrong_slope(primals[0]), tangents[0] * activations._normal_cdf(primals[0])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _layer_norm_scale_only(x: Any, scale: Any, bias: Any, eps: float) -> Any:
+    return norm._layer_norm_forward(x, scale, bias, eps)[0]
+
+
+def _layer_norm_scale_only_backward(eps: float, residuals: Any, g: Any) -> Any:
+    x, scale, _ = residuals
+    _, dscale, dbias = norm._layer_norm_backward(eps, residuals, g)
+    return norm._normalise(x, eps)[1] * g * scale, dscale, dbias
+
+
+_layer_norm_scale_only.defvjp(norm._layer_norm_forward, _layer_norm_scale_only_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _attention_without_row(q: Any, k: Any, v: Any, scale: float, precision: Any) -> Any:
+    return attention._attention_forward(q, k, v, scale, precision)[0]
+
+
+def _attention_without_row_backward(scale: float, precision: Any, residuals: Any, g: Any) -> Any:
+    *rest, out = residuals
+    return attention._attention_backward(scale, precision, (*rest, jnp.zeros_like(out)), g)
+
+
+_attention_without_row.defvjp(attention._attention_forward, _attention_without_row_backward)
+
+
+def _matmul_without_kernel_gradient(x: Any, kernel: Any, dtype: Any, precision: Any) -> Any:
+    return linear.matmul(x, lax.stop_gradient(kernel), dtype, precision)
+
+
+_QKV = ".attn.qkv.weight"
+
+MUTATIONS: dict[str, Mutation] = {
+    m.name: m
+    for m in (
+        Mutation(
+            "gelu_tanh",
+            "GELU through tanh, JAX's default, instead of erf",
+            "components",
+            "blocks.0.neuralnet.act",
+            config=lambda c: {"activation": "gelu_tanh"},
+        ),
+        Mutation(
+            "quick_gelu",
+            "GELU through a sigmoid",
+            "components",
+            "blocks.0.neuralnet.act",
+            config=lambda c: {"activation": "quick_gelu"},
+        ),
+        Mutation(
+            "norm_eps",
+            "LayerNorm epsilon 1e-6, Flax's default, instead of 1e-5",
+            "components",
+            "blocks.0.norm1",
+            config=lambda c: {"norm_eps": 1e-6},
+        ),
+        Mutation(
+            "no_value_skip",
+            "attention without its value skip",
+            "components",
+            "blocks.0.attn",
+            config=lambda c: {"value_skip": False},
+        ),
+        Mutation(
+            "qk_scale",
+            "scale from the model's width instead of the head's",
+            "components",
+            "blocks.0.attn.proj:input",
+            config=lambda c: {"qk_scale": c.embed_dim**-0.5},
+        ),
+        Mutation(
+            "head_count",
+            "half as many heads",
+            "components",
+            "blocks.0.attn.proj:input",
+            config=lambda c: {"num_heads": c.num_heads // 2},
+        ),
+        Mutation(
+            "mean_pool",
+            "mean of the patch tokens instead of the class token",
+            "components",
+            "head:input",
+            config=lambda c: {"global_pool": "avg"},
+        ),
+        Mutation(
+            "swap_q_k",
+            "query and key rows swapped",
+            "components",
+            "blocks.0.attn.qkv",
+            tensors=_on(_QKV, _swap_q_k),
+        ),
+        Mutation(
+            "qkv_heads_outermost",
+            "q, k, v read as interleaved by head",
+            "components",
+            "blocks.0.attn.qkv",
+            tensors=_on(_QKV, _heads_outermost),
+        ),
+        Mutation(
+            "patch_transposed",
+            "pixels of a patch read column by column",
+            "components",
+            "patch_tokens.project",
+            tensors=_on("patch_tokens.project.weight", _transpose_patches),
+        ),
+        Mutation(
+            "square_kernel_transposed",
+            "a square kernel not transposed",
+            "components",
+            "blocks.0.attn.proj",
+            tensors=_on(".attn.proj.weight", lambda a: np.ascontiguousarray(a.T)),
+        ),
+        Mutation(
+            "positions_shifted",
+            "position table one row off",
+            "components",
+            "blocks.0:input",
+            tensors=_on("pos_embed", lambda a: np.roll(a, 1, axis=1)),
+        ),
+        Mutation(
+            "no_positions",
+            "position table left at zero",
+            "components",
+            "blocks.0:input",
+            tensors=_on("pos_embed", np.zeros_like),
+        ),
+        Mutation(
+            "class_token_zero",
+            "class token left at zero",
+            "components",
+            "blocks.0:input",
+            tensors=_on("cls_token", np.zeros_like),
+        ),
+        Mutation(
+            "bias_dropped",
+            "bias of the first MLP layer left at zero",
+            "components",
+            "blocks.0.neuralnet.fc1",
+            tensors=_on(".neuralnet.fc1.bias", np.zeros_like),
+        ),
+        Mutation(
+            "blocks_swapped",
+            "the first two blocks in the wrong order",
+            "components",
+            "blocks.0.norm1",
+            tensors=_renamed("blocks.0.", "blocks.1."),
+        ),
+        Mutation(
+            "norms_swapped",
+            "norm1 and norm2 of every block swapped",
+            "components",
+            "blocks.0.norm1",
+            tensors=_renamed(".norm1.", ".norm2."),
+        ),
+        Mutation(
+            "class_token_last",
+            "class token behind the patches instead of before them",
+            "components",
+            "blocks.0:input",
+            patches=((VisionTransformer, "encode", _encode(_class_token_last)),),
+        ),
+        Mutation(
+            "class_token_without_position",
+            "positions added before the class token is put in front",
+            "components",
+            "blocks.0:input",
+            patches=((VisionTransformer, "encode", _encode(_class_token_without_position)),),
+        ),
+        Mutation(
+            "no_residual",
+            "no skip around the attention",
+            "components",
+            "blocks.0.norm2:input",
+            patches=((Block, "__call__", _no_residual),),
+        ),
+        Mutation(
+            "post_norm",
+            "norms after the residual additions",
+            "components",
+            "blocks.0.attn.qkv",
+            patches=((Block, "__call__", _post_norm),),
+        ),
+        Mutation(
+            "softmax_over_queries",
+            "softmax along the wrong axis",
+            "components",
+            "blocks.0.attn.proj:input",
+            patches=((attention, "dot_product_attention", _softmax_over_queries),),
+        ),
+        Mutation(
+            "image_transposed",
+            "height and width of the image swapped",
+            "components",
+            "patch_tokens.project",
+            images=_columns_first,
+        ),
+        Mutation(
+            "fast_variance",
+            "variance as E[x^2] - E[x]^2, Flax's default, which loses digits on large means",
+            "stressed",
+            "blocks.0.norm1",
+            patches=((norm, "_normalise", _fast_variance),),
+        ),
+        Mutation(
+            "gelu_gradient",
+            "GELU's gradient without its density term",
+            "gradients",
+            "image",
+            patches=((activations, "ACTIVATIONS", {**activations.ACTIVATIONS, "gelu": _gelu_wrong_slope}),),
+        ),
+        Mutation(
+            "norm_gradient",
+            "LayerNorm's gradient as if mean and variance were constants",
+            "gradients",
+            "image",
+            patches=((norm, "layer_norm", _layer_norm_scale_only),),
+        ),
+        Mutation(
+            "attention_gradient",
+            "softmax's gradient without its row sum",
+            "gradients",
+            "image",
+            patches=((attention, "dot_product_attention", _attention_without_row),),
+        ),
+        Mutation(
+            "patch_gradient",
+            "no gradient to the patch projection's weights",
+            "gradients",
+            "patch_tokens.project.weight",
+            patches=((patch_embed, "matmul", _matmul_without_kernel_gradient),),
+        ),
+        Mutation(
+            "trained_positions",
+            "the fixed position table is trained",
+            "gradients",
+            "pos_embed",
+            patches=((VisionTransformer, "encode", _encode(_trained_positions)),),
+        ),
+        Mutation(
+            "decay_class_token",
+            "weight decay on the class token and the position table too",
+            "steps",
+            "loss",
+            decay_everything=True,
+        ),
+        Mutation("adam_eps", "Adam's epsilon 1e-7 instead of 1e-8", "steps", "loss", optimizer=AdamW(eps=1e-7)),
+        Mutation("adam_beta2", "Adam's beta2 0.99 instead of 0.999", "steps", "loss", optimizer=AdamW(beta2=0.99)),
+    )
+}
+
+
+def get_mutation(name: str) -> Mutation:
+    """Returns the mutation of that name, or ValueError listing the names there are."""
+    if name not in MUTATIONS:
+        raise ValueError(f"unknown mutation {name!r}; known: {', '.join(MUTATIONS)}")
+    return MUTATIONS[name]

@@ -1,0 +1,29 @@
+"""Every tolerance of the parity method, each with its derivation. Nothing here is tuned to a result."""
+
+import numpy as np
+
+# A right port agrees with torch in float64 up to rounding: 2.2e-16 an operation, some 1e-13 at the end of a deep model.
+# The smallest error of meaning found in practice (another epsilon, 1e-6 against 1e-5) is above 1e-7. 1e-9 lies between,
+# with room on both sides.
+FLOAT64_RELATIVE = 1e-9
+
+# In float32 both frameworks round, in different orders. The error of each is measured against torch's float64; ours may
+# be larger by a small factor, since sums of n terms in another order differ by sqrt(n) at random, not by digits.
+FLOAT32_FACTOR = 4.0
+FLOAT32_EPS = float(np.finfo(np.float32).eps)
+FLOAT64_EPS = float(np.finfo(np.float64).eps)
+
+# Some gradients are zero in exact arithmetic (a key bias: softmax ignores a constant), so what is computed for them is
+# pure rounding of terms as large as the largest gradient. An absolute difference below this many roundings of the
+# largest is none.
+ROUNDINGS = 64.0
+
+
+def float64_allowed(reference_norm: float, largest_norm: float) -> float:
+    """Returns the norm that a float64 difference may have, given the norms of its reference and of the largest peer."""
+    return FLOAT64_RELATIVE * reference_norm + ROUNDINGS * FLOAT64_EPS * largest_norm
+
+
+def float32_allowed(torch_error: float, reference_norm: float, largest_norm: float) -> float:
+    """Returns the norm that a float32 error may have, given torch's own float32 error."""
+    return FLOAT32_FACTOR * max(torch_error, FLOAT32_EPS * reference_norm) + FLOAT32_EPS * largest_norm
