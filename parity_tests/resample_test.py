@@ -33,8 +33,8 @@ def by_library(grid: torch.Tensor, new: tuple[int, int], mode: str) -> torch.Ten
     """Resizes (1, D, H, W)."""
     old = tuple(grid.shape[2:])
     if mode == "zoom":
-        zoom = [scipy.ndimage.zoom(plane, (new[0] / old[0], new[1] / old[1]), order=1) for plane in grid[0].numpy()]
-        return torch.from_numpy(np.stack(zoom))[None]
+        factor = (1.0, new[0] / old[0], new[1] / old[1])
+        return torch.from_numpy(np.asarray(scipy.ndimage.zoom(grid[0].numpy(), factor, order=1)))[None]
     if mode == "bicubic_offset":
         factor = ((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1])
         return F.interpolate(grid, scale_factor=factor, mode="bicubic")
