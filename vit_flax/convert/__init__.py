@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from vit_flax.config import ViTConfig
+from vit_flax.convert.checkpoint import Checkpoint, from_mapping
 from vit_flax.convert.explained import EXPLAINED, EXPLAINED_T2T
-from vit_flax.convert.files import Checkpoint, from_mapping, read_checkpoint, write_checkpoint
+from vit_flax.convert.files import read_checkpoint, write_checkpoint
 from vit_flax.convert.layout import Layout, Resolved, resolve_config
 from vit_flax.convert.rules import ConversionError, Drop, Rule
 
