@@ -25,7 +25,7 @@ _MAX_SIDE = 1 << 40
 class Checkpoint:
     """Named tensors that are read when asked for, with the config found beside them.
 
-    Nested mappings are flattened: {'model': {'norm.weight': a}} holds 'model.norm.weight', so that taking off a wrapper
+    Nested mappings are flattened: {'model': {'norm.weight': a}} holds 'model/norm.weight', so that taking off a wrapper
     is taking a prefix off the names.
     """
 
@@ -45,6 +45,12 @@ class Checkpoint:
             return self.reader(name)
         except OSError as error:
             raise ConversionError(f"{self.source}: {name} cannot be read: {one_line(error)}") from error
+
+    def renamed(self, names: Mapping[str, str]) -> Checkpoint:
+        """Returns the same tensors under other names; `names` maps each of today's to its new one."""
+        back = {new: old for old, new in names.items()}
+        shapes = {new: self.shapes[old] for old, new in names.items()}
+        return dataclasses.replace(self, shapes=shapes, reader=lambda name: self.reader(back[name]))
 
 
 def from_mapping(tensors: Mapping[str, Any], source: str = "memory") -> Checkpoint:
@@ -83,9 +89,9 @@ def from_mapping(tensors: Mapping[str, Any], source: str = "memory") -> Checkpoi
 
 
 def leaves(value: Any, path: tuple[str, ...] = (), depth: int = MAX_DEPTH) -> Iterator[tuple[str, Any]]:
-    """Walks mappings in mappings (and in lists), yielding each other value with its name, joined by dots."""
+    """Walks mappings in mappings (and in lists), yielding each other value with its name, joined by slashes."""
     if not depth:
-        raise ConversionError(f"{'.'.join(path)[:200]}: mappings nested more than {MAX_DEPTH} deep")
+        raise ConversionError(f"{'/'.join(path)[:200]}: mappings nested more than {MAX_DEPTH} deep")
     if isinstance(value, Mapping):
         items = value.items()
     elif isinstance(value, list | tuple) and any(
@@ -93,7 +99,7 @@ def leaves(value: Any, path: tuple[str, ...] = (), depth: int = MAX_DEPTH) -> It
     ):
         items = enumerate(value)
     else:
-        yield ".".join(path), value
+        yield "/".join(path), value
         return
     for key, item in items:
         yield from leaves(item, (*path, str(key)), depth - 1)
