@@ -15,7 +15,8 @@ from vit_flax.convert.rules import ConversionError
 
 # More than any ViT has, with optimiser state and all; files beyond are refused before they cost memory or time.
 MAX_TENSORS = 50_000
-MAX_DEPTH = 16  # of mappings in mappings
+_MAX_VALUES = 500_000  # with all that is no tensor
+_MAX_DEPTH = 16  # of mappings in mappings
 _MAX_NAME = 500
 _MAX_AXES = 8
 _MAX_SIDE = 1 << 40
@@ -67,12 +68,10 @@ def from_mapping(tensors: Mapping[str, Any], source: str = "memory") -> Checkpoi
     arrays: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     faults: list[str] = []
-    for name, value in leaves(tensors):
-        if len(arrays) + len(skipped) >= MAX_TENSORS:
-            raise ConversionError(f"{source}: holds more than {MAX_TENSORS} values")
+    for name, value in _leaves_of(tensors, source):
         if name in arrays or name in skipped:
             faults.append(f"{name} (twice)")
-        elif not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        elif not _is_array(value):
             skipped[name] = type(value).__name__
         elif fault := _fault(value):
             faults.append(f"{name} ({fault})")
@@ -88,21 +87,51 @@ def from_mapping(tensors: Mapping[str, Any], source: str = "memory") -> Checkpoi
     return Checkpoint(shapes, lambda name: to_numpy(name, arrays[name]), source, skipped=skipped)
 
 
-def leaves(value: Any, path: tuple[str, ...] = (), depth: int = MAX_DEPTH) -> Iterator[tuple[str, Any]]:
-    """Walks mappings in mappings (and in lists), yielding each other value with its name, joined by slashes."""
-    if not depth:
-        raise ConversionError(f"{'/'.join(path)[:200]}: mappings nested more than {MAX_DEPTH} deep")
-    if isinstance(value, Mapping):
-        items = value.items()
-    elif isinstance(value, list | tuple) and any(
-        isinstance(v, Mapping | list | tuple) or hasattr(v, "shape") for v in value
-    ):
-        items = enumerate(value)
-    else:
-        yield "/".join(path), value
-        return
-    for key, item in items:
-        yield from leaves(item, (*path, str(key)), depth - 1)
+def _leaves_of(tensors: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any]]:
+    try:
+        yield from leaves(tensors)
+    except ConversionError as error:
+        raise ConversionError(f"{source}: holds {error}") from error
+
+
+def leaves(value: Any) -> Iterator[tuple[str, Any]]:
+    """Walks mappings in mappings (and in lists), yielding each other value with its name, joined by slashes.
+
+    Raises:
+        ConversionError: they are nested without end, hold more than any checkpoint does, or have odd keys.
+    """
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), value)]
+    seen = 0
+    while waiting:
+        path, value = waiting.pop()
+        # a mapping within itself would never be through, and one within many would take for ever
+        seen += len(value) if isinstance(value, Mapping | list | tuple) else 0
+        if seen > _MAX_VALUES or len(path) > _MAX_DEPTH:
+            raise ConversionError(f"more than {_MAX_VALUES} values, or some nested more than {_MAX_DEPTH} deep")
+        if isinstance(value, Mapping):
+            inner = [((*path, _key(key)), item) for key, item in value.items()]
+        elif isinstance(value, list | tuple) and any(
+            isinstance(item, Mapping | list | tuple) or _is_array(item) for item in value
+        ):
+            inner = [((*path, str(i)), item) for i, item in enumerate(value)]
+        else:
+            yield "/".join(path), value
+            continue
+        waiting.extend(reversed(inner))
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str | int):
+        raise ConversionError(f"a key of type {type(key).__name__}, not a name")
+    text = str(key)
+    if len(text) > _MAX_NAME or not text.isprintable():
+        raise ConversionError(f"a key {text[:60]!r}, no name of a parameter")
+    return text
+
+
+def _is_array(value: Any) -> bool:
+    # asking a nested tensor of torch for its shape is an error
+    return hasattr(value, "dtype") and (hasattr(value, "detach") or hasattr(value, "shape"))
 
 
 def _fault(value: Any) -> str | None:

@@ -55,6 +55,7 @@ def check_pickle(path: Path, file: BinaryIO) -> None:
         ConversionError: it is broken, long, or does or names what is not in the lists above.
     """
     memory = _Texts()
+    odd: str | None = None
     try:
         for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
             if count >= _MAX_OPERATIONS:
@@ -63,15 +64,16 @@ def check_pickle(path: Path, file: BinaryIO) -> None:
             if called is not None and called not in _ALLOWED:
                 raise ConversionError(f"{path}: {_refusal(called, memory.key)}")
             if operation.name not in _OPERATIONS:
-                what = f" for {called.replace(' ', '.')}" if called else ""
-                raise ConversionError(
-                    f"{path}: a pickle with the operation {operation.name}{what}, which torch's weights_only does not "
-                    "run; save the state_dict() again with torch.save and its default protocol"
-                )
+                odd = odd or operation.name
     except ConversionError:
         raise
     except Exception as error:  # pickletools raises all kinds on a broken pickle
         raise ConversionError(f"{path}: is a broken pickle: {one_line(error)}") from error
+    if odd:
+        raise ConversionError(
+            f"{path}: a pickle with the operation {odd}, which torch's weights_only does not run; save the "
+            "state_dict() again with torch.save and its default protocol"
+        )
 
 
 @dataclasses.dataclass
