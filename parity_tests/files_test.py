@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from torch import _utils
 
 from parity_tests.guarded import read_guarded
 from vit_flax.convert import ConversionError, from_mapping, read_checkpoint, write_checkpoint
@@ -60,7 +61,10 @@ class TestRead:
     def test_in_memory(self):
         expected = tensors()
         assert_same(from_mapping(expected), expected)
-        assert_same(from_mapping({"conjugate": expected["complex"].conj()}), {"conjugate": expected["complex"].conj().resolve_conj()})
+        assert_same(
+            from_mapping({"conjugate": expected["complex"].conj()}),
+            {"conjugate": expected["complex"].conj().resolve_conj()},
+        )
 
     def test_tensors_that_share_a_storage(self, tmp_path):
         flat = torch.randn(100_000)
@@ -123,7 +127,9 @@ class TestRead:
             if not path.exists():
                 source = read_checkpoint(tmp_path / "a.pth")
                 write_checkpoint(path, {name: source.read(name) for name in source.shapes}, {})
-            done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
+            )
             assert int(done.stdout) < 24 << 20, path.suffix  # of 128 MB; a tensor has 4
 
 
@@ -204,7 +210,7 @@ class TestRefused:
     def test_torch_that_reads_pickles_unsafely(self, tmp_path, monkeypatch):
         torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")
         monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
-        with pytest.raises(ConversionError, match=r"torch 2.9.1\+cpu does not read pickles safely; needs 2.10"):
+        with pytest.raises(ConversionError, match=r"torch 2.9.1\+cpu reads pickles unsafely; needs 2.10"):
             read_checkpoint(tmp_path / "a.pth")
 
     def test_only_weights_only_is_ever_asked_for(self, tmp_path, monkeypatch):
@@ -286,7 +292,7 @@ def claim(numel: int, size: tuple[int, ...], stride: tuple[int, ...], offset: in
             return ("storage", torch.FloatStorage, "0", "cpu", numel) if obj is STORAGE else None
 
     out = io.BytesIO()
-    rebuild = Call(torch._utils._rebuild_tensor_v2, STORAGE, offset, size, stride, False, collections.OrderedDict())
+    rebuild = Call(_utils._rebuild_tensor_v2, STORAGE, offset, size, stride, False, collections.OrderedDict())
     Pickler(out, 2).dump({"a": rebuild})
     return out.getvalue()
 

@@ -26,6 +26,7 @@ SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 HUB = "hf://"
 _MAX_JSON = 16 << 20
 _MAX_SHARDS = 1000
+_PATIENCE_SECONDS = 10.0
 
 Reader = Callable[[Path], Checkpoint]
 
@@ -134,32 +135,38 @@ def download(address: str) -> Path:
     except ImportError as error:
         raise ConversionError(f"{address}: needs huggingface_hub: pip install 'vit-linen[hub]'") from error
 
-    def fetch(name: str) -> Path:
-        return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision))
-
-    problem: Exception | None = None
-    for name in WEIGHT_NAMES:
-        try:
-            path = fetch(name)
-            if name.endswith(".index.json"):
-                for shard in _shard_names(path):
-                    fetch(shard)
-            _fetch_if_there(fetch, "config.json", errors.EntryNotFoundError)
-            return path
-        except errors.LocalEntryNotFoundError as error:  # neither in the cache nor to be reached; others may be cached
-            problem = error
-        except errors.EntryNotFoundError as error:
-            problem = problem or error
-        except Exception as error:  # the network raises all kinds
-            raise ConversionError(f"{address}: {_reason(error)}") from error
-    raise ConversionError(f"{address}: {_reason(problem)} (looked for {', '.join(WEIGHT_NAMES)})") from problem
-
-
-def _fetch_if_there(fetch: Callable[[str], Path], name: str, absent: type[Exception]) -> None:
+    there: set[str] | None = None
     try:
-        fetch(name)
-    except absent:  # includes that it cannot be reached: the weights may be usable without
-        return
+        info = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=_PATIENCE_SECONDS)
+        there, revision = {file.rfilename for file in info.siblings or ()}, info.sha
+    except errors.HfHubHTTPError as error:  # the hub has answered, and the answer is no
+        raise ConversionError(f"{address}: {_reason(error)}") from error
+    except Exception:  # no network, of which there are many kinds: then what the cache has
+        pass
+
+    def fetch(name: str) -> Path | None:
+        if there is not None and name not in there:
+            return None
+        try:
+            offline = there is None
+            path = huggingface_hub.hf_hub_download(repository, name, revision=revision, local_files_only=offline)
+        except errors.LocalEntryNotFoundError:
+            return None
+        except Exception as error:  # the network, the disk
+            raise ConversionError(f"{address}: {name} cannot be fetched: {one_line(error)}") from error
+        return Path(path)
+
+    for name in WEIGHT_NAMES:
+        path = fetch(name)
+        if path is None:
+            continue
+        for shard in _shard_names(path) if name.endswith(".index.json") else []:
+            fetch(shard)  # those that are missing are named when the index is read
+        fetch("config.json")
+        return path
+    if there is None:
+        raise ConversionError(f"{address}: is not in the local cache, and the hub cannot be reached")
+    raise ConversionError(f"{address}: holds no weights (looked for {', '.join(WEIGHT_NAMES)})")
 
 
 def _shard_names(index: Path) -> list[str]:
@@ -168,15 +175,10 @@ def _shard_names(index: Path) -> list[str]:
     return sorted(name for name in names if isinstance(name, str) and os.path.basename(name) == name)
 
 
-def _reason(error: Exception | None) -> str:
-    name = type(error).__name__
+def _reason(error: Exception) -> str:
     reasons = {
-        "LocalEntryNotFoundError": "is not in the local cache, and the hub cannot be reached",
-        "OfflineModeIsEnabled": "is not in the local cache, and the hub is switched off (HF_HUB_OFFLINE)",
         "RepositoryNotFoundError": "no such repository on the hub, or it asks for a login (hf auth login)",
-        "GatedRepoError": "this repository asks for permission: accept its terms on the hub and log in (hf auth login)",
+        "GatedRepoError": "the repository asks for permission: accept its terms on the hub and log in (hf auth login)",
         "RevisionNotFoundError": "no such revision",
-        "EntryNotFoundError": "the repository holds no weights of a known name",
-        "RemoteEntryNotFoundError": "the repository holds no weights of a known name",
     }
-    return reasons.get(name) or f"cannot be fetched: {name}: {one_line(error)}"
+    return reasons.get(type(error).__name__) or f"the hub refuses it: {one_line(error)}"

@@ -69,7 +69,7 @@ def _load(path: Path, mapped: bool) -> Checkpoint:
     torch = _import_torch(path)
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
         oldest = ".".join(map(str, OLDEST_TORCH))
-        raise ConversionError(f"{path}: torch {torch.__version__} does not read pickles safely; needs {oldest} or later")
+        raise ConversionError(f"{path}: torch {torch.__version__} reads pickles unsafely; needs {oldest} or later")
     storages: set[int] = set()
 
     def remember(storage: Any, _location: str) -> Any:
