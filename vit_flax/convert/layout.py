@@ -27,6 +27,7 @@ class Layout:
     defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # what the reference itself defines, given the rest
     fixed: Mapping[str, tuple[Any, ...]]  # the only values of a field that the layout can hold
     components: tuple[tuple[str, str], ...] = ()  # torch module <-> linen module, in execution order, as templates
+    resample: str = ""  # how the layout's library resizes position tables (vit_flax.models.resample); '': it does not
 
     def refusals(self, config: ViTConfig) -> list[str]:
         """Returns what of `config` this layout cannot hold, a line each."""
