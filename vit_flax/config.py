@@ -120,6 +120,7 @@ class T2TViTConfig(ViTConfig):
     `patch_size` is not used: the token grid follows from `image_size` and `softsplit_kernels`.
     """
 
+    num_heads: int = 1  # of the blocks and, unless token_num_heads says otherwise, of the token transformers
     softsplit_kernels: tuple[int, int, int] = (7, 3, 3)
     token_chan: int = 64  # width of the two token transformers
     token_num_heads: int | None = None  # None: num_heads, as in the reference

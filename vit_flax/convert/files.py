@@ -199,9 +199,10 @@ def _read_npz(path: Path) -> Checkpoint:
                     np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
                 )
                 shape, _, dtype = header(file)
+                header_bytes = file.tell()
             if dtype.hasobject:
                 problems.append(f"{name} holds Python objects")
-            elif math.prod(shape) * dtype.itemsize + file.tell() > info.file_size:
+            elif math.prod(shape) * dtype.itemsize + header_bytes > info.file_size:
                 problems.append(f"{name} is cut short")
             shapes[name] = shape
     if problems:
