@@ -11,6 +11,7 @@ from typing import Any, Self
 POS_EMBEDS = ("learned", "sinusoid", "sincos_2d", "none")
 FIXED_POS_EMBEDS = ("sinusoid", "sincos_2d")  # stored with the parameters, never trained
 NORM_LAYERS = ("layernorm", "rmsnorm")
+BLOCKS = ("standard", "res_post", "parallel_scaling", "parallel_things", "diff", "diff_parallel_scaling")
 MLP_LAYERS = ("mlp", "swiglu", "swiglu_packed")
 GLOBAL_POOLS = ("token", "avg", "avgmax", "max", "token_avg", "map", "none")
 
@@ -40,6 +41,7 @@ class ViTConfig:
     embed_dim: int = 768
     depth: int = 12
     num_heads: int = 12
+    block: str = "standard"  # a name of vit_flax.models.BLOCKS
     mlp_ratio: float = 4.0  # hidden width is int(embed_dim * mlp_ratio), as in the reference; of a gated MLP's product
     # 'swiglu' and 'swiglu_packed' compute the same: checkpoints hold gate and value as two layers or as one
     mlp_layer: str = "mlp"
@@ -86,6 +88,7 @@ class ViTConfig:
         if self.norm_eps is not None and not self.norm_eps >= 0:
             raise ValueError(f"norm_eps must be None or not negative, got {self.norm_eps!r}")
         _require_choice("norm_layer", self.norm_layer, NORM_LAYERS)
+        _require_choice("block", self.block, BLOCKS)
         _require_choice("mlp_layer", self.mlp_layer, MLP_LAYERS)
         _require_choice("pos_embed", self.pos_embed, POS_EMBEDS)
         _require_choice("global_pool", self.global_pool, GLOBAL_POOLS)
