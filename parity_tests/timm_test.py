@@ -13,7 +13,7 @@ import torch
 import vit_flax
 from parity_tests.peers import import_timm
 from parity_tests.random_weights import random_images, randomise, relative_error
-from vit_flax.presets import PRESETS, REFUSED, get_preset
+from vit_flax.presets import get_preset
 
 timm = import_timm()
 

@@ -67,7 +67,7 @@ DEIT3 = dataclasses.replace(
     rules=lambda config: _respelled(timm_rules(config), _DEIT3_NAMES),
     fixed={**_FIXED, "global_pool": ("token",), "reg_tokens": (0,), "dist_token": (False,), "no_embed_class": (True,)},
     # gamma_1 and gamma_2 are parameters of the block itself: no module to compare
-    components=tuple(pair for pair in timm_components() if "ls" not in pair[0]),
+    components=lambda config: tuple(pair for pair in timm_components(config) if ".ls" not in pair[0]),
 )
 
 
@@ -121,6 +121,13 @@ def _dinov2_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**_defaults(values), "activation": "silu" if gated else "gelu"}
 
 
+def _dinov2_components(config: ViTConfig) -> tuple[tuple[str, str], ...]:
+    pairs = timm_components(config)
+    for timm, dinov2 in _DINOV2_NAMES[1:] if config.mlp_layer == "swiglu_packed" else ():
+        pairs = tuple((torch.replace(timm, dinov2), linen) for torch, linen in pairs)
+    return pairs
+
+
 def _dinov2_conditions(config: ViTConfig) -> list[str]:
     if config.reg_tokens and not config.no_embed_reg:
         return ["no_embed_reg=False with reg_tokens (its registers have no positions)"]
@@ -137,7 +144,7 @@ DINOV2 = dataclasses.replace(
     defaults=_dinov2_defaults,
     fixed={name: values for name, values in DINO.fixed.items() if name not in ("reg_tokens", "init_values")}
     | {"mask_token": (True,), "no_embed_reg": (False, True), "mlp_layer": ("mlp", "swiglu_packed")},
-    components=timm_components(*_DINOV2_NAMES[1:], ("mlp.fc1", "mlp.fc1")),
+    components=_dinov2_components,
     conditions=_dinov2_conditions,
 )
 

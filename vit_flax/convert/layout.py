@@ -26,7 +26,8 @@ class Layout:
     required: tuple[tuple[str, ...], ...]  # fields that tensors may not tell; a later group follows from an earlier one
     defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # what the reference itself defines, given the rest
     fixed: Mapping[str, tuple[Any, ...]]  # the only values of a field that the layout can hold
-    components: tuple[tuple[str, str], ...] = ()  # torch module <-> linen module, in execution order, as templates
+    # torch module <-> linen module, as templates; only modules that a model of the config has
+    components: Callable[[ViTConfig], tuple[tuple[str, str], ...]] = lambda config: ()
     conditions: Callable[[ViTConfig], list[str]] = lambda config: []  # what `fixed` cannot say of two fields together
     hint: str = ""  # what else to pass when a required field is unknown
 

@@ -123,27 +123,27 @@ def _infer_rows(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     return {"no_embed_class": True} if prefix and rows == (height // ph) * (width // pw) else {}
 
 
-def timm_components(*names: tuple[str, str]) -> tuple[tuple[str, str], ...]:
-    """Returns the pairs of modules in order of execution; each of `names` replaces timm's spelling of something."""
-    inside = ("norm1", "attn.qkv", "attn.q_norm", "attn.k_norm", "attn.norm", "attn.proj", "attn", "ls1")
-    inside += ("norm2", "mlp.fc1", "mlp.norm", "mlp.fc2", "mlp", "ls2")
-    pool = ("attn_pool.proj", "attn_pool.norm", "attn_pool.mlp", "attn_pool")
-    pairs = (
+def timm_components(config: ViTConfig) -> tuple[tuple[str, str], ...]:
+    """Returns the pairs of modules."""
+    inside = ["norm1", "attn.qkv", "attn.proj:input", "attn.proj", "attn", "norm2:input", "norm2"]
+    inside += ["mlp.fc2:input", "mlp.fc2", "mlp"]
+    inside += ["mlp.fc1"] * (config.mlp_layer != "swiglu")
+    inside += ["attn.q_norm", "attn.k_norm"] * config.qk_norm
+    inside += ["attn.norm"] * config.scale_attn_norm + ["mlp.norm"] * config.scale_mlp_norm
+    inside += ["ls1", "ls2"] * (config.init_values is not None)
+    outside = ["norm_pre"] * config.pre_norm
+    outside += ["norm"] * (config.final_norm and not config.fc_norm) + ["fc_norm"] * config.fc_norm
+    if config.global_pool == "map":
+        outside += ["attn_pool.norm", "attn_pool.mlp", "attn_pool"]
+    outside += ["head:input", "head"] * (config.num_classes > 0)
+    outside += ["head_dist"] * (config.num_classes > 0 and config.head_dist)
+    return (
         ("patch_embed", "patch_embed"),
-        ("norm_pre", "norm_pre"),
         ("blocks.0:input", "blocks_0:input"),  # prefix tokens and positions are in place
         *((f"blocks.{{i}}.{part}", f"blocks_{{i}}/{part.replace('.', '/')}") for part in inside),
         ("blocks.{i}", "blocks_{i}"),
-        ("norm", "norm"),
-        *((part, part.replace(".", "/")) for part in pool),
-        ("fc_norm", "fc_norm"),
-        ("head:input", "head:input"),
-        ("head", "head"),
-        ("head_dist", "head_dist"),
+        *((part, part.replace(".", "/")) for part in outside),
     )
-    for old, new in names:
-        pairs = tuple((torch.replace(old, new), linen) for torch, linen in pairs)
-    return pairs
 
 
 def named(*needles: str) -> Any:
@@ -188,7 +188,7 @@ TIMM = Layout(
     required=(("num_heads", "image_size", "norm_eps", "activation", "global_pool"),),
     defaults=lambda values: {},
     fixed=PLAIN,
-    components=timm_components(),
+    components=timm_components,
     conditions=_conditions,
     hint=(
         "; or say who published the weights with layout='deit', 'dino', 'mae' ..., which settles norm_eps, activation "

@@ -46,7 +46,7 @@ class AttentionPool(nn.Module):
         # (1, 1, D) -> (B, H, 1, E) and (B, N, 2 D) -> (2, B, H, N, E)
         q = jnp.broadcast_to(q.reshape(1, self.num_heads, 1, head_dim), (batch, self.num_heads, 1, head_dim))
         k, v = kv.reshape(batch, tokens, 2, self.num_heads, head_dim).transpose(2, 0, 3, 1, 4).astype(dtype)
-        out = dot_product_attention(q.astype(dtype), k, v, head_dim**-0.5, self.precision)
+        out: Any = dot_product_attention(q.astype(dtype), k, v, head_dim**-0.5, self.precision)
         out = Linear(dim, name="proj", **runtime)(out.reshape(batch, dim))
         normed = NORM_LAYERS[self.norm_layer](self.norm_eps, self.param_dtype, name="norm")(out)
         return out + Mlp(self.mlp_dim, activation=self.activation, name="mlp", **runtime)(normed)
