@@ -40,13 +40,15 @@ def create_model(preset: str, **overrides: Any) -> VisionTransformer:
         ValueError: no such preset (the nearest is suggested), no such field, or values that do not fit.
     """
     runtime = {name: overrides.pop(name) for name in ("dtype", "param_dtype", "precision") if name in overrides}
-    return build_model(get_preset(preset).replace(**overrides), **runtime)
+    return build_model(get_preset(preset).config.replace(**overrides), **runtime)
 
 
 def from_state_dict(
     tensors: Mapping[str, Any],
     layout: str | None = None,
     config: str | ViTConfig | Mapping[str, Any] | None = None,
+    *,
+    entry: str | None = None,
     **overrides: Any,
 ) -> tuple[VisionTransformer, Params]:
     """Returns the Flax model of named arrays (torch's or NumPy's) and its parameters, in the tensors' own dtypes.
@@ -55,6 +57,7 @@ def from_state_dict(
         tensors: names to arrays, for example `torch_model.state_dict()`.
         layout: a layout's name; None finds it from the names.
         config: what tensors cannot tell: a preset's name, a ViTConfig or its `to_dict()`.
+        entry: which weights of a training checkpoint to take where it holds several, for example 'teacher'.
         **overrides: single fields of the config, for example `num_heads=12`; they win over `config`.
 
     Raises:
@@ -62,20 +65,22 @@ def from_state_dict(
             unexpected, ambiguous or misshapen (the message lists them all).
         ValueError: a field does not exist, or values do not fit each other.
     """
-    return build_from(from_mapping(tensors), layout, config, overrides)
+    return build_from(from_mapping(tensors, entry), layout, config, overrides)
 
 
 def load(
     path: str | os.PathLike[str],
     layout: str | None = None,
     config: str | ViTConfig | Mapping[str, Any] | None = None,
+    *,
+    entry: str | None = None,
     **overrides: Any,
 ) -> tuple[VisionTransformer, Params]:
     """Returns the Flax model of a weights file (.safetensors, .npz, .pth, .bin) or folder, and its parameters.
 
     Arguments and errors are those of `from_state_dict`; a config stored with the weights counts after `config`.
     """
-    return build_from(read_checkpoint(path), layout, config, overrides)
+    return build_from(read_checkpoint(path, entry), layout, config, overrides)
 
 
 def to_state_dict(model: VisionTransformer, params: Any, layout: str | None = None) -> dict[str, np.ndarray]:
@@ -124,7 +129,7 @@ def find_config(
     """Returns the config of a checkpoint with the origin of every field."""
     sources: list[tuple[str, Mapping[str, Any]]] = [("given", overrides)]
     if isinstance(config, str):
-        sources.append((f"preset {config}", _fields(get_preset(config))))
+        sources.append((f"preset {config}", _fields(get_preset(config).config)))
     elif isinstance(config, ViTConfig):
         sources.append(("config given", _fields(config)))
     elif config is not None:

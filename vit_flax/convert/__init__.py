@@ -6,9 +6,11 @@ from collections.abc import Collection
 
 from vit_flax.config import ViTConfig
 from vit_flax.convert.explained import EXPLAINED, EXPLAINED_T2T
+from vit_flax.convert.facebook import DEIT, DEIT3, DINO, DINOV2, MAE
 from vit_flax.convert.files import Checkpoint, from_mapping, read_checkpoint, write_checkpoint
 from vit_flax.convert.layout import Layout, Resolved, resolve_config
 from vit_flax.convert.rules import ConversionError, Drop, Rule
+from vit_flax.convert.timm import TIMM
 
 __all__ = [
     "LAYOUTS",
@@ -27,8 +29,11 @@ __all__ = [
     "write_checkpoint",
 ]
 
-# In the order of detection: the first whose evidence is found is taken.
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (EXPLAINED_T2T, EXPLAINED)}
+# From the general to the special: a model is written in the first that can hold it, and tensors are taken for the last
+# whose evidence is found.
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout for layout in (TIMM, DINO, DEIT, DEIT3, DINOV2, MAE, EXPLAINED, EXPLAINED_T2T)
+}
 
 
 def get_layout(name: str) -> Layout:
@@ -44,7 +49,7 @@ def detect_layout(names: Collection[str]) -> tuple[Layout, str]:
     Raises:
         ConversionError: no layout matches; the message shows some of the names.
     """
-    for layout in LAYOUTS.values():
+    for layout in reversed(LAYOUTS.values()):
         evidence = layout.evidence(names)
         if evidence:
             return layout, evidence

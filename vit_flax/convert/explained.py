@@ -215,7 +215,7 @@ EXPLAINED = Layout(
     required=(("num_heads", "image_size"), ("patch_size", "in_chans")),
     defaults=_defaults,
     fixed=_FIXED,
-    components=(
+    components=lambda config: (
         ("patch_tokens.project", "patch_embed/proj"),
         ("patch_tokens", "patch_embed"),
         *_backbone_components("backbone"),
@@ -232,7 +232,7 @@ EXPLAINED_T2T = Layout(
     required=(("num_heads", "image_size"), ("softsplit_kernels", "in_chans")),
     defaults=_defaults,
     fixed=_FIXED,
-    components=(
+    components=lambda config: (
         *_transformer_components("tokens_to_token.transformer1", "tokens_to_token/transformer1"),
         *_transformer_components("tokens_to_token.transformer2", "tokens_to_token/transformer2"),
         ("tokens_to_token.project", "tokens_to_token/project"),

@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from vit_flax.convert.rules import ConversionError
+from vit_flax.convert.wrappers import flatten, unwrap
 
 CONFIG_KEY = "vit_flax_config"  # where our own files keep the config, in safetensors' metadata
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")  # what a folder is searched for, in this order
@@ -47,14 +48,24 @@ class Checkpoint:
         return self.reader(name)
 
 
-def from_mapping(tensors: Mapping[str, Any]) -> Checkpoint:
-    """Wraps named arrays, torch's or NumPy's.
+def from_mapping(tensors: Mapping[str, Any], entry: str | None = None) -> Checkpoint:
+    """Wraps named arrays, torch's or NumPy's, and takes off what training scripts put around a model's names.
+
+    Args:
+        tensors: names to arrays, or a training checkpoint with such a mapping inside.
+        entry: which weights to take where it holds several, for example 'teacher'.
 
     Raises:
-        ConversionError: a value is no array, or a torch tensor without plain storage (sparse, say).
+        ConversionError: a value is no array, or a torch tensor without plain storage (sparse, say); or there are
+            several sets of weights and `entry` does not say which.
     """
+    return unwrap(_from_mapping(tensors), entry)
+
+
+def _from_mapping(tensors: Mapping[str, Any]) -> Checkpoint:
     if not isinstance(tensors, Mapping):
         raise ConversionError(f"expected a mapping of names to arrays, got {type(tensors).__name__}")
+    tensors = flatten(tensors)
     bad = [str(k) for k, v in tensors.items() if not (isinstance(k, str) and hasattr(v, "shape"))]
     bad += [k for k, v in tensors.items() if str(getattr(v, "layout", "torch.strided")) != "torch.strided"]
     if bad:
@@ -71,8 +82,8 @@ def _to_numpy(value: Any) -> np.ndarray:
     return value.numpy()
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Opens a weights file, or a folder with one and perhaps a config.json.
+def read_checkpoint(path: str | os.PathLike[str], entry: str | None = None) -> Checkpoint:
+    """Opens a weights file, or a folder with one and perhaps a config.json; `entry` as for `from_mapping`.
 
     The kind of file is told by its first bytes, not by its name.
 
@@ -82,10 +93,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
     try:
         if path.is_dir():
-            return _read_folder(path)
+            return unwrap(_read_folder(path), entry)
         if not path.is_file():
             raise ConversionError(f"{path}: no such file or folder")
-        return _read_file(path)
+        return unwrap(_read_file(path), entry)
     except (OSError, EOFError) as error:
         raise ConversionError(f"{path}: cannot be read: {error}") from error
 
@@ -275,7 +286,7 @@ def _read_torch(path: Path, refused: list[str]) -> Checkpoint:
         raise ConversionError(f"{path}: torch cannot load it: {first}") from error
     if not isinstance(value, Mapping):
         raise ConversionError(f"{path}: holds a {type(value).__name__}, not named tensors")
-    return dataclasses.replace(from_mapping(value), source=str(path))
+    return dataclasses.replace(_from_mapping(value), source=str(path))
 
 
 def write_checkpoint(

@@ -26,7 +26,10 @@ class Layout:
     required: tuple[tuple[str, ...], ...]  # fields that tensors may not tell; a later group follows from an earlier one
     defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # what the reference itself defines, given the rest
     fixed: Mapping[str, tuple[Any, ...]]  # the only values of a field that the layout can hold
-    components: tuple[tuple[str, str], ...] = ()  # torch module <-> linen module, in execution order, as templates
+    # torch module <-> linen module, as templates; only modules that a model of the config has
+    components: Callable[[ViTConfig], tuple[tuple[str, str], ...]] = lambda config: ()
+    conditions: Callable[[ViTConfig], list[str]] = lambda config: []  # what `fixed` cannot say of two fields together
+    hint: str = ""  # what else to pass when a required field is unknown
 
     def refusals(self, config: ViTConfig) -> list[str]:
         """Returns what of `config` this layout cannot hold, a line each."""
@@ -36,7 +39,7 @@ class Layout:
             f"{field}={getattr(config, field)!r} (it holds {' or '.join(map(repr, values))})"
             for field, values in self.fixed.items()
             if getattr(config, field) not in values
-        ]
+        ] + self.conditions(config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,7 @@ def resolve_config(layout: Layout, shapes: Shapes, sources: Iterable[tuple[str, 
             f"layout {layout.name!r}: the tensors do not tell {', '.join(missing)}; pass "
             + ", ".join(f"{name}={EXAMPLES.get(name, '...')}" for name in missing)
             + ", or config= with a preset's name or a ViTConfig"
+            + layout.hint
         )
     add(f"default of layout {layout.name}", layout.defaults(values))
     config = layout.config_class(**values)
@@ -91,6 +95,9 @@ EXAMPLES = {
     "patch_size": "16",
     "softsplit_kernels": "(7, 3, 3)",
     "in_chans": "3",
+    "norm_eps": "1e-6",
+    "activation": "'gelu'",
+    "global_pool": "'token'",
 }
 
 

@@ -35,6 +35,7 @@ DENSE = Operation("(out, in) -> (in, out)", lambda a: _rank(a, 2).T, lambda a: (
 CONV = Operation(
     "OIHW -> HWIO", lambda a: _rank(a, 4).transpose(2, 3, 1, 0), lambda a: (_rank(a, 4).transpose(3, 2, 0, 1),)
 )
+ROW = Operation("(1, D) -> (1, 1, D)", lambda a: _rank(a, 2)[:, None], lambda a: (_rank(a, 3)[:, 0],))
 
 
 def patch_linear(chans: int, patch_size: tuple[int, int]) -> Operation:
@@ -45,6 +46,27 @@ def patch_linear(chans: int, patch_size: tuple[int, int]) -> Operation:
         lambda a: _rank(a, 2).reshape(a.shape[0], chans, height, width).transpose(2, 3, 1, 0),
         lambda a: (_rank(a, 4).transpose(3, 2, 0, 1).reshape(a.shape[3], -1),),
     )
+
+
+def join(*shares: int) -> Operation:
+    """Returns the joining of several biases to one, sized in proportion to `shares` (1, 1, 1 for q, k and v)."""
+    return Operation("joined", lambda *parts: np.concatenate(parts, -1), functools.partial(_split, shares))
+
+
+def join_dense(*shares: int) -> Operation:
+    """Returns the joining of several Linear weights, (out, in) each, to one kernel (in, sum of outs)."""
+    return Operation(
+        "(out, in) each -> (in, sum of outs)",
+        lambda *parts: np.concatenate([_rank(part, 2).T for part in parts], -1),
+        lambda a: tuple(part.T for part in _split(shares, _rank(a, 2))),
+    )
+
+
+def _split(shares: tuple[int, ...], array: np.ndarray) -> tuple[np.ndarray, ...]:
+    if array.shape[-1] % sum(shares):
+        raise ValueError(f"width {array.shape[-1]} does not divide by {sum(shares)}")
+    unit = array.shape[-1] // sum(shares)
+    return tuple(np.split(array, np.cumsum(shares)[:-1] * unit, -1))
 
 
 def _rank(array: np.ndarray, rank: int) -> np.ndarray:

@@ -4,15 +4,16 @@ from typing import Any
 
 from flax.traverse_util import path_aware_map
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import FIXED_POS_EMBEDS, ViTConfig
 
 
 def no_weight_decay(config: ViTConfig) -> set[str]:
     """Returns the parameters that weight decay spares.
 
-    Reference: ViT_Backbone.no_weight_decay() of the tutorial; timm spares a learned position table as well.
+    Reference: ViT_Backbone.no_weight_decay() of the tutorial; timm spares the other prefix tokens and a learned
+    position table as well.
     """
-    return {"cls_token", "pos_embed"} if config.pos_embed == "learned" else {"cls_token"}
+    return {"cls_token", "dist_token", "reg_token", *(["pos_embed"] if config.pos_embed == "learned" else [])}
 
 
 def weight_decay_mask(config: ViTConfig, params: Any) -> Any:
@@ -26,5 +27,5 @@ def weight_decay_mask(config: ViTConfig, params: Any) -> Any:
 
 def trainable_mask(config: ViTConfig, params: Any) -> Any:
     """Returns False for each parameter that is stored but never trained (a fixed position table)."""
-    fixed = {"pos_embed"} if config.pos_embed == "sinusoid" else set()
+    fixed = {"pos_embed"} if config.pos_embed in FIXED_POS_EMBEDS else set()
     return path_aware_map(lambda path, _: path[-1] not in fixed, params)
