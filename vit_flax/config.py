@@ -8,11 +8,12 @@ import json
 from collections.abc import Mapping
 from typing import Any, Self
 
-POS_EMBEDS = ("learned", "sinusoid", "sincos_2d", "none")
+POS_EMBEDS = ("learned", "sinusoid", "sincos_2d", "simple_sincos_2d", "none")
 FIXED_POS_EMBEDS = ("sinusoid", "sincos_2d")  # stored with the parameters, never trained
 NORM_LAYERS = ("layernorm", "rmsnorm")
 BLOCKS = ("standard", "res_post", "parallel_scaling", "parallel_things", "diff", "diff_parallel_scaling")
 MLP_LAYERS = ("mlp", "swiglu", "swiglu_packed")
+TOKENS_TYPES = ("transformer", "performer")
 GLOBAL_POOLS = ("token", "avg", "avgmax", "max", "token_avg", "map", "none")
 
 
@@ -61,7 +62,8 @@ class ViTConfig:
     dist_token: bool = False  # a second token for distillation, after the class token
     reg_tokens: int = 0  # register tokens, between these and the patches
     mask_token: bool = False  # stored for masked-image training; evaluation does not read it
-    pos_embed: str = "learned"  # a table; 'sinusoid' and 'sincos_2d' are stored with the parameters, never trained
+    # a table; 'sinusoid' and 'sincos_2d' are stored with the parameters, never trained; 'simple_sincos_2d' is neither
+    pos_embed: str = "learned"
     no_embed_class: bool = False  # the table has rows for patches only: prefix tokens join after it is added
     no_embed_reg: bool = False  # it has rows for class and distillation token, but registers join after it is added
     pre_norm: bool = False  # normalise all tokens before the blocks
@@ -81,8 +83,7 @@ class ViTConfig:
             _require_int(name, getattr(self, name), minimum=1)
         for name in ("num_classes", "reg_tokens"):
             _require_int(name, getattr(self, name), minimum=0)
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
+        self.check_heads()
         if not self.mlp_ratio > 0 or self.mlp_dim < 1:
             raise ValueError(f"mlp_ratio must be positive and give a hidden width of 1 or more, got {self.mlp_ratio!r}")
         if self.norm_eps is not None and not self.norm_eps >= 0:
@@ -104,8 +105,13 @@ class ViTConfig:
             raise ValueError("dist_token=True needs class_token=True")
         if self.head_dist and not (self.dist_token and self.global_pool == "token"):
             raise ValueError("head_dist=True needs dist_token=True and global_pool='token'")
-        if type(self) is ViTConfig:
+        if not isinstance(self, T2TViTConfig):
             self.grid_size  # noqa: B018  (raises when the image does not divide into patches)
+
+    def check_heads(self) -> None:
+        """Raises ValueError unless the width divides into the heads."""
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -172,6 +178,9 @@ class T2TViTConfig(ViTConfig):
     token_chan: int = 64  # width of the two token transformers
     token_num_heads: int | None = None  # None: num_heads, as in the reference
     token_mlp_ratio: float = 1.0
+    tokens_type: str = "transformer"  # 'performer' attends in time linear in the tokens, by random features
+    token_qkv_bias: bool | None = None  # of the token transformers; None: qkv_bias. A performer has biases always
+    token_input_scale: bool = False  # their attention's scale is their input's width ** -0.5, and not qk_scale
 
     def __post_init__(self) -> None:
         """Checks the soft splits as well."""
@@ -180,6 +189,13 @@ class T2TViTConfig(ViTConfig):
             raise ValueError(f"softsplit_kernels must be three positive integers, got {self.softsplit_kernels!r}")
         super().__post_init__()
         _require_int("token_chan", self.token_chan, minimum=1)
+        _require_choice("tokens_type", self.tokens_type, TOKENS_TYPES)
+        if self.tokens_type == "performer":
+            names = {"token_qkv_bias": None, "token_input_scale": False, "token_mlp_ratio": 1.0}
+            wrong = [f"{name}={getattr(self, name)!r}" for name, value in names.items() if getattr(self, name) != value]
+            wrong += [f"token_num_heads={self.token_heads}"] * (self.token_heads != 1)
+            if wrong:
+                raise ValueError(f"tokens_type='performer' has one head and no {', '.join(wrong)}")
         if self.token_chan % self.token_heads:
             raise ValueError(f"token_chan {self.token_chan} is not divisible by its num_heads {self.token_heads}")
         self.grid_size  # noqa: B018  (raises when a soft split leaves no token)
@@ -206,7 +222,47 @@ class T2TViTConfig(ViTConfig):
         return self.grid_sizes[-1]
 
 
-CONFIGS: dict[str, type[ViTConfig]] = {c.__name__: c for c in (ViTConfig, T2TViTConfig)}
+_LUCIDRAINS_FIELDS = (
+    "image_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias",
+    "qk_scale", "activation", "norm_layer", "norm_eps", "class_token", "pos_embed", "global_pool", "attn_head_dim",
+    "attn_proj", "proj_bias",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LucidrainsViTConfig(ViTConfig):
+    """A Vision Transformer as vit-pytorch has it: normalised patches, heads of a width of their own.
+
+    The width of q, k and v is num_heads * attn_head_dim, whatever embed_dim is.
+    """
+
+    qkv_bias: bool = False
+    norm_eps: float | None = 1e-5
+    attn_head_dim: int = 64
+    attn_proj: bool = True  # False: the heads are merged and left as they are, which needs them to be embed_dim wide
+    proj_bias: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuses what this family does not compute."""
+        super().__post_init__()
+        _require_defaults(self, *_LUCIDRAINS_FIELDS)
+
+    def check_heads(self) -> None:
+        """Raises ValueError when there is no projection though the widths differ."""
+        _require_int("attn_head_dim", self.attn_head_dim, minimum=1)
+        width = self.num_heads * self.attn_head_dim
+        if not self.attn_proj and width != self.embed_dim:
+            raise ValueError(
+                f"attn_proj=False needs num_heads * attn_head_dim, {width}, to be embed_dim {self.embed_dim}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.attn_head_dim
+
+
+CONFIGS: dict[str, type[ViTConfig]] = {c.__name__: c for c in (ViTConfig, T2TViTConfig, LucidrainsViTConfig)}
 
 
 def softsplit_size(pixels: int, kernel: int) -> int:
@@ -247,3 +303,10 @@ def _require_int(name: str, value: Any, minimum: int) -> None:
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _require_defaults(config: ViTConfig, *but: str) -> None:
+    """Raises ValueError for the first field outside `but` that is not at its default: the family ignores it."""
+    for field in dataclasses.fields(config):
+        if field.name not in but and getattr(config, field.name) != field.default:
+            raise ValueError(f"{type(config).__name__} does not support {field.name}={getattr(config, field.name)!r}")

@@ -154,6 +154,7 @@ def build_from(
 ) -> tuple[VisionTransformer, Params]:
     """Returns the model of an opened checkpoint and its parameters; see `from_state_dict`."""
     found, _ = find_layout(checkpoint, layout)
+    checkpoint = checkpoint.renamed(found.renamed(checkpoint.shapes))
     resolved = find_config(checkpoint, found, config, overrides)
     model = build_model(resolved.config)
     flat = to_params(checkpoint, found.rules(resolved.config), expected_shapes(model), _on_device)

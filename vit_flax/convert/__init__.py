@@ -9,8 +9,11 @@ from vit_flax.convert.explained import EXPLAINED, EXPLAINED_T2T
 from vit_flax.convert.facebook import DEIT, DEIT3, DINO, DINOV2, MAE
 from vit_flax.convert.files import Checkpoint, from_mapping, read_checkpoint, write_checkpoint
 from vit_flax.convert.layout import Layout, Resolved, resolve_config
+from vit_flax.convert.lucidrains import LUCIDRAINS, SIMPLE_VIT
 from vit_flax.convert.rules import ConversionError, Drop, Rule
+from vit_flax.convert.t2t_vit import T2T_VIT
 from vit_flax.convert.timm import TIMM
+from vit_flax.convert.torchvision import TORCHVISION
 
 __all__ = [
     "LAYOUTS",
@@ -31,9 +34,10 @@ __all__ = [
 
 # From the general to the special: a model is written in the first that can hold it, and tensors are taken for the last
 # whose evidence is found.
-LAYOUTS: dict[str, Layout] = {
-    layout.name: layout for layout in (TIMM, DINO, DEIT, DEIT3, DINOV2, MAE, EXPLAINED, EXPLAINED_T2T)
-}
+_ORDER = (
+    TIMM, DINO, DEIT, DEIT3, DINOV2, MAE, TORCHVISION, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T,
+)  # fmt: skip
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ORDER}
 
 
 def get_layout(name: str) -> Layout:

@@ -47,6 +47,12 @@ class Checkpoint:
         """Returns one tensor as a NumPy array."""
         return self.reader(name)
 
+    def renamed(self, names: Mapping[str, str]) -> Checkpoint:
+        """Returns the same tensors under other names; `names` maps each of today's to its new one."""
+        back = {new: old for old, new in names.items()}
+        shapes = {new: self.shapes[old] for old, new in names.items()}
+        return dataclasses.replace(self, shapes=shapes, reader=lambda name: self.reader(back[name]))
+
 
 def from_mapping(tensors: Mapping[str, Any], entry: str | None = None) -> Checkpoint:
     """Wraps named arrays, torch's or NumPy's, and takes off what training scripts put around a model's names.

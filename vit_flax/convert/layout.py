@@ -30,6 +30,25 @@ class Layout:
     components: Callable[[ViTConfig], tuple[tuple[str, str], ...]] = lambda config: ()
     conditions: Callable[[ViTConfig], list[str]] = lambda config: []  # what `fixed` cannot say of two fields together
     hint: str = ""  # what else to pass when a required field is unknown
+    aliases: tuple[tuple[str, str], ...] = ()  # (older name, today's name), as templates: read, never written
+
+    def renamed(self, names: Collection[str]) -> dict[str, str]:
+        """Returns today's name of every tensor, by the name it has.
+
+        Raises:
+            ConversionError: a tensor is there under both its names.
+        """
+        today = {name: self._today(name) for name in names}
+        double = sorted(name for name, new in today.items() if new != name and new in today)
+        if double:
+            raise ConversionError(f"layout {self.name!r}: under an older and today's name at once: {', '.join(double)}")
+        return today
+
+    def _today(self, name: str) -> str:
+        for old, new in self.aliases:
+            if (bindings := match(old, name)) is not None:
+                return new.format(**bindings)
+        return name
 
     def refusals(self, config: ViTConfig) -> list[str]:
         """Returns what of `config` this layout cannot hold, a line each."""
@@ -98,7 +117,28 @@ EXAMPLES = {
     "norm_eps": "1e-6",
     "activation": "'gelu'",
     "global_pool": "'token'",
+    "attn_head_dim": "64",
+    "qk_scale": "None (head_dim ** -0.5, as the published weights) or what the model was built with",
 }
+
+
+def only(config_class: type[ViTConfig], free: Collection[str], **values: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
+    """Returns `fixed` for a layout that holds any value of the `free` fields, these of `values`, and else the defaults.
+
+    Named by what it can hold, a layout refuses a field that is added to the config later.
+    """
+    defaults = {f.name: (f.default,) for f in dataclasses.fields(config_class) if f.name not in free}
+    return {**defaults, **values}
+
+
+def containing(*needles: str) -> Callable[[Collection[str]], str | None]:
+    """Returns the evidence of a layout whose tensor names contain every one of `needles`."""
+
+    def evidence(names: Collection[str]) -> str | None:
+        hits = [next((name for name in names if needle in name), None) for needle in needles]
+        return " and ".join(str(hit) for hit in hits) if all(hits) else None
+
+    return evidence
 
 
 def vote(shapes: Shapes, *templates: tuple[str, int]) -> int | None:

@@ -32,6 +32,7 @@ class Operation:
 
 IDENTITY = Operation("as it is", lambda a: a, lambda a: (a,))
 DENSE = Operation("(out, in) -> (in, out)", lambda a: _rank(a, 2).T, lambda a: (_rank(a, 2).T,))
+UNBATCHED = Operation("(n, d) -> (1, n, d)", lambda a: _rank(a, 2)[None], lambda a: (_rank(a, 3)[0],))
 CONV = Operation(
     "OIHW -> HWIO", lambda a: _rank(a, 4).transpose(2, 3, 1, 0), lambda a: (_rank(a, 4).transpose(3, 2, 0, 1),)
 )
@@ -95,6 +96,7 @@ class Drop:
 
     source: str
     reason: str
+    restored: np.ndarray | None = None  # written under this name on the way back; only for a name without placeholders
 
 
 @functools.cache
@@ -165,6 +167,8 @@ def plan(shapes: Mapping[str, tuple[int, ...]], rules: Iterable[Rule | Drop], ex
             problems.append(f"ambiguous: {name} matches {' and '.join(t for _, t, _ in hits)}")
         rule, _, bindings = hits[0] if hits else (None, None, {})
         if isinstance(rule, Drop):
+            if rule.restored is not None and rule.restored.shape != tuple(shape):
+                problems.append(f"misshapen: {name} is {_shape(shape)}, expected {_shape(rule.restored.shape)}")
             fates.append(Fate(name, shape, dropped=rule.reason))
         elif isinstance(rule, Rule) and (target := rule.target.format(**bindings)) in expected:
             fates.append(Fate(name, shape, target, rule.operation.name))
@@ -232,7 +236,9 @@ def to_tensors(params: Mapping[str, Any], rules: Iterable[Rule | Drop]) -> dict[
         ConversionError: lists every parameter that the layout has no place for.
     """
     rules = list(rules)
-    tensors: dict[str, np.ndarray] = {}
+    restored = {r.source: r.restored for r in rules if isinstance(r, Drop) and r.restored is not None}
+    dtype = next((np.asarray(value).dtype for value in params.values()), np.float32)
+    tensors = {name: array.astype(dtype) for name, array in restored.items()}
     problems = []
     for path, value in params.items():
         try:

@@ -16,7 +16,7 @@ from vit_flax.models.linear import PRECISION, Linear
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.patch_embed import PatchEmbed
 from vit_flax.models.pooling import pool_tokens
-from vit_flax.models.pos_embed import sincos_2d, sinusoid_1d
+from vit_flax.models.pos_embed import simple_sincos_2d, sincos_2d, sinusoid_1d
 
 
 class VisionTransformer(nn.Module):
@@ -32,6 +32,8 @@ class VisionTransformer(nn.Module):
     Reference: the tutorial's ViT_Model and ViT_Backbone; timm.models.vision_transformer.VisionTransformer and
     timm.models.deit.VisionTransformerDistilled.
     """
+
+    block_class = Block  # of the family
 
     config: ViTConfig
     dtype: DTypeLike | None = None  # of the matrix products' operands; None: what inputs and parameters promote to
@@ -60,11 +62,11 @@ class VisionTransformer(nn.Module):
             self.reg_token = self._token("reg_token", cfg.reg_tokens)
         if cfg.mask_token:
             self.mask_token = self._token("mask_token", 1)
-        if cfg.pos_embed != "none":
+        if cfg.pos_embed == "learned" or cfg.pos_embed in FIXED_POS_EMBEDS:
             self.pos_embed = self.param("pos_embed", self._init_pos_embed)
         if cfg.pre_norm:
             self.norm_pre = norm()
-        self.blocks = [Block(cfg, *runtime) for _ in range(cfg.depth)]
+        self.blocks = [self.block_class(cfg, *runtime) for _ in range(cfg.depth)]
         if cfg.final_norm and not cfg.fc_norm:
             self.norm = norm()
         if cfg.global_pool == "map":
@@ -124,6 +126,12 @@ class VisionTransformer(nn.Module):
             tokens = block(tokens)
         return self.norm(tokens) if cfg.final_norm and not cfg.fc_norm else tokens
 
+    def _pos_table(self) -> Array:
+        cfg = self.config
+        if cfg.pos_embed == "simple_sincos_2d":
+            return jnp.asarray(simple_sincos_2d(cfg.grid_size, cfg.embed_dim, cfg.num_embed_prefix_tokens))
+        return lax.stop_gradient(self.pos_embed) if cfg.pos_embed in FIXED_POS_EMBEDS else self.pos_embed
+
     def _add_prefix(self, tokens: Float[Array, "b p d"]) -> Float[Array, "b n d"]:
         cfg = self.config
         names = ("cls_token",) * cfg.class_token + ("dist_token",) * cfg.dist_token
@@ -132,7 +140,7 @@ class VisionTransformer(nn.Module):
         prefix = jnp.concatenate(prefix, axis=1) if prefix else None
         if cfg.pos_embed != "none":
             rows = cfg.num_embed_prefix_tokens
-            table = lax.stop_gradient(self.pos_embed) if cfg.pos_embed in FIXED_POS_EMBEDS else self.pos_embed
+            table = self._pos_table()
             tokens = tokens + table[:, rows:]
             if prefix is not None and rows:
                 prefix = jnp.concatenate([prefix[:, :rows] + table[:, :rows], prefix[:, rows:]], axis=1)

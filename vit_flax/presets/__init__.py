@@ -13,6 +13,8 @@ from vit_flax.presets.explained import EXPLAINED
 from vit_flax.presets.foundation import FOUNDATION_MODELS
 from vit_flax.presets.preset import Preset
 from vit_flax.presets.siglip import SIGLIP_MODELS
+from vit_flax.presets.t2t import T2T_MODELS
+from vit_flax.presets.torchvision import TORCHVISION_MODELS
 from vit_flax.presets.vit import VIT_MODELS
 
 __all__ = ["PRESETS", "REFUSED", "Preset", "get_preset"]
@@ -23,6 +25,8 @@ PRESETS: dict[str, Preset] = {
     **CLIP_MODELS,
     **SIGLIP_MODELS,
     **FOUNDATION_MODELS,
+    **TORCHVISION_MODELS,
+    **T2T_MODELS,
     **EXPLAINED,
 }
 
