@@ -88,5 +88,7 @@ def test_t2t_vit(name: str) -> None:
     overrides = {**overrides, "num_heads": arguments["num_heads"]}
     _check(module, "explained_t2t", arguments["img_size"], **overrides)
     kernels = arguments["softsplit_kernels"]
-    told = converted(module, "explained_t2t", image_size=arguments["img_size"][1:], softsplit_kernels=kernels, **overrides)
+    told = converted(
+        module, "explained_t2t", image_size=arguments["img_size"][1:], softsplit_kernels=kernels, **overrides
+    )
     assert told[1].config.softsplit_kernels == kernels

@@ -52,3 +52,9 @@ def import_transformers() -> ModuleType:
     """Returns transformers."""
     import_torchvision()
     return _import("transformers")
+
+
+def import_vit_pytorch() -> ModuleType:
+    """Returns vit_pytorch."""
+    import_torchvision()
+    return _import("vit_pytorch")

@@ -8,9 +8,13 @@ import json
 from collections.abc import Mapping
 from typing import Any, Self
 
-POS_EMBEDS = ("learned", "sinusoid", "none")
+POS_EMBEDS = ("learned", "sinusoid", "sincos_2d", "simple_sincos_2d", "none")
+FIXED_POS_EMBEDS = ("sinusoid", "sincos_2d")  # stored with the parameters, never trained
 NORM_LAYERS = ("layernorm", "rmsnorm")
-GLOBAL_POOLS = ("token", "avg", "none")
+BLOCKS = ("standard", "res_post", "parallel_scaling", "parallel_things", "diff", "diff_parallel_scaling")
+MLP_LAYERS = ("mlp", "swiglu", "swiglu_packed")
+TOKENS_TYPES = ("transformer", "performer")
+GLOBAL_POOLS = ("token", "avg", "avgmax", "max", "token_avg", "map", "none")
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:
@@ -30,21 +34,46 @@ class ViTConfig:
 
     image_size: tuple[int, int] = (224, 224)  # (height, width) in pixels; an int means a square, here and below
     patch_size: tuple[int, int] = (16, 16)  # (height, width) in pixels; an int means a square
+    crop_to_patches: bool = False  # leave out pixels beyond the last whole patch, instead of refusing such a size
+    patch_bias: bool = True
+    patch_norm: bool = False  # normalise the patch tokens before anything is added
     in_chans: int = 3
     num_classes: int = 1000  # 0: no head, the model returns the pooled features
     embed_dim: int = 768
     depth: int = 12
     num_heads: int = 12
-    mlp_ratio: float = 4.0  # hidden width is int(embed_dim * mlp_ratio), as in the reference
+    block: str = "standard"  # a name of vit_flax.models.BLOCKS
+    mlp_ratio: float = 4.0  # hidden width is int(embed_dim * mlp_ratio), as in the reference; of a gated MLP's product
+    # 'swiglu' and 'swiglu_packed' compute the same: checkpoints hold gate and value as two layers or as one
+    mlp_layer: str = "mlp"
+    mlp_bias: bool = True
+    scale_mlp_norm: bool = False  # normalise the MLP's hidden layer
     qkv_bias: bool = True
+    qk_norm: bool = False  # normalise queries and keys, each head by itself
     qk_scale: float | None = None  # None (or 0, as in the reference): head_dim ** -0.5
     value_skip: bool = False  # add the values, heads merged, after the output projection
+    proj_bias: bool = True  # of the attention's output projection
+    scale_attn_norm: bool = False  # normalise the merged heads before the output projection
+    init_values: float | None = None  # first value of LayerScale; None: no LayerScale
     activation: str = "gelu"  # a name of vit_flax.models.activations.ACTIVATIONS
     norm_layer: str = "layernorm"
     norm_eps: float | None = 1e-6  # None: the machine epsilon of the input's dtype (torch.nn.RMSNorm's default)
     class_token: bool = True
-    pos_embed: str = "learned"  # 'sinusoid' is fixed: stored with the parameters, never trained
-    global_pool: str = "token"
+    dist_token: bool = False  # a second token for distillation, after the class token
+    reg_tokens: int = 0  # register tokens, between these and the patches
+    mask_token: bool = False  # stored for masked-image training; evaluation does not read it
+    # a table; 'sinusoid' and 'sincos_2d' are stored with the parameters, never trained; 'simple_sincos_2d' is neither
+    pos_embed: str = "learned"
+    no_embed_class: bool = False  # the table has rows for patches only: prefix tokens join after it is added
+    no_embed_reg: bool = False  # it has rows for class and distillation token, but registers join after it is added
+    pre_norm: bool = False  # normalise all tokens before the blocks
+    final_norm: bool = True  # normalise all tokens after the blocks
+    fc_norm: bool = False  # do so after the pooling instead: on what is pooled
+    global_pool: str = "token"  # 'token_avg' joins both; 'map' attends from a learned query
+    pool_include_prefix: bool = False  # every pooling but 'token' looks at the prefix tokens as well
+    representation_size: int | None = None  # width of a tanh layer before the head; None: there is none
+    head_bias: bool = True
+    head_dist: bool = False  # a second head reads the distillation token: the logits are the mean of both
 
     def __post_init__(self) -> None:
         """Normalises pairs and checks every value."""
@@ -52,27 +81,44 @@ class ViTConfig:
         object.__setattr__(self, "patch_size", _pair("patch_size", self.patch_size))
         for name in ("in_chans", "embed_dim", "depth", "num_heads"):
             _require_int(name, getattr(self, name), minimum=1)
-        _require_int("num_classes", self.num_classes, minimum=0)
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
+        for name in ("num_classes", "reg_tokens"):
+            _require_int(name, getattr(self, name), minimum=0)
+        self.check_heads()
         if not self.mlp_ratio > 0 or self.mlp_dim < 1:
             raise ValueError(f"mlp_ratio must be positive and give a hidden width of 1 or more, got {self.mlp_ratio!r}")
         if self.norm_eps is not None and not self.norm_eps >= 0:
             raise ValueError(f"norm_eps must be None or not negative, got {self.norm_eps!r}")
         _require_choice("norm_layer", self.norm_layer, NORM_LAYERS)
+        _require_choice("block", self.block, BLOCKS)
+        _require_choice("mlp_layer", self.mlp_layer, MLP_LAYERS)
         _require_choice("pos_embed", self.pos_embed, POS_EMBEDS)
         _require_choice("global_pool", self.global_pool, GLOBAL_POOLS)
-        if self.global_pool == "token" and not self.class_token:
-            raise ValueError("global_pool='token' needs class_token=True; use global_pool='avg'")
-        if type(self) is ViTConfig:
+        if self.init_values is not None and not self.init_values > 0:
+            raise ValueError(f"init_values must be None or positive, got {self.init_values!r}")
+        if self.representation_size is not None:
+            _require_int("representation_size", self.representation_size, minimum=1)
+        if self.global_pool in ("token", "token_avg") and not self.class_token:
+            raise ValueError(f"global_pool={self.global_pool!r} needs class_token=True; use global_pool='avg'")
+        if self.fc_norm and not self.final_norm:
+            raise ValueError("fc_norm=True needs final_norm=True: it says where the final norm stands")
+        if self.dist_token and not self.class_token:
+            raise ValueError("dist_token=True needs class_token=True")
+        if self.head_dist and not (self.dist_token and self.global_pool == "token"):
+            raise ValueError("head_dist=True needs dist_token=True and global_pool='token'")
+        if not isinstance(self, T2TViTConfig):
             self.grid_size  # noqa: B018  (raises when the image does not divide into patches)
+
+    def check_heads(self) -> None:
+        """Raises ValueError unless the width divides into the heads."""
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
 
     @property
     def grid_size(self) -> tuple[int, int]:
         """Patches along the height and the width."""
         sides = []
         for side, pixels, patch in zip(("height", "width"), self.image_size, self.patch_size, strict=True):
-            if pixels % patch:
+            if pixels < patch or (pixels % patch and not self.crop_to_patches):
                 raise ValueError(f"image {side} {pixels} is not divisible by the patch size {patch}")
             sides.append(pixels // patch)
         return sides[0], sides[1]
@@ -86,7 +132,14 @@ class ViTConfig:
     @property
     def num_prefix_tokens(self) -> int:
         """Tokens that stand before the patches."""
-        return int(self.class_token)
+        return int(self.class_token) + int(self.dist_token) + self.reg_tokens
+
+    @property
+    def num_embed_prefix_tokens(self) -> int:
+        """Prefix tokens that the position table has a row for; they are the first ones."""
+        if self.no_embed_class:
+            return 0
+        return self.num_prefix_tokens - (self.reg_tokens if self.no_embed_reg else 0)
 
     @property
     def mlp_dim(self) -> int:
@@ -120,10 +173,14 @@ class T2TViTConfig(ViTConfig):
     `patch_size` is not used: the token grid follows from `image_size` and `softsplit_kernels`.
     """
 
+    num_heads: int = 1  # of the blocks and, unless token_num_heads says otherwise, of the token transformers
     softsplit_kernels: tuple[int, int, int] = (7, 3, 3)
     token_chan: int = 64  # width of the two token transformers
     token_num_heads: int | None = None  # None: num_heads, as in the reference
     token_mlp_ratio: float = 1.0
+    tokens_type: str = "transformer"  # 'performer' attends in time linear in the tokens, by random features
+    token_qkv_bias: bool | None = None  # of the token transformers; None: qkv_bias. A performer has biases always
+    token_input_scale: bool = False  # their attention's scale is their input's width ** -0.5, and not qk_scale
 
     def __post_init__(self) -> None:
         """Checks the soft splits as well."""
@@ -132,6 +189,13 @@ class T2TViTConfig(ViTConfig):
             raise ValueError(f"softsplit_kernels must be three positive integers, got {self.softsplit_kernels!r}")
         super().__post_init__()
         _require_int("token_chan", self.token_chan, minimum=1)
+        _require_choice("tokens_type", self.tokens_type, TOKENS_TYPES)
+        if self.tokens_type == "performer":
+            names = {"token_qkv_bias": None, "token_input_scale": False, "token_mlp_ratio": 1.0}
+            wrong = [f"{name}={getattr(self, name)!r}" for name, value in names.items() if getattr(self, name) != value]
+            wrong += [f"token_num_heads={self.token_heads}"] * (self.token_heads != 1)
+            if wrong:
+                raise ValueError(f"tokens_type='performer' has one head and no {', '.join(wrong)}")
         if self.token_chan % self.token_heads:
             raise ValueError(f"token_chan {self.token_chan} is not divisible by its num_heads {self.token_heads}")
         self.grid_size  # noqa: B018  (raises when a soft split leaves no token)
@@ -158,7 +222,47 @@ class T2TViTConfig(ViTConfig):
         return self.grid_sizes[-1]
 
 
-CONFIGS: dict[str, type[ViTConfig]] = {c.__name__: c for c in (ViTConfig, T2TViTConfig)}
+_LUCIDRAINS_FIELDS = (
+    "image_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias",
+    "qk_scale", "activation", "norm_layer", "norm_eps", "class_token", "pos_embed", "global_pool", "attn_head_dim",
+    "attn_proj", "proj_bias",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LucidrainsViTConfig(ViTConfig):
+    """A Vision Transformer as vit-pytorch has it: normalised patches, heads of a width of their own.
+
+    The width of q, k and v is num_heads * attn_head_dim, whatever embed_dim is.
+    """
+
+    qkv_bias: bool = False
+    norm_eps: float | None = 1e-5
+    attn_head_dim: int = 64
+    attn_proj: bool = True  # False: the heads are merged and left as they are, which needs them to be embed_dim wide
+    proj_bias: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuses what this family does not compute."""
+        super().__post_init__()
+        _require_defaults(self, *_LUCIDRAINS_FIELDS)
+
+    def check_heads(self) -> None:
+        """Raises ValueError when there is no projection though the widths differ."""
+        _require_int("attn_head_dim", self.attn_head_dim, minimum=1)
+        width = self.num_heads * self.attn_head_dim
+        if not self.attn_proj and width != self.embed_dim:
+            raise ValueError(
+                f"attn_proj=False needs num_heads * attn_head_dim, {width}, to be embed_dim {self.embed_dim}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.attn_head_dim
+
+
+CONFIGS: dict[str, type[ViTConfig]] = {c.__name__: c for c in (ViTConfig, T2TViTConfig, LucidrainsViTConfig)}
 
 
 def softsplit_size(pixels: int, kernel: int) -> int:
@@ -199,3 +303,10 @@ def _require_int(name: str, value: Any, minimum: int) -> None:
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _require_defaults(config: ViTConfig, *but: str) -> None:
+    """Raises ValueError for the first field outside `but` that is not at its default: the family ignores it."""
+    for field in dataclasses.fields(config):
+        if field.name not in but and getattr(config, field.name) != field.default:
+            raise ValueError(f"{type(config).__name__} does not support {field.name}={getattr(config, field.name)!r}")

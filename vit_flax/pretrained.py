@@ -42,7 +42,7 @@ def create_model(preset: str, **overrides: Any) -> VisionTransformer:
         ValueError: no such preset (the nearest is suggested), no such field, or values that do not fit.
     """
     runtime = {name: overrides.pop(name) for name in ("dtype", "param_dtype", "precision") if name in overrides}
-    return build_model(get_preset(preset).replace(**overrides), **runtime)
+    return build_model(get_preset(preset).config.replace(**overrides), **runtime)
 
 
 def from_state_dict(
@@ -50,6 +50,7 @@ def from_state_dict(
     layout: str | None = None,
     config: str | ViTConfig | Mapping[str, Any] | None = None,
     *,
+    entry: str | None = None,
     resample: str | None = None,
     source_grid: tuple[int, int] | None = None,
     **overrides: Any,
@@ -60,6 +61,7 @@ def from_state_dict(
         tensors: names to arrays, for example `torch_model.state_dict()`.
         layout: a layout's name; None finds it from the names.
         config: what tensors cannot tell: a preset's name, a ViTConfig or its `to_dict()`.
+        entry: which weights of a training checkpoint to take where it holds several, for example 'teacher'.
         resample: how to resize learned positions when `image_size` asks for another grid of patches: a mode of
             vit_flax.models.resample. None takes the mode of the layout's own library.
         source_grid: (height, width) of the checkpoint's grid of patches, needed where that is not square.
@@ -70,7 +72,7 @@ def from_state_dict(
             unexpected, ambiguous or misshapen (the message lists them all).
         ValueError: a field does not exist, or values do not fit each other.
     """
-    return build_from(from_mapping(tensors), layout, config, overrides, resample, source_grid)
+    return build_from(from_mapping(tensors, entry), layout, config, overrides, resample, source_grid)
 
 
 def load(
@@ -78,6 +80,7 @@ def load(
     layout: str | None = None,
     config: str | ViTConfig | Mapping[str, Any] | None = None,
     *,
+    entry: str | None = None,
     resample: str | None = None,
     source_grid: tuple[int, int] | None = None,
     **overrides: Any,
@@ -89,7 +92,7 @@ def load(
 
     Arguments and errors are those of `from_state_dict`; a config stored with the weights counts after `config`.
     """
-    return build_from(read_checkpoint(path), layout, config, overrides, resample, source_grid)
+    return build_from(read_checkpoint(path, entry), layout, config, overrides, resample, source_grid)
 
 
 def to_state_dict(model: VisionTransformer, params: Any, layout: str | None = None) -> dict[str, np.ndarray]:
@@ -138,7 +141,7 @@ def find_config(
     """Returns the config of a checkpoint with the origin of every field."""
     sources: list[tuple[str, Mapping[str, Any]]] = [("given", overrides)]
     if isinstance(config, str):
-        sources.append((f"preset {config}", _fields(get_preset(config))))
+        sources.append((f"preset {config}", _fields(get_preset(config).config)))
     elif isinstance(config, ViTConfig):
         sources.append(("config given", _fields(config)))
     elif config is not None:
@@ -168,6 +171,7 @@ def build_from(
 ) -> tuple[VisionTransformer, Params]:
     """Returns the model of an opened checkpoint and its parameters; see `from_state_dict`."""
     found, _ = find_layout(checkpoint, layout)
+    checkpoint = checkpoint.renamed(found.renamed(checkpoint.shapes))
     resolved = find_config(checkpoint, found, config, overrides)
     model = build_model(resolved.config)
     rules, expected = found.rules(resolved.config), expected_shapes(model)

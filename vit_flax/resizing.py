@@ -96,7 +96,7 @@ def find_resize(
     found = f"{asked}, the position table is for a {_by(old_grid)} grid"
     if config.pos_embed != "learned":
         return None, f"{found}: a table that is computed ({config.pos_embed}) is not resampled"
-    mode = mode or layout.resample
+    mode = mode or layout.resample(config)
     if not mode:
         return (
             None,

@@ -14,8 +14,8 @@ from vit_flax.models.resample import resize_pos_embed
 from vit_flax.pretrained import describe
 
 CONFIG = ViTConfig(
-    image_size=16, patch_size=4, in_chans=2, num_classes=3, embed_dim=8, depth=1, num_heads=2, value_skip=True,
-    norm_eps=1e-5,
+    image_size=(16, 16), patch_size=(4, 4), in_chans=2, num_classes=3, embed_dim=8, depth=1, num_heads=2,
+    value_skip=True, norm_eps=1e-5,
 )  # fmt: skip
 
 
@@ -24,7 +24,7 @@ def _layouts(monkeypatch):
     """A layout with learned positions that resizes them, and one that does not say how."""
     fixed = {**EXPLAINED.fixed, "pos_embed": ("learned", "sinusoid")}
     for name, mode in (("resizing", "bicubic"), ("silent", "")):
-        layout = dataclasses.replace(EXPLAINED, name=name, fixed=fixed, resample=mode)
+        layout = dataclasses.replace(EXPLAINED, name=name, fixed=fixed, resample=lambda _, mode=mode: mode)
         monkeypatch.setitem(LAYOUTS, name, layout)
 
 
@@ -47,8 +47,8 @@ def test_another_image_size_resizes_the_table_in_the_layouts_mode(size):
     expected = resize_pos_embed(table, (4, 4), (size[0] // 4, size[1] // 4), 1, "bicubic")
     np.testing.assert_array_equal(params["pos_embed"], expected)
     assert params["pos_embed"].dtype == np.float32
-    logits = model.apply({"params": params}, np.ones((2, *size, 2), np.float32))
-    assert np.shape(logits) == (2, 3)
+    logits: Any = model.apply({"params": params}, np.ones((2, *size, 2), np.float32))
+    assert logits.shape == (2, 3)
 
 
 def test_the_mode_can_be_given():

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     from vit_flax.convert import read_checkpoint
 
-    checkpoint = read_checkpoint(options.source)  # before JAX is imported: a bad file is told at once
+    checkpoint = read_checkpoint(options.source, options.entry)  # before JAX is imported: a bad file is told at once
 
     import jax
 

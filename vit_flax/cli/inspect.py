@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     from vit_flax.convert import read_checkpoint
 
-    checkpoint = read_checkpoint(options.source)
+    checkpoint = read_checkpoint(options.source, options.entry)
 
     import jax
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from vit_flax.config import ViTConfig
-from vit_flax.convert.checkpoint import Checkpoint, from_mapping
+from vit_flax.convert.checkpoint import Checkpoint
 from vit_flax.convert.explained import EXPLAINED, EXPLAINED_T2T
-from vit_flax.convert.files import read_checkpoint, write_checkpoint
+from vit_flax.convert.facebook import DEIT, DEIT3, DINO, DINOV2, MAE
+from vit_flax.convert.files import from_mapping, read_checkpoint, write_checkpoint
 from vit_flax.convert.layout import Layout, Resolved, resolve_config
+from vit_flax.convert.lucidrains import LUCIDRAINS, SIMPLE_VIT
 from vit_flax.convert.rules import ConversionError, Drop, Rule
+from vit_flax.convert.t2t_vit import T2T_VIT
+from vit_flax.convert.timm import TIMM
+from vit_flax.convert.torchvision import TORCHVISION
 
 __all__ = [
     "LAYOUTS",
@@ -28,8 +33,12 @@ __all__ = [
     "write_checkpoint",
 ]
 
-# In the order of detection: the first whose evidence is found is taken.
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (EXPLAINED_T2T, EXPLAINED)}
+# From the general to the special: a model is written in the first that can hold it, and tensors are taken for the last
+# whose evidence is found.
+_ORDER = (
+    TIMM, DINO, DEIT, DEIT3, DINOV2, MAE, TORCHVISION, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T,
+)  # fmt: skip
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ORDER}
 
 
 def get_layout(name: str) -> Layout:
@@ -45,7 +54,7 @@ def detect_layout(names: Collection[str]) -> tuple[Layout, str]:
     Raises:
         ConversionError: no layout matches; the message shows some of the names.
     """
-    for layout in LAYOUTS.values():
+    for layout in reversed(LAYOUTS.values()):
         evidence = layout.evidence(names)
         if evidence:
             return layout, evidence

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from vit_flax.config import T2TViTConfig, ViTConfig, softsplit_size
-from vit_flax.convert.layout import Layout, Shapes, any_match, count_blocks, ratio_for, vote
+from vit_flax.convert.layout import Layout, Shapes, any_match, containing, count_blocks, only, ratio_for, vote
 from vit_flax.convert.rules import DENSE, ConversionError, Rule, patch_linear
 
 
@@ -185,14 +185,6 @@ def _t2t_rules(_config: ViTConfig) -> tuple[Rule, ...]:
     )
 
 
-def _named(*needles: str) -> Any:
-    def evidence(names: Collection[str]) -> str | None:
-        hits = [next((name for name in names if needle in name), None) for needle in needles]
-        return " and ".join(str(hit) for hit in hits) if all(hits) else None
-
-    return evidence
-
-
 def _defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "activation": "gelu",
@@ -203,19 +195,23 @@ def _defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_FIXED = {"value_skip": (True,), "pos_embed": ("sinusoid",), "class_token": (True,), "global_pool": ("token",)}
+_FREE = (
+    "image_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias",
+    "qk_scale", "activation", "norm_layer", "norm_eps",
+)  # fmt: skip
+_FIXED = {"value_skip": (True,), "pos_embed": ("sinusoid",)}
 
 EXPLAINED = Layout(
     name="explained",
     description="the tutorial's ViT_Model (Vision Transformers, Explained)",
     config_class=ViTConfig,
-    evidence=_named("backbone.blocks.0.neuralnet."),
+    evidence=containing("backbone.blocks.0.neuralnet."),
     infer=_infer_vit,
     rules=_vit_rules,
     required=(("num_heads", "image_size"), ("patch_size", "in_chans")),
     defaults=_defaults,
-    fixed=_FIXED,
-    components=(
+    fixed=only(ViTConfig, _FREE, **_FIXED),
+    components=lambda config: (
         ("patch_tokens.project", "patch_embed/proj"),
         ("patch_tokens", "patch_embed"),
         *_backbone_components("backbone"),
@@ -226,13 +222,15 @@ EXPLAINED_T2T = Layout(
     name="explained_t2t",
     description="the tutorial's T2T_ViT",
     config_class=T2TViTConfig,
-    evidence=_named("vit_backbone.", "tokens_to_token.transformer1."),
+    evidence=containing("vit_backbone.", "tokens_to_token.transformer1."),
     infer=_infer_t2t,
     rules=_t2t_rules,
     required=(("num_heads", "image_size"), ("softsplit_kernels", "in_chans")),
     defaults=_defaults,
-    fixed=_FIXED,
-    components=(
+    fixed=only(
+        T2TViTConfig, (*_FREE, "softsplit_kernels", "token_chan", "token_num_heads", "token_mlp_ratio"), **_FIXED
+    ),
+    components=lambda config: (
         *_transformer_components("tokens_to_token.transformer1", "tokens_to_token/transformer1"),
         *_transformer_components("tokens_to_token.transformer2", "tokens_to_token/transformer2"),
         ("tokens_to_token.project", "tokens_to_token/project"),

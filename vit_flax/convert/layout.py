@@ -26,8 +26,31 @@ class Layout:
     required: tuple[tuple[str, ...], ...]  # fields that tensors may not tell; a later group follows from an earlier one
     defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # what the reference itself defines, given the rest
     fixed: Mapping[str, tuple[Any, ...]]  # the only values of a field that the layout can hold
-    components: tuple[tuple[str, str], ...] = ()  # torch module <-> linen module, in execution order, as templates
-    resample: str = ""  # how the layout's library resizes position tables (vit_flax.models.resample); '': it does not
+    # torch module <-> linen module, as templates; only modules that a model of the config has
+    components: Callable[[ViTConfig], tuple[tuple[str, str], ...]] = lambda config: ()
+    conditions: Callable[[ViTConfig], list[str]] = lambda config: []  # what `fixed` cannot say of two fields together
+    hint: str = ""  # what else to pass when a required field is unknown
+    # how the layout's own library resizes position tables: a mode of vit_flax.models.resample; '': it does not
+    resample: Callable[[ViTConfig], str] = lambda config: ""
+    aliases: tuple[tuple[str, str], ...] = ()  # (older name, today's name), as templates: read, never written
+
+    def renamed(self, names: Collection[str]) -> dict[str, str]:
+        """Returns today's name of every tensor, by the name it has.
+
+        Raises:
+            ConversionError: a tensor is there under both its names.
+        """
+        today = {name: self._today(name) for name in names}
+        double = sorted(name for name, new in today.items() if new != name and new in today)
+        if double:
+            raise ConversionError(f"layout {self.name!r}: under an older and today's name at once: {', '.join(double)}")
+        return today
+
+    def _today(self, name: str) -> str:
+        for old, new in self.aliases:
+            if (bindings := match(old, name)) is not None:
+                return new.format(**bindings)
+        return name
 
     def refusals(self, config: ViTConfig) -> list[str]:
         """Returns what of `config` this layout cannot hold, a line each."""
@@ -37,7 +60,7 @@ class Layout:
             f"{field}={getattr(config, field)!r} (it holds {' or '.join(map(repr, values))})"
             for field, values in self.fixed.items()
             if getattr(config, field) not in values
-        ]
+        ] + self.conditions(config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +103,7 @@ def resolve_config(layout: Layout, shapes: Shapes, sources: Iterable[tuple[str, 
             f"layout {layout.name!r}: the tensors do not tell {', '.join(missing)}; pass "
             + ", ".join(f"{name}={EXAMPLES.get(name, '...')}" for name in missing)
             + ", or config= with a preset's name or a ViTConfig"
+            + layout.hint
         )
     add(f"default of layout {layout.name}", layout.defaults(values))
     config = layout.config_class(**values)
@@ -92,7 +116,31 @@ EXAMPLES = {
     "patch_size": "16",
     "softsplit_kernels": "(7, 3, 3)",
     "in_chans": "3",
+    "norm_eps": "1e-6",
+    "activation": "'gelu'",
+    "global_pool": "'token'",
+    "attn_head_dim": "64",
+    "qk_scale": "None (head_dim ** -0.5, as the published weights) or what the model was built with",
 }
+
+
+def only(config_class: type[ViTConfig], free: Collection[str], **values: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
+    """Returns `fixed` for a layout that holds any value of the `free` fields, these of `values`, and else the defaults.
+
+    Named by what it can hold, a layout refuses a field that is added to the config later.
+    """
+    defaults = {f.name: (f.default,) for f in dataclasses.fields(config_class) if f.name not in free}
+    return {**defaults, **values}
+
+
+def containing(*needles: str) -> Callable[[Collection[str]], str | None]:
+    """Returns the evidence of a layout whose tensor names contain every one of `needles`."""
+
+    def evidence(names: Collection[str]) -> str | None:
+        hits = [next((name for name in names if needle in name), None) for needle in needles]
+        return " and ".join(str(hit) for hit in hits) if all(hits) else None
+
+    return evidence
 
 
 def vote(shapes: Shapes, *templates: tuple[str, int]) -> int | None:

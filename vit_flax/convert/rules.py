@@ -32,9 +32,11 @@ class Operation:
 
 IDENTITY = Operation("as it is", lambda a: a, lambda a: (a,))
 DENSE = Operation("(out, in) -> (in, out)", lambda a: _rank(a, 2).T, lambda a: (_rank(a, 2).T,))
+UNBATCHED = Operation("(n, d) -> (1, n, d)", lambda a: _rank(a, 2)[None], lambda a: (_rank(a, 3)[0],))
 CONV = Operation(
     "OIHW -> HWIO", lambda a: _rank(a, 4).transpose(2, 3, 1, 0), lambda a: (_rank(a, 4).transpose(3, 2, 0, 1),)
 )
+ROW = Operation("(1, D) -> (1, 1, D)", lambda a: _rank(a, 2)[:, None], lambda a: (_rank(a, 3)[:, 0],))
 
 
 def patch_linear(chans: int, patch_size: tuple[int, int]) -> Operation:
@@ -45,6 +47,27 @@ def patch_linear(chans: int, patch_size: tuple[int, int]) -> Operation:
         lambda a: _rank(a, 2).reshape(a.shape[0], chans, height, width).transpose(2, 3, 1, 0),
         lambda a: (_rank(a, 4).transpose(3, 2, 0, 1).reshape(a.shape[3], -1),),
     )
+
+
+def join(*shares: int) -> Operation:
+    """Returns the joining of several biases to one, sized in proportion to `shares` (1, 1, 1 for q, k and v)."""
+    return Operation("joined", lambda *parts: np.concatenate(parts, -1), functools.partial(_split, shares))
+
+
+def join_dense(*shares: int) -> Operation:
+    """Returns the joining of several Linear weights, (out, in) each, to one kernel (in, sum of outs)."""
+    return Operation(
+        "(out, in) each -> (in, sum of outs)",
+        lambda *parts: np.concatenate([_rank(part, 2).T for part in parts], -1),
+        lambda a: tuple(part.T for part in _split(shares, _rank(a, 2))),
+    )
+
+
+def _split(shares: tuple[int, ...], array: np.ndarray) -> tuple[np.ndarray, ...]:
+    if array.shape[-1] % sum(shares):
+        raise ValueError(f"width {array.shape[-1]} does not divide by {sum(shares)}")
+    unit = array.shape[-1] // sum(shares)
+    return tuple(np.split(array, np.cumsum(shares)[:-1] * unit, -1))
 
 
 def _rank(array: np.ndarray, rank: int) -> np.ndarray:
@@ -73,6 +96,7 @@ class Drop:
 
     source: str
     reason: str
+    restored: np.ndarray | None = None  # written under this name on the way back; only for a name without placeholders
 
 
 @functools.cache
@@ -143,6 +167,8 @@ def plan(shapes: Mapping[str, tuple[int, ...]], rules: Iterable[Rule | Drop], ex
             problems.append(f"ambiguous: {name} matches {' and '.join(t for _, t, _ in hits)}")
         rule, _, bindings = hits[0] if hits else (None, None, {})
         if isinstance(rule, Drop):
+            if rule.restored is not None and rule.restored.shape != tuple(shape):
+                problems.append(f"misshapen: {name} is {_shape(shape)}, expected {_shape(rule.restored.shape)}")
             fates.append(Fate(name, shape, dropped=rule.reason))
         elif isinstance(rule, Rule) and (target := rule.target.format(**bindings)) in expected:
             fates.append(Fate(name, shape, target, rule.operation.name))
@@ -210,7 +236,9 @@ def to_tensors(params: Mapping[str, Any], rules: Iterable[Rule | Drop]) -> dict[
         ConversionError: lists every parameter that the layout has no place for.
     """
     rules = list(rules)
-    tensors: dict[str, np.ndarray] = {}
+    restored = {r.source: r.restored for r in rules if isinstance(r, Drop) and r.restored is not None}
+    dtype = next((np.asarray(value).dtype for value in params.values()), np.float32)
+    tensors = {name: array.astype(dtype) for name, array in restored.items()}
     problems = []
     for path, value in params.items():
         try:

@@ -2,39 +2,53 @@
 
 from typing import Any
 
-from vit_flax.config import T2TViTConfig, ViTConfig
+from vit_flax.config import LucidrainsViTConfig, T2TViTConfig, ViTConfig
 from vit_flax.models.attention import Attention
+from vit_flax.models.attention_pool import AttentionPool
 from vit_flax.models.block import Block
+from vit_flax.models.layer_scale import LayerScale
 from vit_flax.models.linear import Linear
+from vit_flax.models.lucidrains import LucidrainsViT
 from vit_flax.models.masks import no_weight_decay, trainable_mask, weight_decay_mask
 from vit_flax.models.mlp import Mlp
 from vit_flax.models.norm import LayerNorm, RMSNorm
 from vit_flax.models.patch_embed import PatchEmbed
-from vit_flax.models.pos_embed import sinusoid_1d
+from vit_flax.models.pos_embed import simple_sincos_2d, sincos_2d, sinusoid_1d
+from vit_flax.models.swiglu import SwiGLU
 from vit_flax.models.tokens_to_token import T2TViT, TokensToToken, TokenTransformer
 from vit_flax.models.vision_transformer import VisionTransformer
 
 __all__ = [
     "MODELS",
     "Attention",
+    "AttentionPool",
     "Block",
     "LayerNorm",
+    "LayerScale",
     "Linear",
+    "LucidrainsViT",
     "Mlp",
     "PatchEmbed",
     "RMSNorm",
+    "SwiGLU",
     "T2TViT",
     "TokenTransformer",
     "TokensToToken",
     "VisionTransformer",
     "build_model",
     "no_weight_decay",
+    "simple_sincos_2d",
+    "sincos_2d",
     "sinusoid_1d",
     "trainable_mask",
     "weight_decay_mask",
 ]
 
-MODELS: dict[type[ViTConfig], type[VisionTransformer]] = {ViTConfig: VisionTransformer, T2TViTConfig: T2TViT}
+MODELS: dict[type[ViTConfig], type[VisionTransformer]] = {
+    ViTConfig: VisionTransformer,
+    T2TViTConfig: T2TViT,
+    LucidrainsViTConfig: LucidrainsViT,
+}
 
 
 def build_model(config: ViTConfig, **runtime: Any) -> VisionTransformer:

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.models.linear import PRECISION, Linear, accumulator_dtype
+from vit_flax.models.norm import NORM_LAYERS
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -59,7 +60,8 @@ class Attention(nn.Module):
     """Lets every token gather from every other, and projects what it gathered.
 
     `value_skip` adds each token's own values, heads merged, after the projection: the tutorial's attention and T2T's
-    token transformers do, since there input and output widths may differ; most other ViTs do not.
+    token transformers do, since there input and output widths may differ; most other ViTs do not. `qk_norm` normalises
+    the queries and keys of each head, `scale_norm` the merged heads before the projection.
 
     Raises:
         ValueError: `features` is not divisible by `num_heads`.
@@ -72,17 +74,27 @@ class Attention(nn.Module):
     qkv_bias: bool = False
     qk_scale: float | None = None  # None or 0: head_dim ** -0.5
     value_skip: bool = True
+    qk_norm: bool = False
+    proj_bias: bool = True
+    scale_norm: bool = False
+    norm_layer: str = "layernorm"
+    norm_eps: float | None = 1e-6
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     precision: Any = PRECISION
 
     def setup(self) -> None:
-        """Builds the two projections."""
+        """Builds the two projections and the norms."""
         if self.features % self.num_heads:
             raise ValueError(f"attention width {self.features} is not divisible by num_heads {self.num_heads}")
         linear = partial(Linear, dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
         self.qkv = linear(3 * self.features, use_bias=self.qkv_bias)
-        self.proj = linear(self.features)
+        self.proj = linear(self.features, use_bias=self.proj_bias)
+        norm = partial(NORM_LAYERS[self.norm_layer], self.norm_eps, self.param_dtype)
+        if self.qk_norm:
+            self.q_norm, self.k_norm = norm(), norm()
+        if self.scale_norm:
+            self.norm = norm()
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n e"]:
         """Returns the attended tokens, `features` wide."""
@@ -92,9 +104,13 @@ class Attention(nn.Module):
         compute_dtype = self.dtype or qkv.dtype
         # (B, N, 3 H E) -> (3, B, H, N, E)
         heads = qkv.reshape(batch, tokens, 3, self.num_heads, head_dim).transpose(2, 0, 3, 1, 4).astype(compute_dtype)
+        q, k = heads[0], heads[1]
+        if self.qk_norm:
+            q, k = self.q_norm(q).astype(compute_dtype), self.k_norm(k).astype(compute_dtype)
         scale = self.qk_scale or head_dim**-0.5
-        out: Any = dot_product_attention(heads[0], heads[1], heads[2], scale, self.precision)
-        out = self.proj(out.transpose(0, 2, 1, 3).reshape(batch, tokens, self.features))
+        out: Any = dot_product_attention(q, k, heads[2], scale, self.precision)
+        out = out.transpose(0, 2, 1, 3).reshape(batch, tokens, self.features)
+        out = self.proj(self.norm(out) if self.scale_norm else out)
         if self.value_skip:
             out = out + qkv[..., 2 * self.features :]
         return out

@@ -9,13 +9,30 @@ from jaxtyping import Array, Float
 
 from vit_flax.config import ViTConfig
 from vit_flax.models.attention import Attention
+from vit_flax.models.layer_scale import LayerScale
 from vit_flax.models.linear import PRECISION
 from vit_flax.models.mlp import Mlp
 from vit_flax.models.norm import NORM_LAYERS
+from vit_flax.models.swiglu import SwiGLU
+
+
+def build_attention(cfg: ViTConfig, **runtime: Any) -> Attention:
+    """Returns the attention that `cfg` describes."""
+    return Attention(
+        cfg.embed_dim, cfg.num_heads, cfg.qkv_bias, cfg.qk_scale, cfg.value_skip, cfg.qk_norm, cfg.proj_bias,
+        cfg.scale_attn_norm, cfg.norm_layer, cfg.norm_eps, **runtime,
+    )  # fmt: skip
+
+
+def build_mlp(cfg: ViTConfig, **runtime: Any) -> Mlp | SwiGLU:
+    """Returns the MLP that `cfg` describes, gated or not."""
+    layer = Mlp if cfg.mlp_layer == "mlp" else SwiGLU
+    norm = {"norm_layer": cfg.norm_layer if cfg.scale_mlp_norm else None, "norm_eps": cfg.norm_eps}
+    return layer(cfg.mlp_dim, activation=cfg.activation, use_bias=cfg.mlp_bias, **norm, **runtime)
 
 
 class Block(nn.Module):
-    """Adds attention, then an MLP, each on normalised tokens.
+    """Adds attention, then an MLP, each on normalised tokens and with LayerScale if `init_values` is set.
 
     Reference: the tutorial's Encoding(dim, num_heads, hidden_chan_mul, ...); timm's Block.
     """
@@ -26,16 +43,22 @@ class Block(nn.Module):
     precision: Any = PRECISION
 
     def setup(self) -> None:
-        """Builds the four layers."""
+        """Builds the layers."""
         cfg = self.config
         runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
         norm = NORM_LAYERS[cfg.norm_layer]
         self.norm1 = norm(cfg.norm_eps, self.param_dtype)
-        self.attn = Attention(cfg.embed_dim, cfg.num_heads, cfg.qkv_bias, cfg.qk_scale, cfg.value_skip, **runtime)
+        self.attn = build_attention(cfg, **runtime)
         self.norm2 = norm(cfg.norm_eps, self.param_dtype)
-        self.mlp = Mlp(cfg.mlp_dim, activation=cfg.activation, **runtime)
+        self.mlp = build_mlp(cfg, **runtime)
+        if cfg.init_values is not None:
+            self.ls1 = LayerScale(cfg.init_values, self.param_dtype)
+            self.ls2 = LayerScale(cfg.init_values, self.param_dtype)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Returns the tokens after both residual steps."""
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        if self.config.init_values is None:
+            x = x + self.attn(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))

@@ -4,27 +4,28 @@ from typing import Any
 
 from flax.traverse_util import path_aware_map
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import FIXED_POS_EMBEDS, ViTConfig
 
 
 def no_weight_decay(config: ViTConfig) -> set[str]:
     """Returns the parameters that weight decay spares.
 
-    Reference: ViT_Backbone.no_weight_decay() of the tutorial; timm spares a learned position table as well.
+    Reference: ViT_Backbone.no_weight_decay() of the tutorial; timm spares the other prefix tokens and a learned
+    position table as well.
     """
-    return {"cls_token", "pos_embed"} if config.pos_embed == "learned" else {"cls_token"}
+    return {"cls_token", "dist_token", "reg_token", *(["pos_embed"] if config.pos_embed == "learned" else [])}
 
 
 def weight_decay_mask(config: ViTConfig, params: Any) -> Any:
     """Returns True for each parameter that weight decay applies to, for optax.adamw(mask=...).
 
-    A fixed position table is no parameter of the torch optimiser, so it is not decayed either.
+    What is stored but never trained is no parameter of the torch optimiser, so it is not decayed either.
     """
-    spared = no_weight_decay(config) | {"pos_embed"}
+    spared = no_weight_decay(config) | {"pos_embed", "random_features"}
     return path_aware_map(lambda path, _: path[-1] not in spared, params)
 
 
 def trainable_mask(config: ViTConfig, params: Any) -> Any:
-    """Returns False for each parameter that is stored but never trained (a fixed position table)."""
-    fixed = {"pos_embed"} if config.pos_embed == "sinusoid" else set()
+    """Returns False for each parameter that is stored but never trained: a fixed position table, random features."""
+    fixed = {"random_features", *(["pos_embed"] if config.pos_embed in FIXED_POS_EMBEDS else [])}
     return path_aware_map(lambda path, _: path[-1] not in fixed, params)

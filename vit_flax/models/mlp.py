@@ -10,10 +10,11 @@ from jaxtyping import Array, Float
 
 from vit_flax.models.activations import get_activation
 from vit_flax.models.linear import PRECISION, Linear
+from vit_flax.models.norm import NORM_LAYERS
 
 
 class Mlp(nn.Module):
-    """Applies linear, activation, linear to every token.
+    """Applies linear, activation, linear to every token; `norm_layer` normalises between the last two.
 
     Raises:
         ValueError: a width is not a positive integer, or the activation is unknown.
@@ -24,6 +25,9 @@ class Mlp(nn.Module):
     hidden_features: int | None = None  # None: as wide as the input
     out_features: int | None = None  # None: as wide as the input
     activation: str = "gelu"
+    use_bias: bool = True
+    norm_layer: str | None = None
+    norm_eps: float | None = 1e-6
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     precision: Any = PRECISION
@@ -35,7 +39,10 @@ class Mlp(nn.Module):
         for name, width in (("hidden_features", hidden), ("out_features", out)):
             if not isinstance(width, int) or width < 1:
                 raise ValueError(f"{name} must be a positive integer, got {width!r}")
-        linear = partial(Linear, dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
+        runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
+        linear = partial(Linear, use_bias=self.use_bias, **runtime)
         x = linear(hidden, name="fc1")(x)
         x = get_activation(self.activation)(x)
+        if self.norm_layer is not None:
+            x = NORM_LAYERS[self.norm_layer](self.norm_eps, self.param_dtype, name="norm")(x)
         return linear(out, name="fc2")(x)

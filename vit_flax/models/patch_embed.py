@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.models.linear import PRECISION, matmul
+from vit_flax.models.norm import NORM_LAYERS
 
 
 def check_images(images: Array, image_size: tuple[int, int], in_chans: int) -> None:
@@ -38,21 +39,32 @@ class PatchEmbed(nn.Module):
     patch_size: tuple[int, int]
     embed_dim: int = 768
     in_chans: int = 3
+    use_bias: bool = True
+    crop: bool = False  # leave out pixels beyond the last whole patch
+    norm_layer: str | None = None  # normalises the tokens
+    norm_eps: float | None = 1e-6
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     precision: Any = PRECISION
 
     def setup(self) -> None:
-        """Builds the projection."""
-        self.proj = PatchProjection(self.patch_size, self.embed_dim, self.dtype, self.param_dtype, self.precision)
+        """Builds the projection and the norm."""
+        runtime = (self.dtype, self.param_dtype, self.precision)
+        self.proj = PatchProjection(self.patch_size, self.embed_dim, self.use_bias, *runtime)
+        if self.norm_layer is not None:
+            self.norm = NORM_LAYERS[self.norm_layer](self.norm_eps, self.param_dtype)
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
         """Returns one token a patch."""
         check_images(images, self.image_size, self.in_chans)
         for side, pixels, patch in zip(("height", "width"), self.image_size, self.patch_size, strict=True):
-            if pixels % patch:
+            if pixels % patch and not self.crop:
                 raise ValueError(f"image {side} {pixels} is not divisible by the patch size {patch}")
-        return self.proj(images)
+        if self.crop:
+            height, width = (pixels - pixels % p for pixels, p in zip(self.image_size, self.patch_size, strict=True))
+            images = images[:, :height, :width]
+        tokens = self.proj(images)
+        return tokens if self.norm_layer is None else self.norm(tokens)
 
 
 class PatchProjection(nn.Module):
@@ -60,6 +72,7 @@ class PatchProjection(nn.Module):
 
     patch_size: tuple[int, int]
     features: int
+    use_bias: bool = True
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     precision: Any = PRECISION
@@ -71,10 +84,11 @@ class PatchProjection(nn.Module):
         ph, pw = self.patch_size
         shape = (ph, pw, chans, self.features)
         kernel = self.param("kernel", nn.initializers.normal(0.02), shape, self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         # (B, H, W, C) -> (B, N, ph pw C)
         patches = images.reshape(batch, height // ph, ph, width // pw, pw, chans).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(batch, -1, ph * pw * chans)
         dtype = self.dtype or jnp.promote_types(images.dtype, kernel.dtype)
         tokens: Any = matmul(patches, kernel.reshape(-1, self.features), dtype, self.precision)
-        return tokens + bias
+        if self.use_bias:
+            tokens = tokens + self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        return tokens

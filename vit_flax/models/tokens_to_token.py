@@ -14,6 +14,7 @@ from vit_flax.models.linear import PRECISION, Linear
 from vit_flax.models.mlp import Mlp
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.patch_embed import check_images
+from vit_flax.models.token_performer import TokenPerformer
 from vit_flax.models.vision_transformer import VisionTransformer
 
 
@@ -85,7 +86,7 @@ class TokensToToken(nn.Module):
     Raises:
         ValueError: the images' shape is not the config's.
 
-    Reference: the tutorial's Tokens2Token; T2T-ViT, arXiv 2101.11986.
+    Reference: the tutorial's Tokens2Token; T2T_module of T2T-ViT, arXiv 2101.11986.
     """
 
     config: T2TViTConfig
@@ -97,11 +98,22 @@ class TokensToToken(nn.Module):
         """Builds the two token transformers and the projection."""
         cfg = self.config
         runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
-        fields = (cfg.token_chan, cfg.token_heads, cfg.token_mlp_ratio, cfg.qkv_bias, cfg.qk_scale)
-        fields += (cfg.activation, cfg.norm_layer, cfg.norm_eps)
-        self.transformer1 = TokenTransformer(*fields, **runtime)
-        self.transformer2 = TokenTransformer(*fields, **runtime)
+        chans = (cfg.in_chans, cfg.token_chan)
+        self.transformer1, self.transformer2 = (
+            self._token_block(chan * kernel**2, runtime)
+            for chan, kernel in zip(chans, cfg.softsplit_kernels, strict=False)
+        )
         self.project = Linear(cfg.embed_dim, **runtime)
+
+    def _token_block(self, width: int, runtime: dict[str, Any]) -> nn.Module:
+        cfg = self.config
+        norm_fields = (cfg.activation, cfg.norm_layer, cfg.norm_eps)
+        if cfg.tokens_type == "performer":
+            return TokenPerformer(cfg.token_chan, *norm_fields, **runtime)
+        qkv_bias = cfg.qkv_bias if cfg.token_qkv_bias is None else cfg.token_qkv_bias
+        scale = width**-0.5 if cfg.token_input_scale else cfg.qk_scale
+        fields = (cfg.token_chan, cfg.token_heads, cfg.token_mlp_ratio, qkv_bias, scale)
+        return TokenTransformer(*fields, *norm_fields, **runtime)
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
         """Returns the tokens, `embed_dim` wide."""
@@ -119,7 +131,7 @@ class TokensToToken(nn.Module):
 class T2TViT(VisionTransformer):
     """A Vision Transformer on tokens from `TokensToToken`.
 
-    Reference: the tutorial's T2T_ViT.
+    Reference: the tutorial's T2T_ViT; T2T_ViT of yitu-opensource/T2T-ViT.
     """
 
     config: T2TViTConfig

@@ -1,5 +1,6 @@
 """The Vision Transformer."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -8,26 +9,31 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import FIXED_POS_EMBEDS, ViTConfig
+from vit_flax.models.attention_pool import AttentionPool
 from vit_flax.models.block import Block
 from vit_flax.models.linear import PRECISION, Linear
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.patch_embed import PatchEmbed
-from vit_flax.models.pos_embed import sinusoid_1d
+from vit_flax.models.pooling import pool_tokens
+from vit_flax.models.pos_embed import simple_sincos_2d, sincos_2d, sinusoid_1d
 
 
 class VisionTransformer(nn.Module):
-    """Classifies images: patches, class token, positions, `depth` blocks, norm, head.
+    """Classifies images: patches, prefix tokens, positions, `depth` blocks, norm, pooling, head.
 
-    Three entry points for `apply`: the call itself (logits), `method="features"` (tokens after the final norm, prefix
-    tokens first) and `method="backbone"` (logits from patch tokens). A fixed position table is kept with the
-    parameters, as torch keeps it in the state_dict, but gets no gradient.
+    Entry points for `apply`: the call itself (logits), `method="features"` (tokens after the final norm, prefix tokens
+    first), `method="backbone"` (logits from patch tokens) and `method="both_heads"` (class and distillation logits). A
+    fixed position table is kept with the parameters, as torch keeps it in the state_dict, but gets no gradient.
 
     Raises:
         ValueError: images or tokens of another shape than the config's; the message names both.
 
-    Reference: the tutorial's ViT_Model and ViT_Backbone; timm.models.vision_transformer.VisionTransformer.
+    Reference: the tutorial's ViT_Model and ViT_Backbone; timm.models.vision_transformer.VisionTransformer and
+    timm.models.deit.VisionTransformerDistilled.
     """
+
+    block_class = Block  # of the family
 
     config: ViTConfig
     dtype: DTypeLike | None = None  # of the matrix products' operands; None: what inputs and parameters promote to
@@ -38,28 +44,53 @@ class VisionTransformer(nn.Module):
         """Builds the patch embedding and the backbone."""
         cfg = self.config
         runtime = (self.dtype, self.param_dtype, self.precision)
-        self.patch_embed = PatchEmbed(cfg.image_size, cfg.patch_size, cfg.embed_dim, cfg.in_chans, *runtime)
+        norm = (cfg.norm_layer if cfg.patch_norm else None, cfg.norm_eps)
+        fields = (cfg.image_size, cfg.patch_size, cfg.embed_dim, cfg.in_chans, cfg.patch_bias, cfg.crop_to_patches)
+        self.patch_embed = PatchEmbed(*fields, *norm, *runtime)
         self.setup_backbone()
 
     def setup_backbone(self) -> None:
         """Builds everything after the tokens."""
         cfg = self.config
         runtime = (self.dtype, self.param_dtype, self.precision)
+        norm = partial(NORM_LAYERS[cfg.norm_layer], cfg.norm_eps, self.param_dtype)
         if cfg.class_token:
-            shape = (1, 1, cfg.embed_dim)
-            self.cls_token = self.param("cls_token", nn.initializers.normal(0.02), shape, self.param_dtype)
-        if cfg.pos_embed != "none":
+            self.cls_token = self._token("cls_token", 1)
+        if cfg.dist_token:
+            self.dist_token = self._token("dist_token", 1)
+        if cfg.reg_tokens:
+            self.reg_token = self._token("reg_token", cfg.reg_tokens)
+        if cfg.mask_token:
+            self.mask_token = self._token("mask_token", 1)
+        if cfg.pos_embed == "learned" or cfg.pos_embed in FIXED_POS_EMBEDS:
             self.pos_embed = self.param("pos_embed", self._init_pos_embed)
-        self.blocks = [Block(cfg, *runtime) for _ in range(cfg.depth)]
-        self.norm = NORM_LAYERS[cfg.norm_layer](cfg.norm_eps, self.param_dtype)
+        if cfg.pre_norm:
+            self.norm_pre = norm()
+        self.blocks = [self.block_class(cfg, *runtime) for _ in range(cfg.depth)]
+        if cfg.final_norm and not cfg.fc_norm:
+            self.norm = norm()
+        if cfg.global_pool == "map":
+            fields = (cfg.num_heads, cfg.mlp_dim, cfg.activation, cfg.norm_layer, cfg.norm_eps)
+            self.attn_pool = AttentionPool(*fields, *runtime)
+        if cfg.fc_norm:
+            self.fc_norm = norm()
+        if cfg.representation_size is not None:
+            self.pre_logits = Linear(cfg.representation_size, True, *runtime)
         if cfg.num_classes:
-            self.head = Linear(cfg.num_classes, True, *runtime)
+            self.head = Linear(cfg.num_classes, cfg.head_bias, *runtime)
+            if cfg.head_dist:
+                self.head_dist = Linear(cfg.num_classes, cfg.head_bias, *runtime)
+
+    def _token(self, name: str, count: int) -> Float[Array, "1 n d"]:
+        return self.param(name, nn.initializers.normal(0.02), (1, count, self.config.embed_dim), self.param_dtype)
 
     def _init_pos_embed(self, key: Array) -> Array:
         cfg = self.config
-        shape = (1, cfg.num_prefix_tokens + cfg.num_patches, cfg.embed_dim)
+        shape = (1, cfg.num_embed_prefix_tokens + cfg.num_patches, cfg.embed_dim)
         if cfg.pos_embed == "sinusoid":
             return jnp.asarray(sinusoid_1d(*shape[1:]), self.param_dtype)
+        if cfg.pos_embed == "sincos_2d":
+            return jnp.asarray(sincos_2d(cfg.grid_size, cfg.embed_dim, cfg.num_embed_prefix_tokens), self.param_dtype)
         return nn.initializers.normal(0.02)(key, shape, self.param_dtype)
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
@@ -74,6 +105,10 @@ class VisionTransformer(nn.Module):
         """Returns all tokens after the final norm, prefix tokens first."""
         return self.encode(self.embed(images))
 
+    def both_heads(self, images: Float[Array, "b h w c"]) -> tuple[Float[Array, "b k"], Float[Array, "b k"]]:
+        """Returns the logits of the class token and of the distillation token, which distillation trains apart."""
+        return self._distilled(self.features(images))
+
     def backbone(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b k"]:
         """Returns the logits from patch tokens."""
         return self.classify(self.encode(tokens))
@@ -84,23 +119,63 @@ class VisionTransformer(nn.Module):
         expected = (cfg.num_patches, cfg.embed_dim)
         if tokens.ndim != 3 or tuple(tokens.shape[1:]) != expected:
             raise ValueError(f"tokens must have shape (batch, {expected[0]}, {expected[1]}), got {tokens.shape}")
-        if cfg.class_token:
-            cls_token = jnp.broadcast_to(self.cls_token, (tokens.shape[0], 1, cfg.embed_dim))
-            tokens = jnp.concatenate([cls_token.astype(tokens.dtype), tokens], axis=1)
-        if cfg.pos_embed != "none":
-            fixed = cfg.pos_embed == "sinusoid"
-            tokens = tokens + (lax.stop_gradient(self.pos_embed) if fixed else self.pos_embed)
+        tokens = self._add_prefix(tokens)
+        if cfg.pre_norm:
+            tokens = self.norm_pre(tokens)
         for block in self.blocks:
             tokens = block(tokens)
-        return self.norm(tokens)
+        return self.norm(tokens) if cfg.final_norm and not cfg.fc_norm else tokens
+
+    def _pos_table(self) -> Array:
+        cfg = self.config
+        if cfg.pos_embed == "simple_sincos_2d":
+            return jnp.asarray(simple_sincos_2d(cfg.grid_size, cfg.embed_dim, cfg.num_embed_prefix_tokens))
+        return lax.stop_gradient(self.pos_embed) if cfg.pos_embed in FIXED_POS_EMBEDS else self.pos_embed
+
+    def _add_prefix(self, tokens: Float[Array, "b p d"]) -> Float[Array, "b n d"]:
+        cfg = self.config
+        names = ("cls_token",) * cfg.class_token + ("dist_token",) * cfg.dist_token
+        names += ("reg_token",) * bool(cfg.reg_tokens)
+        prefix = [getattr(self, name).astype(tokens.dtype) for name in names]
+        prefix = jnp.concatenate(prefix, axis=1) if prefix else None
+        if cfg.pos_embed != "none":
+            rows = cfg.num_embed_prefix_tokens
+            table = self._pos_table()
+            tokens = tokens + table[:, rows:]
+            if prefix is not None and rows:
+                prefix = jnp.concatenate([prefix[:, :rows] + table[:, :rows], prefix[:, rows:]], axis=1)
+        if prefix is None:
+            return tokens
+        prefix = jnp.broadcast_to(prefix, (tokens.shape[0], *prefix.shape[1:]))
+        return jnp.concatenate([prefix.astype(tokens.dtype), tokens], axis=1)
 
     def classify(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b k"]:
-        """Pools normalised tokens and applies the head."""
+        """Pools the tokens of `encode` and applies the head."""
         cfg = self.config
-        if cfg.global_pool == "token":
-            pooled = tokens[:, 0]
-        elif cfg.global_pool == "avg":
-            pooled = tokens[:, cfg.num_prefix_tokens :].mean(axis=1)
-        else:
-            pooled = tokens
-        return self.head(pooled) if cfg.num_classes else pooled
+        if cfg.head_dist:
+            class_logits, dist_logits = self._distilled(tokens)
+            return (class_logits + dist_logits) / 2
+        return self._head(self.pool(tokens))
+
+    def pool(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b e"]:
+        """Reduces the tokens of `encode` to one vector an image, before the last norm and the head."""
+        cfg = self.config
+        if cfg.global_pool == "map":
+            return self.attn_pool(tokens if cfg.pool_include_prefix else tokens[:, cfg.num_prefix_tokens :])
+        return pool_tokens(tokens, cfg.global_pool, cfg.num_prefix_tokens, cfg.pool_include_prefix)
+
+    def _distilled(self, tokens: Array) -> tuple[Array, Array]:
+        cfg = self.config
+        if not cfg.head_dist:
+            raise ValueError("this model has one head; a model with head_dist=True has two")
+        class_token, dist_token = self._pre_head(tokens[:, 0]), self._pre_head(tokens[:, 1])
+        return (self.head(class_token), self.head_dist(dist_token)) if cfg.num_classes else (class_token, dist_token)
+
+    def _pre_head(self, pooled: Array) -> Array:
+        cfg = self.config
+        pooled = self.fc_norm(pooled) if cfg.fc_norm else pooled
+        return pooled if cfg.representation_size is None else jnp.tanh(self.pre_logits(pooled))
+
+    def _head(self, pooled: Array) -> Array:
+        pooled = self._pre_head(pooled)
+        return self.head(pooled) if self.config.num_classes else pooled

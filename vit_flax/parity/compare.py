@@ -70,7 +70,7 @@ def subject_of(torch_module: Any, model: Any, params: Any, layout: Layout) -> Su
         torch_module.double(),
         lambda p, images: model.apply({"params": p}, images),
         jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params),
-        expand_pairs(layout.components, torch_module),
+        expand_pairs(layout.components(model.config), torch_module),
         lambda tree: to_state_dict(model, tree, layout.name),
     )
 

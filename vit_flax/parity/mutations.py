@@ -335,7 +335,7 @@ MUTATIONS: dict[str, Mutation] = {
             "post_norm",
             "norms after the residual additions",
             "components",
-            "blocks.0.attn.qkv",
+            "blocks.0.norm1",
             patches=((Block, "__call__", _post_norm),),
         ),
         Mutation(

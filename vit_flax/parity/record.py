@@ -35,7 +35,8 @@ def record_torch(module: Any, images: Any, names: Collection[str]) -> tuple[Any,
 
     def keep(name: str, value: Any) -> None:
         value = value[0] if isinstance(value, tuple) else value
-        recorded.setdefault(name, value.detach().double().cpu().numpy())
+        # a copy: the module may go on with it in place
+        recorded.setdefault(name, value.detach().double().cpu().numpy().copy())
 
     hooks = []
     for name in names:

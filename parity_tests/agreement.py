@@ -1,0 +1,62 @@
+"""What every layout's test does: run both models, ask for float64 agreement, and go back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+import vit_flax
+from parity_tests.random_weights import relative_error
+from vit_flax.convert import get_layout
+from vit_flax.parity.compare import compare_components, compare_gradients, subject_of
+
+RELATIVE = 1e-9  # float64 rounding stays near 1e-13; any difference of definition is above 1e-6
+
+
+def run_torch(module: Callable[..., Any], images: np.ndarray) -> Any:
+    """Returns what the torch module gives for channels-last images."""
+    with torch.no_grad():
+        return module(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
+
+
+def run_flax(
+    model: vit_flax.VisionTransformer, params: Any, images: np.ndarray, method: str = "__call__"
+) -> np.ndarray:
+    """Returns what the linen model gives."""
+    return np.asarray(model.apply({"params": params}, jnp.asarray(images), method=method))
+
+
+def assert_agrees(ours: Any, theirs: Any) -> None:
+    """Fails unless both agree to RELATIVE."""
+    error = relative_error(ours, theirs)
+    assert error <= RELATIVE, f"relative error {error:.3g}"
+
+
+def assert_same_tensors(ours: dict[str, np.ndarray], theirs: dict[str, Any]) -> None:
+    """Fails unless both have the same names with the same bits."""
+    assert sorted(ours) == sorted(theirs)
+    for name, tensor in theirs.items():
+        expected = tensor.numpy() if hasattr(tensor, "numpy") else np.asarray(tensor)
+        assert ours[name].dtype == expected.dtype, name
+        assert ours[name].shape == expected.shape, name
+        assert ours[name].tobytes() == np.ascontiguousarray(expected).tobytes(), name
+
+
+def load_strictly(module: torch.nn.Module, tensors: dict[str, np.ndarray]) -> None:
+    """Loads exported arrays into the torch module; it raises on a missing or unexpected name."""
+    module.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()}, strict=True)
+
+
+def assert_components_agree(module: torch.nn.Module, model: Any, params: Any, layout: str, images: np.ndarray) -> None:
+    """Fails unless every component that the layout pairs, and every gradient, agrees as the parity tool measures."""
+    subject = subject_of(module, model, params, get_layout(layout))
+    channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    blocks = [flax for _, flax in subject.pairs if flax.startswith("blocks_")]
+    assert len(blocks) >= 6 * model.config.depth
+    rows = compare_components(subject, channels_first) + compare_gradients(subject, channels_first)
+    worst = [f"{row.name}: {row.relative_difference:.3g}" for row in rows if not row.agrees]
+    assert not worst, ", ".join(worst)

@@ -1,0 +1,151 @@
+"""The command line as a user runs it: exit status, output, files, and one line for every bad input."""
+
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from parity_tests.asserting import randomize
+from vit_flax.cli.main import main
+from vit_flax.reference import ViT_Model
+
+SET = ["--set", "num_heads=4", "--set", "image_size=8,12"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    module = randomize(ViT_Model((3, 8, 12), 4, 24, 5, 4, depth=2)).float()
+    save_file(module.state_dict(), tmp_path / "tutorial.safetensors")
+    return tmp_path / "tutorial.safetensors"
+
+
+# In a small process of its own, because a child counts its parent's memory as its own peak until it has grown past it.
+LAUNCHER = """
+import resource, subprocess, sys
+done = subprocess.run(sys.argv[1:], capture_output=True, text=True)
+print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024, len(done.stdout))
+print(done.stdout + done.stderr, end="")
+"""
+
+
+def _run(*arguments: str) -> tuple[int, str, str, float, int]:
+    """Runs the command in a process of its own: exit status, output, errors, seconds, peak bytes."""
+    start = time.perf_counter()
+    command = [sys.executable, "-c", LAUNCHER, sys.executable, "-m", "vit_flax.cli.main", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - start
+    head, _, rest = done.stdout.partition("\n")
+    status, peak, length = map(int, head.split())
+    return status, rest[:length], rest[length:], seconds, peak
+
+
+def test_compare_agrees_and_writes_its_files(tmp_path: Path) -> None:
+    page, figures = tmp_path / "report.html", tmp_path / "report.json"
+    status, out, *_ = _run("compare", "--steps", "4", "--html", str(page), "--json", str(figures))
+    assert status == 0, out
+    assert "1,797 of 1,797 digits get the same label" in out
+    assert out.rstrip().splitlines()[-1].startswith("The two models are the same")
+    report = json.loads(figures.read_text())
+    assert report["agrees"] is True
+    assert report["first_divergence"] is None
+    assert len(report["torch_losses"]) == len(report["flax_losses"]) == 4
+    assert {*report["sections"]} == {"components", "stressed", "gradients", "steps"}
+    assert "<html" in page.read_text()
+
+
+def test_compare_with_a_mutation_exits_with_1_and_names_the_component(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--steps", "0", "--mutate", "gelu_tanh"]) == 1
+    last = capsys.readouterr().out.rstrip().splitlines()[-1]
+    assert last == "The models differ. First diverging component: backbone.blocks.0.neuralnet.act (components)."
+
+
+def test_mutations_are_listed_and_a_wrong_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    from vit_flax.parity.mutations import MUTATIONS
+
+    assert main(["compare", "--mutate", "list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(MUTATIONS)
+    assert main(["compare", "--mutate", "gelu_tahn"]) == 2
+    assert main(["compare", "--html", "/no/such/folder/x.html"]) == 2
+    assert main(["compare", "--steps", "1", "--mutate", "adam_eps"]) == 2
+
+
+def test_inspect_tells_everything(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(checkpoint), *SET]) == 0
+    out = capsys.readouterr().out
+    assert "explained (has backbone.blocks.0.neuralnet." in out
+    assert "num_heads" in out
+    assert "given" in out
+    assert "tensor shapes" in out
+    assert "-> blocks_1/attn/qkv/kernel" in out
+    assert main(["inspect", str(checkpoint), "--json", *SET]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["config"]["patch_size"] == [4, 4]
+    assert described["origins"]["num_heads"] == "given"
+    assert main(["inspect", str(checkpoint)]) == 1
+    assert "num_heads, image_size" in capsys.readouterr().out
+
+
+def test_convert_there_and_back(checkpoint: Path, tmp_path: Path) -> None:
+    assert main(["convert", str(checkpoint), str(tmp_path / "a.npz"), *SET]) == 0
+    assert main(["convert", str(tmp_path / "a.npz"), str(tmp_path / "b.safetensors"), *SET]) == 0
+    assert main(["convert", str(tmp_path / "b.safetensors"), str(tmp_path / "c.pth")]) == 0  # carries its config
+    from safetensors.torch import load_file
+
+    first, last = load_file(checkpoint), torch.load(tmp_path / "c.pth", weights_only=True)
+    assert first.keys() == last.keys()
+    assert all(torch.equal(tensor, last[name]) for name, tensor in first.items())
+
+
+class _RunsCode:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch /tmp/vit_flax_was_run",)
+
+
+def _bad_files(folder: Path, checkpoint: Path) -> dict[str, Path]:
+    paths = {name: folder / f"{name}.bin" for name in ("empty", "text", "truncated", "huge_header", "code", "zip_code")}
+    paths["empty"].write_bytes(b"")
+    paths["text"].write_text("these are no weights\n" * 9)
+    whole = checkpoint.read_bytes()
+    paths["truncated"].write_bytes(whole[: len(whole) // 2])
+    paths["huge_header"].write_bytes(struct.pack("<Q", 1 << 60) + b'{"a":' + b" " * 64)
+    paths["code"].write_bytes(pickle.dumps(_RunsCode()))
+    with zipfile.ZipFile(paths["zip_code"], "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"weight": _RunsCode()}))
+    paths["objects"] = folder / "objects.npz"
+    np.savez(paths["objects"], a=np.array([{}, []], dtype=object))
+    paths["folder"] = folder / "folder"
+    paths["folder"].mkdir()
+    paths["nothing"] = folder / "nothing.safetensors"
+    return paths
+
+
+@pytest.mark.parametrize("command", ["inspect", "convert"])
+def test_bad_files_end_with_2_and_one_line(command: str, checkpoint: Path, tmp_path: Path) -> None:
+    paths = _bad_files(tmp_path, checkpoint)
+    for name, path in paths.items():
+        target = [str(tmp_path / "out.safetensors")] if command == "convert" else []
+        status, out, err, seconds, peak = _run(command, str(path), *target)
+        assert status == 2, (name, out, err)
+        assert len(err.splitlines()) == 1, (name, err)
+        assert str(path) in err, (name, err)
+        assert "Traceback" not in err
+        assert out == ""
+        assert peak < 500e6, (name, peak)
+        assert seconds < 20, (name, seconds)  # a hang, not a measurement: the machine may be busy
+        assert not (tmp_path / "out.safetensors").exists()
+    assert not Path("/tmp/vit_flax_was_run").exists()
+
+
+def test_a_field_that_does_not_exist_is_refused(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(checkpoint), "--set", "num_haeds=4"]) == 2
+    assert "did you mean 'num_heads'" in capsys.readouterr().err

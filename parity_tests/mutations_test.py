@@ -1,0 +1,82 @@
+"""The comparison must be able to fail: every deliberate error is caught, first in the row that it touches."""
+
+from contextlib import ExitStack
+from typing import Any
+from unittest import mock
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from parity_tests.asserting import assert_agree, converted
+from vit_flax.models import tokens_to_token
+from vit_flax.parity import compare_components, first_divergence
+from vit_flax.parity.digits import UNBROKEN, DigitsCase
+from vit_flax.parity.mutations import MUTATIONS, Mutation
+from vit_flax.reference import T2T_ViT
+
+
+def _divergence(mutation: Mutation) -> tuple[str, str] | None:
+    """Returns section and name of the first row that differs, looking no further than that."""
+    with mutation.applied():
+        case = DigitsCase(mutation, num_steps=3, batch=8)
+        for section, compare in case.comparisons():
+            name = first_divergence(compare())
+            if name is not None:
+                return section, name.removeprefix("backbone.")
+    return None
+
+
+def test_there_are_at_least_twenty() -> None:
+    assert len(MUTATIONS) >= 20
+
+
+def test_nothing_differs_without_a_mutation() -> None:
+    assert _divergence(UNBROKEN) is None
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_mutation_is_caught_where_it_acts(name: str) -> None:
+    mutation = MUTATIONS[name]
+    found = _divergence(mutation)
+    assert found is not None, f"mutation {name} survives: {mutation.description}"
+    assert found == (mutation.section, mutation.first)
+
+
+def _unfold_rows_last(images: Any, kernel: int) -> Any:
+    split = soft_split(images, kernel)
+    batch, rows, columns, _ = split.shape
+    return split.reshape(batch, rows, columns, -1, kernel, kernel).swapaxes(4, 5).reshape(split.shape)
+
+
+def _no_padding(images: Any, kernel: int) -> Any:
+    split = soft_split(images[:, 1:-1, 1:-1], kernel)
+    rows, columns = (tokens_to_token.softsplit_size(n, kernel) for n in images.shape[1:3])
+    return jnp.pad(split, ((0, 0), (0, rows - split.shape[1]), (0, columns - split.shape[2]), (0, 0)))
+
+
+def _transposed_grid(images: Any, kernel: int) -> Any:
+    return soft_split(images, kernel).swapaxes(1, 2)
+
+
+soft_split = tokens_to_token.soft_split
+
+T2T_MUTATIONS = {
+    "soft_split_order": ((tokens_to_token, "soft_split", _unfold_rows_last), "tokens_to_token.transformer1.norm1"),
+    "soft_split_padding": ((tokens_to_token, "soft_split", _no_padding), "tokens_to_token.transformer1.norm1"),
+    "token_grid_transposed": ((tokens_to_token, "soft_split", _transposed_grid), "tokens_to_token.transformer1.norm1"),
+}
+
+
+@pytest.mark.parametrize("name", [None, *T2T_MUTATIONS])
+def test_t2t_mutation_is_caught_where_it_acts(name: str | None) -> None:
+    module = T2T_ViT((2, 16, 16), (5, 3, 3), 2, 16, 8, 1, depth=1)
+    subject, _ = converted(module, "explained_t2t", image_size=(16, 16), num_heads=1)
+    images = np.random.default_rng(0).standard_normal((2, 2, 16, 16))
+    with ExitStack() as stack:
+        if name is None:
+            assert_agree(compare_components(subject, images))
+            return
+        patch, first = T2T_MUTATIONS[name]
+        stack.enter_context(mock.patch.object(*patch))
+        assert first_divergence(compare_components(subject, images)) == first

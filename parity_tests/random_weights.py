@@ -1,0 +1,39 @@
+"""Random weights for torch models, so large that no parameter can hide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def randomise(module: Any, seed: int = 0, std: float = 0.2) -> Any:
+    """Returns the torch module in eval mode and float64, every parameter drawn anew.
+
+    Gains of norms are drawn around 1; the width of a Linear or convolution scales its weights down so that activations
+    keep their size through wide models.
+    """
+    import torch
+
+    module = module.double().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float32).double()
+            fan_in = int(np.prod(parameter.shape[1:])) if parameter.ndim in (2, 4) else 1
+            gain = "norm" in name and name.endswith("weight") and parameter.ndim == 1
+            parameter.copy_(drawn * min(std, 3 * std * fan_in**-0.5 * 4 if fan_in > 1 else std) + gain)
+    return module
+
+
+def random_images(size: tuple[int, int], chans: int = 3, batch: int = 2, seed: int = 1) -> np.ndarray:
+    """Returns images (B, H, W, C) in float64."""
+    return np.random.default_rng(seed).standard_normal((batch, *size, chans))
+
+
+def relative_error(ours: Any, theirs: Any) -> float:
+    """Returns the norm of the difference over the norm of `theirs`; infinite when shapes differ."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))

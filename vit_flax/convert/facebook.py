@@ -1,0 +1,184 @@
+"""Layouts of the original DeiT, DeiT-III, DINO, DINOv2 and MAE repositories: timm's names, with a few of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vit_flax.config import ViTConfig
+from vit_flax.convert.layout import Shapes, any_match
+from vit_flax.convert.rules import ROW, Drop, Rule
+from vit_flax.convert.timm import PLAIN, TIMM, named, timm_components, timm_infer, timm_rules
+
+
+def _respelled(rules: tuple[Rule, ...], *names: tuple[str, str]) -> tuple[Rule, ...]:
+    """Returns the rules with timm's spelling of some names replaced."""
+    for old, new in names:
+        rules = tuple(
+            dataclasses.replace(rule, source=tuple(template.replace(old, new) for template in rule.sources))
+            for rule in rules
+        )
+    return rules
+
+
+def _infer(*names: tuple[str, str]) -> Any:
+    """Returns timm's `infer` for tensors of another spelling; `names` are (pattern, timm's spelling)."""
+
+    def infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
+        respelled = dict(shapes)
+        for pattern, name in names:
+            respelled = {re.sub(pattern, name, key): shape for key, shape in respelled.items()}
+        return timm_infer(respelled, known)
+
+    return infer
+
+
+def _defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    pool = "avg" if values.get("fc_norm") else "token"
+    return {"norm_eps": 1e-6, "activation": "gelu", "global_pool": pool, "qk_scale": None, "value_skip": False}
+
+
+_FIXED = {**PLAIN, "norm_layer": ("layernorm",), "mlp_layer": ("mlp",), "pre_norm": (False,), "patch_norm": (False,)}
+_FIXED["pos_embed"] = ("learned",)
+_FIXED |= dict.fromkeys(("qk_norm", "scale_attn_norm", "scale_mlp_norm"), (False,))
+_REQUIRED = (("num_heads", "image_size"),)
+
+DEIT = dataclasses.replace(
+    TIMM,
+    name="deit",
+    description="DeiT, with or without distillation token",
+    evidence=named("dist_token", "blocks.0.attn.qkv"),
+    required=_REQUIRED,
+    defaults=_defaults,
+    resample=lambda config: "bicubic",
+    fixed={**_FIXED, "global_pool": ("token",), "reg_tokens": (0,), "init_values": (None,), "no_embed_class": (False,)},
+    hint="",
+)
+
+_DEIT3_NAMES = ("ls{n}.gamma", "gamma_{n}")
+
+DEIT3 = dataclasses.replace(
+    DEIT,
+    name="deit3",
+    description="DeiT-III",
+    evidence=named("blocks.0.gamma_1", "blocks.0.attn.qkv.bias", "pos_embed"),
+    infer=_infer((r"gamma_(\d)$", r"ls\1.gamma")),
+    rules=lambda config: _respelled(timm_rules(config), _DEIT3_NAMES),
+    fixed={**_FIXED, "global_pool": ("token",), "reg_tokens": (0,), "dist_token": (False,), "no_embed_class": (True,)},
+    # gamma_1 and gamma_2 are parameters of the block itself: no module to compare
+    components=lambda config: tuple(pair for pair in timm_components(config) if ".ls" not in pair[0]),
+)
+
+
+def _headless(config: ViTConfig) -> tuple[Rule, ...]:
+    return tuple(rule for rule in timm_rules(config) if not rule.target.startswith("head"))
+
+
+DINO = dataclasses.replace(
+    TIMM,
+    name="dino",
+    description="DINO, backbone alone or as trained",
+    evidence=named("head.last_layer", "blocks.0.attn.qkv"),
+    rules=lambda config: (
+        *_headless(config),
+        Drop("head.mlp.{i}.{part}", "the projection head of self-supervised training"),
+        Drop("head.last_layer.{part}", "the projection head of self-supervised training"),
+        Drop("head.last_layer.parametrizations.weight.{part}", "the projection head of self-supervised training"),
+    ),
+    required=_REQUIRED,
+    defaults=_defaults,
+    resample=lambda config: "bicubic_offset",
+    fixed={
+        **_FIXED, "num_classes": (0,), "reg_tokens": (0,), "init_values": (None,), "dist_token": (False,),
+        "no_embed_class": (False,), "global_pool": ("token",),
+    },
+    hint="",
+)  # fmt: skip
+
+
+_DINOV2_NAMES = ("reg_token", "register_tokens"), ("mlp.fc1", "mlp.w12"), ("mlp.fc2", "mlp.w3")
+
+
+def _dinov2_rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
+    names = _DINOV2_NAMES if config.mlp_layer == "swiglu_packed" else _DINOV2_NAMES[:1]
+    reason = "the projection head of self-supervised training"
+    return (
+        *_respelled(_headless(config), *names),
+        Rule("mask_token", "mask_token", ROW),
+        Drop("{kind}_head.mlp.{i}.{part}", reason),
+        Drop("{kind}_head.last_layer.{part}", reason),
+    )
+
+
+def _dinov2_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
+    names = (r"^register_tokens$", "reg_token"), (r"mlp\.w12\.", "mlp.fc1."), (r"mlp\.w3\.", "mlp.fc2.")
+    values = _infer(*names)(shapes, known)
+    return {**values, "no_embed_reg": values["reg_tokens"] > 0, "mask_token": any_match(shapes, "mask_token")}
+
+
+def _dinov2_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    gated = values.get("mlp_layer") == "swiglu_packed"
+    return {**_defaults(values), "activation": "silu" if gated else "gelu"}
+
+
+def _dinov2_components(config: ViTConfig) -> tuple[tuple[str, str], ...]:
+    pairs = timm_components(config)
+    for timm, dinov2 in _DINOV2_NAMES[1:] if config.mlp_layer == "swiglu_packed" else ():
+        pairs = tuple((torch.replace(timm, dinov2), linen) for torch, linen in pairs)
+    return pairs
+
+
+def _dinov2_conditions(config: ViTConfig) -> list[str]:
+    if config.reg_tokens and not config.no_embed_reg:
+        return ["no_embed_reg=False with reg_tokens (its registers have no positions)"]
+    return []
+
+
+DINOV2 = dataclasses.replace(
+    DINO,
+    name="dinov2",
+    description="DINOv2, with or without registers",
+    evidence=named("mask_token", "blocks.0.attn.qkv", "blocks.0.ls1"),
+    infer=_dinov2_infer,
+    rules=_dinov2_rules,
+    defaults=_dinov2_defaults,
+    # the models with registers were published together with another way of resizing
+    resample=lambda config: "bicubic_antialias" if config.reg_tokens else "bicubic_offset",
+    fixed={name: values for name, values in DINO.fixed.items() if name not in ("reg_tokens", "init_values")}
+    | {"mask_token": (True,), "no_embed_reg": (False, True), "mlp_layer": ("mlp", "swiglu_packed")},
+    components=_dinov2_components,
+    conditions=_dinov2_conditions,
+)
+
+
+def _mae_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
+    # pre-training keeps the positions fixed, fine-tuning does not
+    pretrained = any_match(shapes, "decoder_pred.weight", "decoder_embed.weight")
+    return {**timm_infer(shapes, known), "pos_embed": "sincos_2d" if pretrained else "learned"}
+
+
+MAE = dataclasses.replace(
+    TIMM,
+    name="mae",
+    description="MAE, the encoder of a pre-trained model or a fine-tuned one",
+    evidence=named("decoder_blocks.0", "blocks.0.attn.qkv"),
+    infer=_mae_infer,
+    rules=lambda config: (
+        *timm_rules(config),
+        Drop("mask_token", "the decoder's: it rebuilds masked patches in pre-training"),
+        Drop("decoder_{part}", "the decoder rebuilds masked patches in pre-training"),
+        Drop("decoder_{part}.{name}", "the decoder rebuilds masked patches in pre-training"),
+        Drop("decoder_blocks.{i}.{layer}.{name}", "the decoder rebuilds masked patches in pre-training"),
+        Drop("decoder_blocks.{i}.{layer}.{part}.{name}", "the decoder rebuilds masked patches in pre-training"),
+    ),
+    required=_REQUIRED,
+    defaults=_defaults,
+    resample=lambda config: "bicubic",
+    fixed={
+        **_FIXED, "pos_embed": ("sincos_2d", "learned"), "reg_tokens": (0,), "init_values": (None,),
+        "dist_token": (False,), "no_embed_class": (False,), "global_pool": ("token", "avg"),
+    },
+    hint="",
+)  # fmt: skip

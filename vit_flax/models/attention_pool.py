@@ -1,0 +1,66 @@
+"""Pooling by attention from a learned query."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vit_flax.models.attention import dot_product_attention
+from vit_flax.models.linear import PRECISION, Linear, matmul
+from vit_flax.models.mlp import Mlp
+from vit_flax.models.norm import NORM_LAYERS
+
+
+class AttentionPool(nn.Module):
+    """Gathers all tokens into one vector: a learned query attends to them, then an MLP with a skip around it.
+
+    Queries, keys and values share one kernel, as they do in most checkpoints.
+
+    Reference: timm.layers.AttentionPoolLatent; SigLIP's MultiheadAttentionPoolingHead; big_vision's MAPHead.
+    """
+
+    num_heads: int
+    mlp_dim: int
+    activation: str = "gelu"
+    norm_layer: str = "layernorm"
+    norm_eps: float | None = 1e-6
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: Any = PRECISION
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b d"]:
+        """Returns one vector an image."""
+        batch, tokens, dim = x.shape
+        head_dim = dim // self.num_heads
+        runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
+        latent = self.param("latent", nn.initializers.normal(dim**-0.5), (1, 1, dim), self.param_dtype)
+        kernel, bias = Projections(dim, self.param_dtype, name="qkv")()
+        dtype = self.dtype or jnp.promote_types(x.dtype, kernel.dtype)
+        product = partial(matmul, dtype=dtype, precision=self.precision)
+        q = product(latent, kernel[:, :dim]) + bias[:dim]
+        kv = product(x, kernel[:, dim:]) + bias[dim:]
+        # (1, 1, D) -> (B, H, 1, E) and (B, N, 2 D) -> (2, B, H, N, E)
+        q = jnp.broadcast_to(q.reshape(1, self.num_heads, 1, head_dim), (batch, self.num_heads, 1, head_dim))
+        k, v = kv.reshape(batch, tokens, 2, self.num_heads, head_dim).transpose(2, 0, 3, 1, 4).astype(dtype)
+        out: Any = dot_product_attention(q.astype(dtype), k, v, head_dim**-0.5, self.precision)
+        out = Linear(dim, name="proj", **runtime)(out.reshape(batch, dim))
+        normed = NORM_LAYERS[self.norm_layer](self.norm_eps, self.param_dtype, name="norm")(out)
+        return out + Mlp(self.mlp_dim, activation=self.activation, name="mlp", **runtime)(normed)
+
+
+class Projections(nn.Module):
+    """Holds the kernel (D, 3 D) and bias of queries, keys and values, for two inputs to share."""
+
+    features: int
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self) -> tuple[Float[Array, "d e"], Float[Array, "e"]]:
+        """Returns kernel and bias."""
+        shape = (self.features, 3 * self.features)
+        kernel = self.param("kernel", nn.initializers.normal(0.02), shape, self.param_dtype)
+        return kernel, self.param("bias", nn.initializers.zeros, shape[1:], self.param_dtype)

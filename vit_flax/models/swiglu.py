@@ -1,0 +1,43 @@
+"""The gated perceptron of a block."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vit_flax.models.activations import get_activation
+from vit_flax.models.linear import PRECISION, Linear
+from vit_flax.models.norm import NORM_LAYERS
+
+
+class SwiGLU(nn.Module):
+    """Multiplies values with activated gates, both linear in the token, and projects the product back.
+
+    One layer makes both: the first half of `fc1`'s output is the gate, the second the value.
+
+    Reference: timm.layers.SwiGLUPacked and SwiGLU; DINOv2's SwiGLUFFN; arXiv 2002.05202.
+    """
+
+    hidden_features: int  # width of the product: fc1 is twice as wide
+    activation: str = "silu"
+    use_bias: bool = True
+    norm_layer: str | None = None  # normalises the product
+    norm_eps: float | None = 1e-6
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: Any = PRECISION
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Returns the transformed tokens."""
+        runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
+        linear = partial(Linear, use_bias=self.use_bias, **runtime)
+        hidden = linear(2 * self.hidden_features, name="fc1")(x)
+        gate, value = jnp.split(hidden, 2, axis=-1)
+        product = get_activation(self.activation)(gate) * value
+        if self.norm_layer is not None:
+            product = NORM_LAYERS[self.norm_layer](self.norm_eps, self.param_dtype, name="norm")(product)
+        return linear(x.shape[-1], name="fc2")(product)

@@ -1,0 +1,59 @@
+"""Named configurations: numbers only, one file a family.
+
+Names are timm's, `architecture` or `architecture.weights`; the numbers are checked against timm's by the tests.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from vit_flax.presets.clip import CLIP_MODELS
+from vit_flax.presets.deit import DEIT_MODELS
+from vit_flax.presets.explained import EXPLAINED
+from vit_flax.presets.foundation import FOUNDATION_MODELS
+from vit_flax.presets.preset import Preset
+from vit_flax.presets.siglip import SIGLIP_MODELS
+from vit_flax.presets.t2t import T2T_MODELS
+from vit_flax.presets.torchvision import TORCHVISION_MODELS
+from vit_flax.presets.vit import VIT_MODELS
+
+__all__ = ["PRESETS", "REFUSED", "Preset", "get_preset"]
+
+PRESETS: dict[str, Preset] = {
+    **VIT_MODELS,
+    **DEIT_MODELS,
+    **CLIP_MODELS,
+    **SIGLIP_MODELS,
+    **FOUNDATION_MODELS,
+    **TORCHVISION_MODELS,
+    **T2T_MODELS,
+    **EXPLAINED,
+}
+
+# Names that exist elsewhere and look like ours, and why there is no model for them.
+# fmt: off
+REFUSED: dict[str, str] = dict.fromkeys(
+    (
+        "vit_base_mci_224", "vit_base_r26_s32_224", "vit_base_r50_s16_224", "vit_base_r50_s16_384",
+        "vit_base_resnet26d_224", "vit_base_resnet50d_224", "vit_large_r50_s32_224", "vit_large_r50_s32_384",
+        "vit_small_r26_s32_224", "vit_small_r26_s32_384", "vit_small_resnet26d_224", "vit_small_resnet50d_s16_224",
+        "vit_tiny_r_s16_p8_224", "vit_tiny_r_s16_p8_384",
+    ),
+    "its tokens come from a convolutional network, which this library does not have",
+)
+# fmt: on
+
+
+def get_preset(name: str) -> Preset:
+    """Returns the preset of that name.
+
+    Raises:
+        ValueError: there is none; the reason is given or the nearest names are suggested.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    if reason := REFUSED.get(name.split(".")[0]):
+        raise ValueError(f"no preset {name!r}: {reason}")
+    near = difflib.get_close_matches(name, PRESETS, n=3)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "vit_flax.presets.PRESETS lists all names"
+    raise ValueError(f"no preset named {name!r}; {hint}")
