@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
 
+from vit_flax.convert.checkpoint import Checkpoint
 from vit_flax.convert.rules import ConversionError
-
-if TYPE_CHECKING:
-    from vit_flax.convert.files import Checkpoint
 
 # Entries of a training checkpoint that hold a model's tensors. Where a file has several they are different weights, and
 # nobody but the caller can say which are meant.
@@ -21,28 +17,7 @@ ENTRIES = (
 # Prefixes that every name has: DataParallel, torch.compile, and models kept as a member of another.
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
 HEADS = ("head.", "dino_head.", "ibot_head.")  # what stands beside `backbone.` in self-supervised training
-_MAX_DEPTH = 4
 _CHUNK = re.compile(r"blocks\.\d+\.(\d+)\.(.+)")
-
-
-def flatten(tensors: Mapping[Any, Any]) -> dict[str, Any]:
-    """Returns the arrays of nested mappings under names joined with a slash; a flat mapping comes back as it is.
-
-    Beside nested mappings, what is no array (epochs, arguments) is left out.
-    """
-    if not any(isinstance(value, Mapping) for value in tensors.values()):
-        return dict(tensors)
-    flat: dict[str, Any] = {}
-
-    def visit(mapping: Mapping[Any, Any], path: tuple[str, ...]) -> None:
-        for key, value in mapping.items():
-            if isinstance(value, Mapping) and len(path) < _MAX_DEPTH:
-                visit(value, (*path, str(key)))
-            elif hasattr(value, "shape"):
-                flat["/".join((*path, str(key)))] = value
-
-    visit(tensors, ())
-    return flat
 
 
 def unwrap(checkpoint: Checkpoint, entry: str | None = None) -> Checkpoint:
@@ -64,8 +39,7 @@ def unwrap(checkpoint: Checkpoint, entry: str | None = None) -> Checkpoint:
     names = _without_chunks(_without_backbone(names))
     if all(own == name for own, name in names.items()):
         return checkpoint
-    shapes = {own: checkpoint.shapes[name] for own, name in names.items()}
-    return dataclasses.replace(checkpoint, shapes=shapes, reader=lambda own: checkpoint.reader(names[own]))
+    return checkpoint.renamed({name: own for own, name in names.items()})
 
 
 def _choose(source: str, names: Collection[str], found: list[str], entry: str | None) -> str:

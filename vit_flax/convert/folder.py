@@ -1,0 +1,184 @@
+"""Folders of weights: a Hugging Face repository's layout, sharded or not, its cache, and hf:// addresses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vit_flax.convert.checkpoint import Checkpoint, check_listing, one_line
+from vit_flax.convert.rules import ConversionError
+
+# What a folder is searched for, in this order.
+WEIGHT_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "open_clip_pytorch_model.bin",
+)
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
+HUB = "hf://"
+_MAX_JSON = 16 << 20
+_MAX_SHARDS = 1000
+_PATIENCE_SECONDS = 10.0
+
+Reader = Callable[[Path], Checkpoint]
+
+
+def find_weights(folder: Path) -> Path:
+    """Returns the weights in a folder: of the known names the first, or else the only file with a known suffix.
+
+    A folder of the hub's cache (models--owner--name) stands for its snapshot.
+
+    Raises:
+        ConversionError: there are none, or several without a known name.
+    """
+    if (folder / "snapshots").is_dir():
+        folder = _snapshot(folder)
+    for name in WEIGHT_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    if len(others) == 1:
+        return folder / others[0]
+    if others:
+        raise ConversionError(f"{folder}: holds several weights files, name one of them: {', '.join(others[:10])}")
+    raise ConversionError(
+        f"{folder}: holds no weights (looked for {', '.join(WEIGHT_NAMES)} or one file *{', *'.join(SUFFIXES)})"
+    )
+
+
+def _snapshot(folder: Path) -> Path:
+    revisions = sorted(path.name for path in (folder / "snapshots").iterdir() if path.is_dir())
+    main = folder / "refs" / "main"
+    if main.is_file() and main.stat().st_size < 200 and (name := main.read_text("utf-8").strip()) in revisions:
+        return folder / "snapshots" / name
+    if len(revisions) == 1:
+        return folder / "snapshots" / revisions[0]
+    raise ConversionError(f"{folder}: holds {len(revisions)} snapshots and no refs/main; give the folder of one")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns a JSON object from a file, or ConversionError."""
+    if path.stat().st_size > _MAX_JSON:
+        raise ConversionError(f"{path}: has more than {_MAX_JSON} bytes")
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConversionError(f"{path}: is no JSON: {one_line(error)}") from error
+    if not isinstance(value, dict):
+        raise ConversionError(f"{path}: holds no JSON object")
+    return value
+
+
+def read_shards(path: Path, read_file: Reader) -> Checkpoint:
+    """Opens the files that an index (*.index.json) names, as one checkpoint.
+
+    Raises:
+        ConversionError: the index names a file elsewhere, or a tensor is not in just the one file it is said to be in.
+    """
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ConversionError(f"{path}: has no weight_map")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or shard in ("", ".", "..") or re.search(r"[/\\\0]", shard):
+            raise ConversionError(f"{path}: {name[:100]} is said to be in {str(shard)[:100]!r}, no file of this folder")
+    files = sorted(set(weight_map.values()))
+    if len(files) > _MAX_SHARDS:
+        raise ConversionError(f"{path}: names {len(files)} files, more than {_MAX_SHARDS}")
+    shards: dict[str, Checkpoint] = {}
+    for file in files:
+        if not (path.parent / file).is_file():
+            raise ConversionError(f"{path}: names {file[:100]}, which is not there")
+        shards[file] = read_file(path.parent / file)
+    faults = [f"{name[:100]} is not in {file}" for name, file in weight_map.items() if name not in shards[file].shapes]
+    faults += [
+        f"{name} is in {file}, said to be in {weight_map.get(name, 'none')}"
+        for file, shard in shards.items()
+        for name in shard.shapes
+        if weight_map.get(name) != file
+    ]
+    if faults:
+        raise ConversionError(f"{path}: does not tell where the tensors are: {'; '.join(faults[:5])}")
+    shapes = {name: shards[file].shapes[name] for name, file in weight_map.items()}
+    check_listing(str(path), shapes)
+    skipped = {name: kind for shard in shards.values() for name, kind in shard.skipped.items()}
+    return Checkpoint(shapes, lambda name: shards[weight_map[name]].read(name), str(path), skipped=skipped)
+
+
+def with_config(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """Returns the checkpoint with the folder's config.json, unless it carries a config of its own."""
+    if checkpoint.config is not None or not (folder / "config.json").is_file():
+        return checkpoint
+    return dataclasses.replace(checkpoint, config=read_json(folder / "config.json"))
+
+
+def download(address: str) -> Path:
+    """Returns the local weights file of hf://owner/name[@revision], from the hub's cache or through the network.
+
+    Raises:
+        ConversionError: it is no such address, huggingface_hub is missing, or neither cache nor network has it.
+    """
+    found = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", address)
+    if not found:
+        raise ConversionError(f"{address[:200]}: write hf://owner/name or hf://owner/name@revision")
+    repository, revision = found.groups()
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise ConversionError(f"{address}: needs huggingface_hub: pip install 'vit-linen[hub]'") from error
+
+    there: set[str] | None = None
+    try:
+        info = huggingface_hub.HfApi().model_info(repository, revision=revision, timeout=_PATIENCE_SECONDS)
+        there, revision = {file.rfilename for file in info.siblings or ()}, info.sha
+    except errors.HfHubHTTPError as error:  # the hub has answered, and the answer is no
+        raise ConversionError(f"{address}: {_reason(error)}") from error
+    except Exception:  # no network, of which there are many kinds: then what the cache has
+        pass
+
+    def fetch(name: str) -> Path | None:
+        if there is not None and name not in there:
+            return None
+        try:
+            offline = there is None
+            path = huggingface_hub.hf_hub_download(repository, name, revision=revision, local_files_only=offline)
+        except errors.LocalEntryNotFoundError:
+            return None
+        except Exception as error:  # the network, the disk
+            raise ConversionError(f"{address}: {name} cannot be fetched: {one_line(error)}") from error
+        return Path(path)
+
+    for name in WEIGHT_NAMES:
+        path = fetch(name)
+        if path is None:
+            continue
+        for shard in _shard_names(path) if name.endswith(".index.json") else []:
+            fetch(shard)  # those that are missing are named when the index is read
+        fetch("config.json")
+        return path
+    if there is None:
+        raise ConversionError(f"{address}: is not in the local cache, and the hub cannot be reached")
+    raise ConversionError(f"{address}: holds no weights (looked for {', '.join(WEIGHT_NAMES)})")
+
+
+def _shard_names(index: Path) -> list[str]:
+    weight_map = read_json(index).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    return sorted(name for name in names if isinstance(name, str) and os.path.basename(name) == name)
+
+
+def _reason(error: Exception) -> str:
+    reasons = {
+        "RepositoryNotFoundError": "no such repository on the hub, or it asks for a login (hf auth login)",
+        "GatedRepoError": "the repository asks for permission: accept its terms on the hub and log in (hf auth login)",
+        "RevisionNotFoundError": "no such revision",
+    }
+    return reasons.get(type(error).__name__) or f"the hub refuses it: {one_line(error)}"

@@ -1,0 +1,122 @@
+"""A look at a pickle before torch reads it: what it does and names, without running any of it.
+
+torch's weights_only has the last word. This look comes first because it needs no torch, keeps torch from building what
+should not even be built (sparse tensors can be read out of bounds), and can say what is wrong. Of the operations
+allowed here, only GLOBAL names anything, and it carries the name itself: no detour through the memo can hide one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickletools
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vit_flax.convert.checkpoint import one_line
+from vit_flax.convert.rules import ConversionError
+
+_MAX_OPERATIONS = 500_000  # the pickle of 10,000 tensors does 250,000
+
+_STORAGES = (
+    "Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool", "ComplexDouble",
+    "ComplexFloat",
+)  # fmt: skip
+_DTYPES = (
+    "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool", "complex128",
+    "complex64",
+)  # fmt: skip
+_ALLOWED = {
+    *(f"torch {name}Storage" for name in _STORAGES),
+    *(f"torch {name}" for name in (*_DTYPES, "Size", "device")),
+    *(f"torch._utils _rebuild_{name}" for name in ("tensor", "tensor_v2", "parameter", "parameter_with_state")),
+    "torch._tensor _rebuild_from_type_v2",
+    "torch.nn.parameter Parameter",
+    "collections OrderedDict",
+    "collections Counter",
+    *(f"{module} {name}" for module in ("builtins", "__builtin__") for name in ("set", "complex")),
+}
+# Those of weights_only's unpickler; OBJ, INST, STACK_GLOBAL, EXT and the like are not among them.
+_OPERATIONS = {
+    "APPEND", "APPENDS", "BINFLOAT", "BINGET", "BININT", "BININT1", "BININT2", "BINPERSID", "BINPUT", "BINUNICODE",
+    "BUILD", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET", "EMPTY_TUPLE", "GLOBAL", "LONG1", "LONG_BINGET", "LONG_BINPUT",
+    "MARK", "NEWFALSE", "NEWOBJ", "NEWTRUE", "NONE", "PROTO", "REDUCE", "SETITEM", "SETITEMS", "SHORT_BINSTRING",
+    "STOP", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+}  # fmt: skip
+_KINDS = {
+    "_rebuild_sparse_tensor": "sparse", "_rebuild_qtensor": "quantised", "_rebuild_nested_tensor": "nested",
+    "_rebuild_meta_tensor_no_storage": "meta, without values", "_rebuild_tensor_v3": "of a type no model has",
+}  # fmt: skip
+
+
+def check_pickle(path: Path, file: BinaryIO) -> None:
+    """Reads a pickle without running it, up to its end.
+
+    Raises:
+        ConversionError: it is broken, long, or does or names what is not in the lists above.
+    """
+    memory = _Texts()
+    odd: str | None = None
+    try:
+        for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
+            if count >= _MAX_OPERATIONS:
+                raise ConversionError(f"{path}: its pickle has more than {_MAX_OPERATIONS} operations")
+            called = memory.see(operation.name, argument)
+            if called is not None and called not in _ALLOWED:
+                raise ConversionError(f"{path}: {_refusal(called, memory.key)}")
+            if operation.name not in _OPERATIONS:
+                odd = odd or operation.name
+    except ConversionError:
+        raise
+    except Exception as error:  # pickletools raises all kinds on a broken pickle
+        raise ConversionError(f"{path}: is a broken pickle: {one_line(error)}") from error
+    if odd:
+        raise ConversionError(
+            f"{path}: a pickle with the operation {odd}, which torch's weights_only does not run; save the "
+            "state_dict() again with torch.save and its default protocol"
+        )
+
+
+@dataclasses.dataclass
+class _Texts:
+    """The texts a pickle has put down so far, for messages: names may be put together from them."""
+
+    recent: list[str] = dataclasses.field(default_factory=list)
+    memo: dict[int, str] = dataclasses.field(default_factory=dict)
+    memoised: int = 0
+    last: str | None = None  # the text of the operation before, when it was one
+
+    @property
+    def key(self) -> str:
+        """What stands before the thing that is being built; in a mapping its key."""
+        return self.recent[-1] if self.recent else ""
+
+    def see(self, operation: str, argument: Any) -> str | None:
+        """Returns 'module name' when the operation names something."""
+        text = argument if isinstance(argument, str) and operation not in ("GLOBAL", "INST") else None
+        if operation in ("BINGET", "LONG_BINGET", "GET"):
+            text = self.memo.get(int(argument))
+        elif operation in ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"):
+            index = self.memoised if operation == "MEMOIZE" else int(argument)
+            if self.last is not None:
+                self.memo[index] = self.last
+            self.memoised += 1
+            return None
+        if text is not None:
+            self.recent = [*self.recent[-1:], text[:200]]
+        self.last = text
+        if operation in ("GLOBAL", "INST"):
+            return str(argument)
+        return " ".join(self.recent) if operation == "STACK_GLOBAL" else None
+
+
+def _refusal(called: str, key: str) -> str:
+    name = one_line(called.replace(" ", "."))[:100]
+    kind = _KINDS.get(called.split(" ")[-1])
+    if kind:
+        return f"{one_line(key)[:100] or 'a tensor'} is {kind} ({name}); only plain tensors can be read"
+    if called.startswith("__torch__"):
+        return f"is a TorchScript program ({name}); save its state_dict() instead"
+    return (
+        f"a pickle that calls {name}; refused, since loading it could run code. If you trust the file, load it with "
+        "torch yourself and save only its weights: torch.save(model.state_dict(), ...)"
+    )
