@@ -24,6 +24,7 @@ from vit_flax.convert import (
     layout_for,
     read_checkpoint,
     resolve_config,
+    unwrap,
     write_checkpoint,
 )
 from vit_flax.convert.rules import Fate, plan, to_params, to_tensors
@@ -72,7 +73,7 @@ def from_state_dict(
             unexpected, ambiguous or misshapen (the message lists them all).
         ValueError: a field does not exist, or values do not fit each other.
     """
-    return build_from(from_mapping(tensors, entry), layout, config, overrides, resample, source_grid)
+    return build_from(unwrap(from_mapping(tensors), entry), layout, config, overrides, resample, source_grid)
 
 
 def load(
@@ -92,7 +93,7 @@ def load(
 
     Arguments and errors are those of `from_state_dict`; a config stored with the weights counts after `config`.
     """
-    return build_from(read_checkpoint(path, entry), layout, config, overrides, resample, source_grid)
+    return build_from(unwrap(read_checkpoint(path), entry), layout, config, overrides, resample, source_grid)
 
 
 def to_state_dict(model: VisionTransformer, params: Any, layout: str | None = None) -> dict[str, np.ndarray]:

@@ -31,9 +31,11 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    from vit_flax.convert import read_checkpoint
+    from vit_flax.convert import read_checkpoint, unwrap
 
-    checkpoint = read_checkpoint(options.source, options.entry)  # before JAX is imported: a bad file is told at once
+    checkpoint = unwrap(
+        read_checkpoint(options.source), options.entry
+    )  # before JAX is imported: a bad file is told at once
 
     import jax
 

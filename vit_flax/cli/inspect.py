@@ -32,9 +32,9 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    from vit_flax.convert import read_checkpoint
+    from vit_flax.convert import read_checkpoint, unwrap
 
-    checkpoint = read_checkpoint(options.source, options.entry)
+    checkpoint = unwrap(read_checkpoint(options.source), options.entry)
 
     import jax
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from vit_flax.config import ViTConfig
-from vit_flax.convert.checkpoint import Checkpoint
+from vit_flax.convert.checkpoint import Checkpoint, from_mapping
 from vit_flax.convert.explained import EXPLAINED, EXPLAINED_T2T
 from vit_flax.convert.facebook import DEIT, DEIT3, DINO, DINOV2, MAE
-from vit_flax.convert.files import from_mapping, read_checkpoint, write_checkpoint
+from vit_flax.convert.files import read_checkpoint, write_checkpoint
 from vit_flax.convert.layout import Layout, Resolved, resolve_config
 from vit_flax.convert.lucidrains import LUCIDRAINS, SIMPLE_VIT
 from vit_flax.convert.rules import ConversionError, Drop, Rule
 from vit_flax.convert.t2t_vit import T2T_VIT
 from vit_flax.convert.timm import TIMM
 from vit_flax.convert.torchvision import TORCHVISION
+from vit_flax.convert.wrappers import unwrap
 
 __all__ = [
     "LAYOUTS",
@@ -30,6 +31,7 @@ __all__ = [
     "layout_for",
     "read_checkpoint",
     "resolve_config",
+    "unwrap",
     "write_checkpoint",
 ]
 

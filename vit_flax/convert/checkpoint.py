@@ -54,7 +54,7 @@ class Checkpoint:
         return dataclasses.replace(self, shapes=shapes, reader=lambda name: self.reader(back[name]))
 
 
-def collect(tensors: Mapping[str, Any], source: str = "memory") -> Checkpoint:
+def from_mapping(tensors: Mapping[str, Any], source: str = "memory") -> Checkpoint:
     """Wraps named arrays, torch's or NumPy's, in mappings however nested.
 
     A training checkpoint holds more than tensors: its numbers, texts and other values are left out, and named in

@@ -15,33 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from vit_flax.convert.checkpoint import Checkpoint, collect, one_line
+from vit_flax.convert.checkpoint import Checkpoint, one_line
 from vit_flax.convert.folder import HUB, WEIGHT_NAMES, download, find_weights, read_shards, with_config
 from vit_flax.convert.npz_file import open_zip, read_npz, write_npz
 from vit_flax.convert.rules import ConversionError
 from vit_flax.convert.safetensors_file import read_safetensors, write_safetensors
 from vit_flax.convert.torch_file import read_torch_legacy, read_torch_zip, write_torch
-from vit_flax.convert.wrappers import unwrap
 
 
-def from_mapping(tensors: Mapping[str, Any], entry: str | None = None) -> Checkpoint:
-    """Wraps named arrays, torch's or NumPy's, and takes off what training scripts put around a model's names.
-
-    Args:
-        tensors: names to arrays, or a training checkpoint with such a mapping inside.
-        entry: which weights to take where it holds several, for example 'teacher'.
-
-    Raises:
-        ConversionError: there is no array, or one without plain storage (sparse, say); or there are several sets of
-            weights and `entry` does not say which.
-    """
-    return unwrap(collect(tensors), entry)
-
-
-def read_checkpoint(path: str | os.PathLike[str], entry: str | None = None) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Opens a weights file, a folder with one, or hf://owner/name[@revision]; a config.json beside it is read too.
 
-    The kind of file is told by its first bytes, not by its name. `entry` as for `from_mapping`.
+    The kind of file is told by its first bytes, not by its name.
 
     Raises:
         ConversionError: nothing there, or nothing that can be read safely; one line that says why.
@@ -59,7 +44,7 @@ def read_checkpoint(path: str | os.PathLike[str], entry: str | None = None) -> C
             checkpoint = read_shards(path, _read_file)
         else:
             checkpoint = _read_file(path)
-        return unwrap(with_config(checkpoint, path.parent), entry)
+        return with_config(checkpoint, path.parent)
     except (OSError, ValueError) as error:
         if isinstance(error, ConversionError):
             raise

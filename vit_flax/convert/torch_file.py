@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from vit_flax.convert.checkpoint import Checkpoint, collect, leaves, one_line
+from vit_flax.convert.checkpoint import Checkpoint, from_mapping, leaves, one_line
 from vit_flax.convert.npz_file import open_zip
 from vit_flax.convert.pickle_scan import check_pickle
 from vit_flax.convert.rules import ConversionError
@@ -84,7 +84,7 @@ def _load(path: Path, mapped: bool) -> Checkpoint:
         raise ConversionError(f"{path}: torch cannot load it: {one_line(first)}") from error
     if isinstance(value, torch.Tensor):
         raise ConversionError(f"{path}: holds one tensor without a name")
-    checkpoint = collect(value, str(path))
+    checkpoint = from_mapping(value, str(path))
     tensors = {name: leaf for name, leaf in leaves(value) if name in checkpoint.shapes}
     for name, tensor in tensors.items():
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():

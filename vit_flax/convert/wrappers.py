@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Collection, Mapping
 
@@ -40,8 +39,7 @@ def unwrap(checkpoint: Checkpoint, entry: str | None = None) -> Checkpoint:
     names = _without_chunks(_without_backbone(names))
     if all(own == name for own, name in names.items()):
         return checkpoint
-    shapes = {own: checkpoint.shapes[name] for own, name in names.items()}
-    return dataclasses.replace(checkpoint, shapes=shapes, reader=lambda own: checkpoint.reader(names[own]))
+    return checkpoint.renamed({name: own for own, name in names.items()})
 
 
 def _choose(source: str, names: Collection[str], found: list[str], entry: str | None) -> str:
