@@ -13,16 +13,24 @@ from vit_flax.parity.page_numbers import power_of_ten, scientific
 from vit_flax.parity.tolerances import FLOAT32_EPS, FLOAT32_FACTOR, FLOAT64_EPS, FLOAT64_RELATIVE
 
 # Across, in percent of the width: labels end, a lane for exact zeros, the scale, a lane for what is off it.
-LABELS, ZERO, SCALE, OFF = 37.0, 41.5, (46.0, 92.0), 96.5
+LABELS, ZERO, SCALE, OFF = 33.0, 37.5, (42.0, 93.0), 97.0
 # Down, in pixels.
 TOP, ROW, HEADING, NOTE, BOTTOM = 56, 21, 32, 26, 30
-HIGHEST_DECADE = 3  # larger values tell no more: they go off the scale
-LONGEST_LABEL = 24
+HIGHEST_DECADE = 2  # larger values tell no more: they go off the scale
+LONGEST_LABEL = 21
+_TOLERANCE_DECADE = round(math.log10(FLOAT64_RELATIVE))
+ALLOWED = power_of_ten(_TOLERANCE_DECADE)
 
 # The marks, drawn once for the page; charts place them with <use>, which takes percentages where paths do not.
-MARKS = """<svg class="marks" width="0" height="0" aria-hidden="true"><defs>
-<circle id="torch" r="4.6"/><circle id="flax" r="2.9"/><path id="double" d="M0 -5.4 4.4 0 0 5.4 -4.4 0Z"/>
-</defs></svg>"""
+MARKS = (
+    '<svg class="marks" width="0" height="0" aria-hidden="true"><defs>'
+    + "".join(
+        f'<g id="torch{size}"><circle r="{5 * scale:g}"/></g><g id="flax{size}"><circle r="{3.4 * scale:g}"/></g>'
+        f'<g id="double{size}"><path transform="scale({scale})" d="M0 -5.4 4.4 0 0 5.4 -4.4 0Z"/></g>'
+        for size, scale in (("", 1), ("-small", 0.72))
+    )
+    + "</defs></svg>"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,25 +50,38 @@ def lines_in_order(rows: Iterable[Row]) -> list[Line]:
 def lines_by_kind(rows: Iterable[Row]) -> list[Line]:
     """Returns a line for every kind of row, that is for all names which differ only in numbers."""
     kinds: dict[str, list[Row]] = {}
+    blocks: dict[str, list[str]] = {}
     for row in rows:
-        kinds.setdefault(re.sub(r"(?<=\.)\d+(?=[.:]|$)", "*", row.name), []).append(row)
+        kinds.setdefault(_kind(row.name), []).append(row)
+        group = _split(row.name)[0]
+        blocks.setdefault(_kind(group), []).append(group)
     lines = []
     for same in kinds.values():
-        (first, label), (last, _) = _split(same[0].name), _split(same[-1].name)
-        group = first if first == last else f"{first} … {last.rsplit('.', 1)[-1]}"
-        lines.append(Line(group, label, tuple(same)))
+        group, label = _split(same[0].name)
+        first, last = blocks[_kind(group)][0], blocks[_kind(group)][-1]
+        lines.append(Line(first if first == last else f"{first} … {_number(last)}", label, tuple(same)))
     return lines
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=[.:]|$)", "*", name)
+
+
+def _number(group: str) -> str:
+    return group.rsplit(".", 1)[-1]
 
 
 def _split(name: str) -> tuple[str, str]:
     """Returns the numbered part that a component is in, if any, and a short name of the component within."""
     found = re.match(r"(.*?\.\d+)(?:[.:]|$)(.*)", name)
-    group, rest = found.groups() if found else ("", ".".join(name.split(".")[-2:]))
+    group, rest = found.groups() if found else ("", name)
     if group and not rest:
         rest = "its output"
     elif group and rest == "input":
         rest = "its input"
     label = rest.replace(":", ", ")
+    if len(label) > LONGEST_LABEL:
+        label = ".".join(label.split(".")[-2:])
     return group, label if len(label) <= LONGEST_LABEL else "…" + label[1 - LONGEST_LABEL :]
 
 
@@ -71,10 +92,22 @@ def reason(row: Row) -> str:
     if math.isinf(row.relative_difference):
         return "another shape, or values that overflow"
     if row.relative_difference > FLOAT64_RELATIVE or not row.torch_float32_error:
-        return f"{scientific(row.relative_difference)} in float64, {power_of_ten(-9)} allowed"
+        return f"{scientific(row.relative_difference)} in float64, {ALLOWED} allowed"
     times = (row.flax_float32_error or 0.0) / row.torch_float32_error
     times_text = f"{times:,.0f}" if times < 1e6 else scientific(times)
     return f"its float32 error is {times_text} times torch’s, {FLOAT32_FACTOR:.0f} allowed"
+
+
+def legend(rows: Iterable[Row]) -> str:
+    """Returns the marks that a chart of these rows holds, and their meaning."""
+    shown = {kind for row in rows for kind, _ in _values(row)}
+    items = "".join(
+        '<span><svg width="14" height="14" viewBox="-7 -7 14 14" aria-hidden="true">'
+        f'<use class="{kind}" href="#{kind}"/></svg>{name}</span>'
+        for kind, name in _NAMES.items()
+        if kind in shown
+    )
+    return f'<p class="legend">{items}</p>'
 
 
 def error_chart(ident: str, title: str, lines: list[Line], first: str | None) -> str:
@@ -87,7 +120,8 @@ def error_chart(ident: str, title: str, lines: list[Line], first: str | None) ->
         first: name of the row that disagrees first in the report, if it is in this chart.
     """
     scale = _Scale([row for line in lines for row in line.rows])
-    body: list[str] = []
+    size = "-small" if any(len(line.rows) > 1 for line in lines) else ""
+    bands, body = [], []
     y, group = TOP, None
     for line in lines:
         if line.group != group and (line.group or group):
@@ -98,16 +132,15 @@ def error_chart(ident: str, title: str, lines: list[Line], first: str | None) ->
         group = line.group
         marked = next((row for row in line.rows if row.name == first), None)
         if marked is not None:
-            body.append(
-                f'<rect class="band" id="{ident}-first" x="0" width="100%" y="{y}" height="{ROW + NOTE}"/>'
-                f'<text class="note" x="6" y="{y + ROW + 14}">▲ '
-                f"{escape(_first_note(marked, line))}</text>"
-            )
+            place = f'x="0" width="100%" y="{y}" height="{ROW + NOTE}"'
+            bands.append(f'<rect class="band" id="{ident}-first" {place}/>')
+            note = escape(_first_note(marked, line))
+            body.append(f'<text class="note" x="6" y="{y + ROW + 14}">▲ {note}</text>')
         css = "label first" if marked else "label"
         body.append(f'<text class="{css}" x="{LABELS}%" y="{y + ROW / 2 + 4:g}">{escape(line.label)}</text>')
-        body.append(f'<line class="guide" x1="{SCALE[0]}%" x2="{SCALE[1]}%" y1="{y + ROW / 2}" y2="{y + ROW / 2}"/>')
+        body.append(f'<line class="guide" x1="{LABELS + 1}%" x2="100%" y1="{y + ROW / 2}" y2="{y + ROW / 2}"/>')
         for row, offset in zip(line.rows, _offsets(len(line.rows)), strict=True):
-            body += scale.marks(row, y + ROW / 2 + offset)
+            body += scale.marks(row, y + ROW / 2 + offset, size)
         y += ROW + (NOTE if marked else 0)
     count = sum(len(line.rows) for line in lines)
     differing = sum(not row.agrees for line in lines for row in line.rows)
@@ -115,19 +148,19 @@ def error_chart(ident: str, title: str, lines: list[Line], first: str | None) ->
     return (
         f'<svg class="chart" role="img" aria-labelledby="{ident}-title {ident}-text" width="100%" '
         f'height="{y + BOTTOM}"><title id="{ident}-title">{escape(title)}</title>'
-        f'<desc id="{ident}-text">{described}</desc>{"".join(scale.grid(y))}{"".join(body)}</svg>'
+        f'<desc id="{ident}-text">{described}</desc>{"".join((*bands, *scale.grid(y), *body))}</svg>'
     )
 
 
 def _first_note(row: Row, line: Line) -> str:
     group = _split(row.name)[0]
-    where = f" ({group.rsplit('.', 1)[-1]})" if len(line.rows) > 1 else ""
+    where = f" (in {group})" if len(line.rows) > 1 else ""
     return f"first to differ{where}: {reason(row)}"
 
 
 def _offsets(count: int) -> list[float]:
     """Returns how far above or below the middle of its line each of several rows is drawn."""
-    step = min(3.0, (ROW - 9) / max(count - 1, 1))
+    step = min(3.6, (ROW - 8) / max(count - 1, 1))
     return [round((i - (count - 1) / 2) * step, 1) for i in range(count)]
 
 
@@ -150,7 +183,7 @@ class _Scale:
         share = max(math.log10(value) - self.low, 0) / (self.high - self.low)
         return round(SCALE[0] + share * (SCALE[1] - SCALE[0]), 2)
 
-    def marks(self, row: Row, y: float) -> Iterator[str]:
+    def marks(self, row: Row, y: float, size: str) -> Iterator[str]:
         values = dict(_values(row))
         spoken = ", ".join(f"{_NAMES[kind]} {scientific(value)}" for kind, value in values.items())
         yield f"<g><title>{escape(row.name)}: {spoken}{'' if row.agrees else ' (differs)'}</title>"
@@ -160,36 +193,38 @@ class _Scale:
         for kind, value in values.items():
             css = kind + (" open" if self.place(value) in (ZERO, OFF) else "")
             css += " differs" if kind == "double" and not row.agrees else ""
-            yield f'<use class="{css}" href="#{kind}" x="{self.place(value)}%" y="{y}"/>'
+            yield f'<use class="{css}" href="#{kind}{size}" x="{self.place(value)}%" y="{y}"/>'
         yield "</g>"
 
     def grid(self, bottom: int) -> Iterator[str]:
-        yield _text("tick", ZERO, 46, "0") + _text("tick", ZERO, bottom + 18, "0")
-        yield _upright("lane", ZERO, TOP - 4, bottom + 4)
-        for decade in range(self.low, self.high + 1):
-            x = self.place(10.0**decade)
-            if decade % 3 == 0:
-                yield _upright("grid", x, TOP - 4, bottom + 4)
-                for y in (46, bottom + 18):
-                    yield _text("tick", x, y, power_of_ten(decade))
-        if self.any_off:
-            yield _upright("lane", OFF, TOP - 4, bottom + 4)
-            yield _text("tick", OFF, 46, "off") + _text("tick", OFF, bottom + 18, "off")
+        """Yields the upright lines and what they stand for, above and below the rows."""
+        every = 3 if self.high - self.low <= 15 else 6
+        decades = [d for d in range(self.low, self.high + 1) if (d - _TOLERANCE_DECADE) % every == 0]
+        if self.any_off and decades[-1] == self.high:
+            decades.pop()  # its label would touch that of the lane beside it
+        ticks = {self.place(10.0**d): power_of_ten(d) for d in decades}
+        yield from (_upright("grid", x, TOP - 4, bottom + 4) for x in ticks)
+        lanes = {ZERO: "0"} | ({OFF: "off"} if self.any_off else {})
+        yield from (_upright("lane", x, TOP - 4, bottom + 4) for x in lanes)
         for name, value in (("ε float64", FLOAT64_EPS), ("ε float32", FLOAT32_EPS)):
             yield _upright("epsilon", self.place(value), 18, bottom + 4)
             yield _text("tick", self.place(value), 12, name)
-        yield _upright("tolerance", self.place(FLOAT64_RELATIVE), 32, bottom + 4)
-        yield _text("tick strong", self.place(FLOAT64_RELATIVE), 28, "allowed")
+        allowed = self.place(FLOAT64_RELATIVE)
+        yield _upright("tolerance", allowed, TOP - 4, bottom + 4) + _text("tick strong", allowed, 30, "allowed")
+        for x, text in (ticks | lanes).items():
+            css = "tick strong" if x == allowed else "tick"
+            yield _text(css, x, 46, text) + _text(css, x, bottom + 20, text)
 
 
-_NAMES = {"torch": "torch float32 error", "flax": "Flax float32 error", "double": "float64 difference"}
+_NAMES = {"double": "float64 difference", "torch": "torch’s float32 error", "flax": "Flax’s float32 error"}
 
 
 def _values(row: Row) -> Iterator[tuple[str, float]]:
     if row.torch_float32_error is not None and row.flax_float32_error is not None:
         yield "torch", row.torch_float32_error
-        yield "flax", row.flax_float32_error
     yield "double", row.relative_difference
+    if row.torch_float32_error is not None and row.flax_float32_error is not None:
+        yield "flax", row.flax_float32_error  # last and smallest: visible on top of the others
 
 
 def _upright(css: str, x: float, top: int, bottom: int) -> str:

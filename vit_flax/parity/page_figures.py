@@ -27,14 +27,17 @@ def patches_figure(figures: dict[str, Any]) -> str:
         patch = image[row * size :, column * size :][:size, :size]
         x, y = column * step, row * step
         parts.append(_image(png(patch), x, y, size, size))
-        parts.append(f'<text class="patch" x="{x + 1.8}" y="{y + 5.6}">{number}</text>')
+        tab = 4.2 if number < 10 else 6.4
+        parts.append(f'<path class="tab" d="M{x} {y}h{tab}v5h-{tab}Z"/>')
+        parts.append(f'<text class="patch" x="{x + tab / 2 - 0.2:g}" y="{y + 3.7}">{number}</text>')
+        parts.append(f'<rect class="edge" x="{x}" y="{y}" width="{size}" height="{size}"/>')
     row, column = divmod(token, columns)
     x, y = column * step, row * step
-    # from the patch's corner down the gap beside it, and a bracket over the whole strip
-    corner, bracket = x - _GAP / 2, strip - 3
+    # from the patch's corner down beside its neighbour, and a bracket over the whole strip
+    corner, bracket = x - 0.5, strip - 3
     parts += [
         f'<rect class="chosen" x="{x - 0.5}" y="{y - 0.5}" width="{size + 1}" height="{size + 1}"/>',
-        f'<path class="arrow" d="M{corner} {y + size / 2}V{bracket - 4.2}"/>',
+        f'<path class="arrow" d="M{corner} {y + size + 0.5}V{bracket - 4.2}"/>',
         f'<path class="head" d="M{corner} {bracket - 1.2}l-1.7 -3.4h3.4Z"/>',
         f'<path class="arrow" d="M0 {strip - 0.8}V{bracket}H{width}V{strip - 0.8}"/>',
         f'<text class="plain" x="{corner + 3.5}" y="{bracket - 5}">token {token}: {size * size} pixels</text>',
@@ -53,13 +56,13 @@ def positions_figure(table: list[list[float]]) -> str:
     values = np.array(table)
     tokens, channels = values.shape
     limit = float(np.nanmax(np.abs(values), initial=0)) or 1.0
-    cell = max(min(16, 480 // tokens), 1)
-    left, top, height = 15.0, 34, tokens * cell
+    cell = max(min(18, 480 // tokens), 1)
+    left, top, height = 10.0, 34, tokens * cell
     bottom = top + height
     parts = [
         f'<text class="axis" x="0" y="14">token ↓</text><text class="axis" x="{left}%" y="14">channel of the token →'
         "</text>",
-        f'<image href="{png(heat(values, -limit, limit))}" x="{left}%" y="{top}" width="{100 - left}%" '
+        f'<image class="pixels" href="{png(heat(values, -limit, limit))}" x="{left}%" y="{top}" width="{100 - left}%" '
         f'height="{height}" preserveAspectRatio="none"/>',
         f'<text class="tick side" x="{left - 1.5}%" y="{top + cell / 2 + 4}">class</text>',
     ]
@@ -102,7 +105,7 @@ def _percent(weights: np.ndarray) -> str:
 def losses_figure(torch_losses: list[float], flax_losses: list[float]) -> str:
     """Draws both loss curves over each other: torch's broad and pale, Flax's thin and dark."""
     finite = [loss for loss in (*torch_losses, *flax_losses) if math.isfinite(loss)]
-    top, height, left, right = 14, 250, 11.0, 98.0
+    top, height, left, right = 28, 260, 9.0, 100.0
     steps = len(torch_losses)
     ticks = _round_ticks(max([*finite, 0.0]))
     parts = []
@@ -127,9 +130,10 @@ def losses_figure(torch_losses: list[float], flax_losses: list[float]) -> str:
         parts += [f'<circle class="{css}" cx="{p[0]}%" cy="{p[1]}" r="{radius}"/>' for p in points if p]
     for step in sorted({1, steps, *range(0, steps, max(round(steps / 5), 1))} - {0}):
         parts.append(f'<text class="tick" x="{across(step - 1)}%" y="{top + height + 20}">{step}</text>')
-    parts.append(f'<text class="axis" x="{left}%" y="{top + height + 40}">optimiser step →</text>')
+    parts.append(f'<text class="axis" x="{left}%" y="{top + height + 42}">optimiser step →</text>')
+    parts.append('<text class="axis" x="0" y="12">loss ↑</text>')
     described = f"Losses of {plural(steps, 'step')}; the tables at the end hold every number"
-    return _flexible("losses", "Loss curves of both frameworks", described, top + height + 46, parts)
+    return _flexible("losses", "Loss curves of both frameworks", described, top + height + 48, parts)
 
 
 def _round_ticks(largest: float) -> list[float]:
@@ -149,7 +153,7 @@ def _image(uri: str, x: float, y: float, width: float, height: float, smooth: bo
 
 def _svg(ident: str, title: str, described: str, width: float, height: float, parts: list[str]) -> str:
     """Returns a drawing that scales as a whole."""
-    return _named(ident, title, described, f'viewBox="-1.5 -1.5 {width + 3:g} {height + 3:g}"', parts)
+    return _named(ident, title, described, f'viewBox="0 0 {width:g} {height:g}"', parts)
 
 
 def _flexible(ident: str, title: str, described: str, height: float, parts: list[str]) -> str:

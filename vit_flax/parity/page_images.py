@@ -11,7 +11,7 @@ import numpy as np
 
 # Light to dark in steps of even lightness; hue stays green, apart from the orange and blue of the two frameworks.
 _SCALE = np.array([[247, 246, 240], [198, 226, 210], [120, 190, 168], [36, 139, 124], [8, 84, 86], [6, 38, 48]]) / 255
-_HIGHLIGHT = np.array([64, 196, 160]) / 255
+_HIGHLIGHT = np.array([30, 178, 145]) / 255
 
 
 def png(pixels: Any) -> str:
@@ -41,8 +41,8 @@ def highlighted(image: Any, weights: Any, factor: int = 6) -> np.ndarray:
     """Returns ink on paper with a highlighter over it: an image (H, W), 1 is ink, under weights on a coarser grid."""
     ink = np.kron(np.asarray(image, np.float64), np.ones((factor, factor)))
     weights = np.nan_to_num(np.asarray(weights, np.float64))
-    strength = _enlarged(weights / (weights.max() or 1.0), ink.shape)
-    return paper(ink) * (1 - strength[..., None] * (1 - _HIGHLIGHT))
+    strength = 0.8 * _enlarged(weights / (weights.max() or 1.0), ink.shape)[..., None]
+    return paper(ink) * (1 - strength) + _HIGHLIGHT * strength
 
 
 def paper(ink: Any) -> np.ndarray:

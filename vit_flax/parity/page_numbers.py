@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_SPACE = "\N{NO-BREAK SPACE}"
+_SPACE, _THIN = "\N{NO-BREAK SPACE}", "\N{NARROW NO-BREAK SPACE}"
 
 
 def power_of_ten(exponent: int) -> str:
@@ -25,12 +25,14 @@ def scientific(value: float) -> str:
     mantissa, exponent = f"{value:.1e}".split("e")
     if int(exponent) in (-1, 0, 1):
         return f"{value:.2g}"
-    return f"{mantissa}{_SPACE}×{_SPACE}{power_of_ten(int(exponent))}"
+    return f"{mantissa}{_THIN}×{_THIN}{power_of_ten(int(exponent))}"
 
 
 def compact(value: float | None) -> str:
     """Returns a number as a table holds it: 1.3e-11, or a dash where nothing was computed."""
-    return "–" if value is None else f"{value:.1e}"
+    if value is None:
+        return "–"
+    return f"{value:.1e}" if value else "0"
 
 
 def shape_text(shape: Iterable[int]) -> str:
@@ -38,6 +40,6 @@ def shape_text(shape: Iterable[int]) -> str:
     return f"{_SPACE}×{_SPACE}".join(map(str, shape)) or f"one{_SPACE}number"
 
 
-def plural(count: int, noun: str) -> str:
-    """Returns '1 step' or '10 steps'."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+def plural(count: int, noun: str, nouns: str | None = None) -> str:
+    """Returns '1 step' or '10 steps'; `nouns` is the plural where an s does not make it."""
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"

@@ -46,9 +46,10 @@ def _checks(checks: Iterable[Check]) -> str:
 def _stages(checks: Iterable[Check]) -> str:
     rows = []
     for check in checks:
-        stage, _, found = check.text.rpartition(": ")
+        stage, _, found = check.text.rpartition(": ") if ": " in check.text else (check.text, "", "")
         shape, _, difference = found.partition(", relative difference ")
-        cells = (escape(stage or check.text), escape(shape).replace(" x ", " × "), escape(difference))
+        difference = "0" if difference == "0.0e+00" else difference
+        cells = [escape(text).replace(" x ", " × ") for text in (stage, shape, difference)]
         rows.append(
             f'<tr><th scope="row">{cells[0]}</th><td>{cells[1]}</td><td class="number">{cells[2]}</td>'
             f"<td>{verdict(check.agrees)}</td></tr>"
