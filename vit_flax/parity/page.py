@@ -146,9 +146,9 @@ def _stressed(report: Report) -> Iterator[str]:
         report,
         "stressed",
         "The same under stress",
-        "The components again, after 256 was added to the activations that every normalisation sees. A variance "
-        "computed the quick way, mean of squares less square of mean, loses all its digits here; with small "
-        "activations nobody would notice.",
+        "The components again, after a large constant was added to the tokens, so that every normalisation meets a "
+        "mean far above the deviation. A variance computed the quick way, mean of squares less square of mean, loses "
+        "its digits here; with small activations nobody would notice.",
     )
 
 

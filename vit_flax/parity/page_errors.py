@@ -192,8 +192,9 @@ class _Scale:
             yield f'<line class="pair" x1="{ends[0]}%" x2="{ends[1]}%" y1="{y}" y2="{y}"/>'
         for kind, value in values.items():
             css = kind + (" open" if self.place(value) in (ZERO, OFF) else "")
-            css += " differs" if kind == "double" and not row.agrees else ""
-            yield f'<use class="{css}" href="#{kind}{size}" x="{self.place(value)}%" y="{y}"/>'
+            stands_out = kind == "double" and not row.agrees
+            css += " differs" if stands_out else ""
+            yield f'<use class="{css}" href="#{kind}{"" if stands_out else size}" x="{self.place(value)}%" y="{y}"/>'
         yield "</g>"
 
     def grid(self, bottom: int) -> Iterator[str]:

@@ -66,15 +66,21 @@ def _divergence(report: Report) -> Iterator[str]:
     section, name = first
     rows = report.sections[section]
     place = next(i for i, row in enumerate(rows) if row.name == name)
-    before = ""
+    where_to_look = ""
     if place and section in ("components", "stressed"):
         row = rows[place - 1]
-        before = f" What runs just before it, <code>{escape(row.name)}</code>, still agrees"
-        before += f" ({scientific(row.relative_difference)})." if row.relative_difference else " exactly."
+        where_to_look = f" What runs just before it, <code>{escape(row.name)}</code>, still agrees"
+        where_to_look += f" ({scientific(row.relative_difference)})." if row.relative_difference else " exactly."
+    if section == "gradients":
+        last = [row.name for row in rows if not row.agrees][-1]
+        where_to_look = (
+            " Gradients flow from the end of the model back to the image: look first at the last row that differs, "
+            f"<code>{escape(last)}</code>."
+        )
     yield (
         f'<p class="notice"><a href="#{section}-first"><strong>First to differ</strong></a>, among the '
         f"{_SECTION_WORDS[section]}: <code>{escape(name)}</code>, in Flax "
-        f"<code>{escape(rows[place].flax_name)}</code>: {escape(reason(rows[place]))}.{before}</p>"
+        f"<code>{escape(rows[place].flax_name)}</code>: {escape(reason(rows[place]))}.{where_to_look}</p>"
     )
 
 

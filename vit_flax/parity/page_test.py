@@ -86,6 +86,7 @@ class Balance(HTMLParser):
 
     def handle_startendtag(self, tag, attrs):
         for name, value in attrs:
+            value = value or ""
             if name == "id":
                 self.ids.append(value)
             if name == "aria-labelledby":
@@ -222,6 +223,7 @@ def test_first_divergence_is_named_and_marked(section, relative, flax_error, rea
     assert reason in rest
     assert page.count(f'id="{section}-first"') == page.count(f'href="#{section}-first"') == 1
     assert ("What runs just before it, backbone.blocks.0," in top) == (section != "gradients")
+    assert (f"look first at the last row that differs, {name}." in top) == (section == "gradients")
 
 
 def test_disagreeing_statement_is_shown_at_the_top():
