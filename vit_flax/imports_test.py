@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent
 LAYERS = (
     ("config", "presets"),
     ("models", "convert", "preprocessing", "reference"),
+    ("resizing",),
     ("pretrained", "inference", "train"),
     ("parity", "plan", "recipes"),
     ("cli",),

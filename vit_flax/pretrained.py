@@ -29,7 +29,9 @@ from vit_flax.convert import (
 )
 from vit_flax.convert.rules import Fate, plan, to_params, to_tensors
 from vit_flax.models import VisionTransformer, build_model
+from vit_flax.models.resample import Grid
 from vit_flax.presets import get_preset
+from vit_flax.resizing import TABLE, Resize, find_resize
 
 Params = dict[str, Any]
 
@@ -50,6 +52,8 @@ def from_state_dict(
     config: str | ViTConfig | Mapping[str, Any] | None = None,
     *,
     entry: str | None = None,
+    resample: str | None = None,
+    source_grid: tuple[int, int] | None = None,
     **overrides: Any,
 ) -> tuple[VisionTransformer, Params]:
     """Returns the Flax model of named arrays (torch's or NumPy's) and its parameters, in the tensors' own dtypes.
@@ -59,6 +63,9 @@ def from_state_dict(
         layout: a layout's name; None finds it from the names.
         config: what tensors cannot tell: a preset's name, a ViTConfig or its `to_dict()`.
         entry: which weights of a training checkpoint to take where it holds several, for example 'teacher'.
+        resample: how to resize learned positions when `image_size` asks for another grid of patches: a mode of
+            vit_flax.models.resample. None takes the mode of the layout's own library.
+        source_grid: (height, width) of the checkpoint's grid of patches, needed where that is not square.
         **overrides: single fields of the config, for example `num_heads=12`; they win over `config`.
 
     Raises:
@@ -66,7 +73,7 @@ def from_state_dict(
             unexpected, ambiguous or misshapen (the message lists them all).
         ValueError: a field does not exist, or values do not fit each other.
     """
-    return build_from(unwrap(from_mapping(tensors), entry), layout, config, overrides)
+    return build_from(unwrap(from_mapping(tensors), entry), layout, config, overrides, resample, source_grid)
 
 
 def load(
@@ -75,13 +82,18 @@ def load(
     config: str | ViTConfig | Mapping[str, Any] | None = None,
     *,
     entry: str | None = None,
+    resample: str | None = None,
+    source_grid: tuple[int, int] | None = None,
     **overrides: Any,
 ) -> tuple[VisionTransformer, Params]:
-    """Returns the Flax model of a weights file (.safetensors, .npz, .pth, .bin) or folder, and its parameters.
+    """Returns the Flax model of a weights file, a folder or hf://owner/name[@revision], and its parameters.
+
+    Files are .safetensors (or the index of several), .npz, .pth, .pt and .bin. Pickles are read by torch's weights_only
+    alone. A folder may be a Hugging Face repository or its place in the hub's cache.
 
     Arguments and errors are those of `from_state_dict`; a config stored with the weights counts after `config`.
     """
-    return build_from(unwrap(read_checkpoint(path), entry), layout, config, overrides)
+    return build_from(unwrap(read_checkpoint(path), entry), layout, config, overrides, resample, source_grid)
 
 
 def to_state_dict(model: VisionTransformer, params: Any, layout: str | None = None) -> dict[str, np.ndarray]:
@@ -151,15 +163,45 @@ def expected_shapes(model: VisionTransformer) -> dict[str, tuple[int, ...]]:
 
 
 def build_from(
-    checkpoint: Checkpoint, layout: str | None, config: str | ViTConfig | Mapping[str, Any] | None, overrides: Any
+    checkpoint: Checkpoint,
+    layout: str | None,
+    config: str | ViTConfig | Mapping[str, Any] | None,
+    overrides: Mapping[str, Any],
+    resample: str | None = None,
+    source_grid: tuple[int, int] | None = None,
 ) -> tuple[VisionTransformer, Params]:
     """Returns the model of an opened checkpoint and its parameters; see `from_state_dict`."""
     found, _ = find_layout(checkpoint, layout)
     checkpoint = checkpoint.renamed(found.renamed(checkpoint.shapes))
     resolved = find_config(checkpoint, found, config, overrides)
     model = build_model(resolved.config)
-    flat = to_params(checkpoint, found.rules(resolved.config), expected_shapes(model), _on_device)
+    rules, expected = found.rules(resolved.config), expected_shapes(model)
+    native = _native_grid(checkpoint, found, config, overrides)
+    resize, obstacle = find_resize(
+        found, resolved.config, rules, checkpoint.shapes, expected, resample, source_grid, native
+    )
+    try:
+        flat = to_params(checkpoint, rules, _as_stored(expected, resize), _on_device)
+    except ConversionError as error:
+        if not obstacle:
+            raise
+        raise ConversionError(f"{error}\n  {obstacle}") from error
+    if resize:
+        flat[TABLE] = _on_device(resize(flat[TABLE]))
     return model, unflatten_dict(flat, sep="/")
+
+
+def _as_stored(expected: Mapping[str, tuple[int, ...]], resize: Resize | None) -> Mapping[str, tuple[int, ...]]:
+    return {**expected, TABLE: resize.stored_shape} if resize else expected
+
+
+def _native_grid(checkpoint: Checkpoint, layout: Layout, config: Any, overrides: Mapping[str, Any]) -> Grid | None:
+    """Returns the grid that everything but the caller's own image_size tells."""
+    others = {name: value for name, value in overrides.items() if name != "image_size"}
+    try:
+        return find_config(checkpoint, layout, config, others).config.grid_size
+    except ValueError:
+        return None
 
 
 def describe(
@@ -189,13 +231,20 @@ def describe(
         answer["problems"] = [str(error)]
         return answer
     answer["config"], answer["origins"] = resolved.config.to_dict(), {"model_config": "layout", **resolved.origins}
-    steps = plan(shapes, found.rules(resolved.config), expected_shapes(build_model(resolved.config)))
-    answer["tensors"] = [{"name": fate.name, "shape": list(fate.shape), "fate": _fate(fate)} for fate in steps.fates]
-    answer["problems"] = steps.problems
+    rules, expected = found.rules(resolved.config), expected_shapes(build_model(resolved.config))
+    native = _native_grid(checkpoint, found, config, overrides)
+    resize, obstacle = find_resize(found, resolved.config, rules, shapes, expected, native_grid=native)
+    steps = plan(shapes, rules, _as_stored(expected, resize))
+    answer["tensors"] = [
+        {"name": fate.name, "shape": list(fate.shape), "fate": _fate(fate, resize)} for fate in steps.fates
+    ]
+    answer["problems"] = [*steps.problems, *([obstacle] if obstacle and steps.problems else [])]
     return answer
 
 
-def _fate(fate: Fate) -> str:
+def _fate(fate: Fate, resize: Resize | None) -> str:
+    if fate.target == TABLE and resize:
+        return f"-> {fate.target} ({fate.operation}; resized {resize})"
     if fate.target:
         return f"-> {fate.target} ({fate.operation})"
     return f"dropped: {fate.dropped}" if fate.dropped else "unexpected"

@@ -57,10 +57,12 @@ class Checkpoint:
 def from_mapping(tensors: Mapping[str, Any], source: str = "memory") -> Checkpoint:
     """Wraps named arrays, torch's or NumPy's, in mappings however nested.
 
-    Numbers, texts and other values that are no arrays are left out and named in `skipped`.
+    A training checkpoint holds more than tensors: its numbers, texts and other values are left out, and named in
+    `skipped`.
 
     Raises:
-        ConversionError: there is no array at all, or one without plain storage (sparse, quantised, meta ...).
+        ConversionError: there is no array at all, or one without plain storage (sparse, quantised, meta ...), or a
+            mapping without others inside, so no training checkpoint, holds what is no array.
     """
     if not isinstance(tensors, Mapping):
         hint = "; pass its state_dict()" if hasattr(tensors, "state_dict") else ""
@@ -77,6 +79,8 @@ def from_mapping(tensors: Mapping[str, Any], source: str = "memory") -> Checkpoi
             faults.append(f"{name} ({fault})")
         else:
             arrays[name] = value
+    if arrays and not any(isinstance(value, Mapping) for value in tensors.values()):
+        faults += [f"{name} ({kind})" for name, kind in skipped.items()]
     if faults:
         raise ConversionError(f"{source}: not plain arrays: {', '.join(faults[:20])}")
     shapes = {name: tuple(value.shape) for name, value in arrays.items()}

@@ -52,6 +52,7 @@ DEIT = dataclasses.replace(
     evidence=named("dist_token", "blocks.0.attn.qkv"),
     required=_REQUIRED,
     defaults=_defaults,
+    resample=lambda config: "bicubic",
     fixed={**_FIXED, "global_pool": ("token",), "reg_tokens": (0,), "init_values": (None,), "no_embed_class": (False,)},
     hint="",
 )
@@ -88,6 +89,7 @@ DINO = dataclasses.replace(
     ),
     required=_REQUIRED,
     defaults=_defaults,
+    resample=lambda config: "bicubic_offset",
     fixed={
         **_FIXED, "num_classes": (0,), "reg_tokens": (0,), "init_values": (None,), "dist_token": (False,),
         "no_embed_class": (False,), "global_pool": ("token",),
@@ -142,6 +144,8 @@ DINOV2 = dataclasses.replace(
     infer=_dinov2_infer,
     rules=_dinov2_rules,
     defaults=_dinov2_defaults,
+    # the models with registers were published together with another way of resizing
+    resample=lambda config: "bicubic_antialias" if config.reg_tokens else "bicubic_offset",
     fixed={name: values for name, values in DINO.fixed.items() if name not in ("reg_tokens", "init_values")}
     | {"mask_token": (True,), "no_embed_reg": (False, True), "mlp_layer": ("mlp", "swiglu_packed")},
     components=_dinov2_components,
@@ -171,6 +175,7 @@ MAE = dataclasses.replace(
     ),
     required=_REQUIRED,
     defaults=_defaults,
+    resample=lambda config: "bicubic",
     fixed={
         **_FIXED, "pos_embed": ("sincos_2d", "learned"), "reg_tokens": (0,), "init_values": (None,),
         "dist_token": (False,), "no_embed_class": (False,), "global_pool": ("token", "avg"),

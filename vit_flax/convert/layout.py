@@ -30,6 +30,8 @@ class Layout:
     components: Callable[[ViTConfig], tuple[tuple[str, str], ...]] = lambda config: ()
     conditions: Callable[[ViTConfig], list[str]] = lambda config: []  # what `fixed` cannot say of two fields together
     hint: str = ""  # what else to pass when a required field is unknown
+    # how the layout's own library resizes position tables: a mode of vit_flax.models.resample; '': it does not
+    resample: Callable[[ViTConfig], str] = lambda config: ""
     aliases: tuple[tuple[str, str], ...] = ()  # (older name, today's name), as templates: read, never written
 
     def renamed(self, names: Collection[str]) -> dict[str, str]:

@@ -190,6 +190,7 @@ TIMM = Layout(
     fixed=PLAIN,
     components=timm_components,
     conditions=_conditions,
+    resample=lambda config: "bicubic_antialias",
     hint=(
         "; or say who published the weights with layout='deit', 'dino', 'mae' ..., which settles norm_eps, activation "
         "and global_pool"

@@ -1,0 +1,118 @@
+"""Position tables of a checkpoint that was made for another image size than the model is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_flax.config import ViTConfig
+from vit_flax.convert import ConversionError, Drop, Layout, Rule
+from vit_flax.convert.rules import sources_of
+from vit_flax.models.resample import MODES, Grid, resize_pos_embed
+
+TABLE = "pos_embed"  # the parameter's path
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """A table's way from the checkpoint's grid of patches to the model's."""
+
+    old_grid: Grid
+    new_grid: Grid
+    num_prefix_tokens: int
+    mode: str
+    stored_shape: tuple[int, ...]  # of the whole table
+
+    def __call__(self, table: Any) -> np.ndarray:
+        """Returns the table resized, computed in float64 whatever its dtype."""
+        return resize_pos_embed(np.asarray(table), self.old_grid, self.new_grid, self.num_prefix_tokens, self.mode)
+
+    def __str__(self) -> str:
+        """Says it in a few words."""
+        return f"{_by(self.old_grid)} -> {_by(self.new_grid)}, {self.mode}"
+
+
+def find_resize(
+    layout: Layout,
+    config: ViTConfig,
+    rules: Iterable[Rule | Drop],
+    shapes: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    mode: str | None = None,
+    source_grid: Grid | None = None,
+    native_grid: Grid | None = None,
+) -> tuple[Resize | None, str]:
+    """Returns how the checkpoint's position table comes to the model's grid, or None and what stands in the way.
+
+    A table of as many rows as the model's is taken for one of the same grid, unless `source_grid` says otherwise.
+
+    Args:
+        layout: the layout of the tensors; its mode is taken where `mode` is None.
+        config: of the model.
+        rules: the layout's table.
+        shapes: shape of every tensor of the checkpoint.
+        expected: shape of every parameter of the model, by path.
+        mode: a name of vit_flax.models.resample.MODES.
+        source_grid: (height, width) of the checkpoint's grid, for certain.
+        native_grid: what a config says it is, taken if it has as many patches as the table; else it must be square.
+
+    Raises:
+        ConversionError: no such mode, or the table has not as many rows as `source_grid` asks for.
+    """
+    if mode is not None and mode not in MODES:
+        raise ConversionError(f"unknown resampling mode {mode!r}; known: {', '.join(MODES)}")
+    stored, wanted = _stored_shape(rules, shapes), expected.get(TABLE, ())
+    if len(wanted) < 2 or len(stored) != len(wanted) or stored[:-2] + stored[-1:] != wanted[:-2] + wanted[-1:]:
+        return None, ""
+    new_grid = config.grid_size
+    prefix = wanted[-2] - config.num_patches
+    patches = stored[-2] - prefix
+    if source_grid is not None:
+        old_grid: Grid | None = (int(source_grid[0]), int(source_grid[1]))
+        if math.prod(old_grid) != patches:
+            raise ConversionError(
+                f"source_grid={old_grid} has {math.prod(old_grid)} patches; the position table has {patches} "
+                f"({stored[-2]} rows, {prefix} of them for prefix tokens)"
+            )
+    elif stored == wanted:
+        return None, ""
+    elif native_grid is not None and math.prod(native_grid) == patches:
+        old_grid = native_grid
+    else:
+        side = math.isqrt(max(patches, 0))
+        old_grid = (side, side) if side and side * side == patches else None
+    if old_grid == new_grid:
+        return None, ""
+    asked = f"image_size={config.image_size} asks for a {_by(new_grid)} grid of patches"
+    if old_grid is None:
+        return None, (
+            f"{asked}, the position table is for {patches} patches, which is no square: if it was made for another "
+            "image size, pass source_grid=(height, width)"
+        )
+    found = f"{asked}, the position table is for a {_by(old_grid)} grid"
+    if config.pos_embed != "learned":
+        return None, f"{found}: a table that is computed ({config.pos_embed}) is not resampled"
+    mode = mode or layout.resample(config)
+    if not mode:
+        return (
+            None,
+            f"{found}: layout {layout.name!r} does not say how to resize it, pass resample= {' or '.join(MODES)}",
+        )
+    return Resize(old_grid, new_grid, prefix, mode, stored), ""
+
+
+def _stored_shape(rules: Iterable[Rule | Drop], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    try:
+        rule, names = sources_of(TABLE, rules)
+        probes = [np.broadcast_to(np.zeros((), np.int8), shapes[name]) for name in names]
+        return rule.operation.forward(*probes).shape
+    except (KeyError, ValueError):  # what is missing or misshapen is reported with everything else
+        return ()
+
+
+def _by(grid: Grid) -> str:
+    return f"{grid[0]}x{grid[1]}"
