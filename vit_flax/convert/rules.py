@@ -63,6 +63,24 @@ def join_dense(*shares: int) -> Operation:
     )
 
 
+def join_heads(heads: int) -> Operation:
+    """Returns the joining of queries, keys and values, ([in,] heads, width) each, to ([in,] 3 D)."""
+    return Operation(
+        "(in, heads, width) each -> (in, 3 D)",
+        lambda *parts: np.concatenate([part.reshape(*part.shape[:-2], -1) for part in parts], -1),
+        lambda a: tuple(part.reshape(*part.shape[:-1], heads, -1) for part in _split((1, 1, 1), a)),
+    )
+
+
+def merge_heads(heads: int) -> Operation:
+    """Returns the move of an output projection (heads, width, out) to a kernel (D, out)."""
+    return Operation(
+        "(heads, width, out) -> (D, out)",
+        lambda a: _rank(a, 3).reshape(-1, a.shape[-1]),
+        lambda a: (_rank(a, 2).reshape(heads, -1, a.shape[-1]),),
+    )
+
+
 def _split(shares: tuple[int, ...], array: np.ndarray) -> tuple[np.ndarray, ...]:
     if array.shape[-1] % sum(shares):
         raise ValueError(f"width {array.shape[-1]} does not divide by {sum(shares)}")
@@ -220,12 +238,15 @@ def to_params(
     Raises:
         ConversionError: lists every missing, unexpected, ambiguous and misshapen tensor.
     """
+    rules = list(rules)
     steps = plan(tensors.shapes, rules, expected)
     if steps.problems:
         raise ConversionError(_listing("the tensors do not fit the model", steps.problems))
+    # rule by rule, so that rows of one stacked tensor are read one after the other
+    moves = sorted(steps.moves.items(), key=lambda move: rules.index(move[1][0]))
     return {
         target: finish(rule.operation.forward(*(tensors.read(name) for name in names)))
-        for target, (rule, names) in steps.moves.items()
+        for target, (rule, names) in moves
     }
 
 
