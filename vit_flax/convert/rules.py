@@ -33,6 +33,7 @@ class Operation:
 IDENTITY = Operation("as it is", lambda a: a, lambda a: (a,))
 DENSE = Operation("(out, in) -> (in, out)", lambda a: _rank(a, 2).T, lambda a: (_rank(a, 2).T,))
 UNBATCHED = Operation("(n, d) -> (1, n, d)", lambda a: _rank(a, 2)[None], lambda a: (_rank(a, 3)[0],))
+VECTOR = Operation("(d) -> (1, 1, d)", lambda a: _rank(a, 1)[None, None], lambda a: (_rank(a, 3)[0, 0],))
 CONV = Operation(
     "OIHW -> HWIO", lambda a: _rank(a, 4).transpose(2, 3, 1, 0), lambda a: (_rank(a, 4).transpose(3, 2, 0, 1),)
 )
