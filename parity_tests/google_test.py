@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -101,6 +102,25 @@ def test_bfloat16_is_read_and_written_bit_for_bit(tmp_path):
     vit_flax.save(tmp_path / "back.npz", model, params, layout="big_vision")
     with np.load(tmp_path / "file.npz") as theirs, np.load(tmp_path / "back.npz") as ours:
         assert_same_tensors(dict(ours), dict(theirs))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (20, 20)])
+@pytest.mark.parametrize(
+    ("module", "name", "prefix"),
+    [
+        (VisionTransformerJax(), "Transformer/posembed_input/pos_embedding", 1),
+        (BigVisionViT(pool_type="tok"), "pos_embedding", 0),
+    ],
+)
+def test_another_image_size_as_google_resizes(module, name, prefix, size):
+    tensors, _, _ = build(module)
+    grid = tensors[name][0, prefix:].reshape(3, 3, -1)
+    grid = scipy.ndimage.zoom(grid, (size[0] / 4 / 3, size[1] / 4 / 3, 1), order=1)
+    table = np.concatenate([tensors[name][:, :prefix], grid.reshape(1, -1, grid.shape[-1])], axis=1)
+    images = jnp.asarray(random_images(size))
+    expected = module.apply({"params": unflatten_dict({**tensors, name: table}, sep="/")}, images)
+    model, params = vit_flax.from_state_dict(tensors, image_size=size)
+    assert_agrees(run_flax(model, params, np.asarray(images)), expected)
 
 
 class TestOlderBigVision:

@@ -65,6 +65,19 @@ def test_every_component_and_gradient_agrees(case):
     assert_components_agree(theirs, model, params, "open_clip", images)
 
 
+@pytest.mark.parametrize("size", [(16, 16), (40, 40), (16, 32)])
+def test_another_image_size_as_open_clip_resizes(size):
+    theirs, values, _ = build("OpenAI")
+    tensors = theirs.state_dict()
+    table = tensors["visual.positional_embedding"]
+    grid, new_grid = table[1:].unflatten(0, (3, 3)).movedim(-1, 0)[None], (size[0] // 8, size[1] // 8)
+    grid = torch.nn.functional.interpolate(grid, new_grid, mode="bicubic", antialias=True)[0].flatten(1).T
+    theirs.visual.positional_embedding = torch.nn.Parameter(torch.cat([table[:1], grid]))
+    model, params = vit_flax.from_state_dict(tensors, image_size=size, **values)
+    images = random_images(size)
+    assert_agrees(run_flax(model, params, images), run_torch(theirs, images))
+
+
 HF_NAMES = (
     ("visual_projection.weight", "visual.proj"),
     ("vision_model.embeddings.class_embedding", "visual.class_embedding"),

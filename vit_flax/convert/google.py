@@ -173,6 +173,7 @@ GOOGLE_NPZ = Layout(
     defaults=lambda _: {"norm_eps": 1e-6, "activation": "gelu_tanh"},
     fixed=only(ViTConfig, _FREE, activation=_ACTIVATIONS, global_pool=("token", "avg", "none")),
     conditions=_conditions,
+    resample=lambda config: "zoom",
 )
 
 BIG_VISION = Layout(
@@ -192,6 +193,7 @@ BIG_VISION = Layout(
         pos_embed=("learned", "simple_sincos_2d"),
     ),
     conditions=_conditions,
+    resample=lambda config: "zoom",
     aliases=(
         ("Transformer/pos_embedding", "pos_embedding"),
         ("Transformer/posembed_input/pos_embedding", "pos_embedding"),

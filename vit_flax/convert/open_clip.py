@@ -125,6 +125,7 @@ OPEN_CLIP = Layout(
         pos_embed=("learned", "sincos_2d"),
     ),
     components=_components,
+    resample=lambda config: "bicubic_antialias",
     hint="; OpenAI's weights and some of others' want activation='quick_gelu', most of LAION's 'gelu'",
 )  # fmt: skip
 
