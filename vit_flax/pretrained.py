@@ -22,6 +22,7 @@ from vit_flax.convert import (
     from_mapping,
     get_layout,
     layout_for,
+    read_beside,
     read_checkpoint,
     resolve_config,
     unwrap,
@@ -124,8 +125,14 @@ def find_layout(checkpoint: Checkpoint, layout: str | None) -> tuple[Layout, str
     """Returns the layout of a checkpoint and what it was told by."""
     if layout is not None:
         return get_layout(layout), "given"
-    if checkpoint.config and isinstance(name := checkpoint.config.get("layout"), str):
-        return get_layout(name), "stored with the weights"
+    try:
+        beside = read_beside(checkpoint)
+    except ConversionError:  # said by find_config, unless the caller's own config makes it needless
+        beside = None
+    if beside and beside.layout:
+        named = get_layout(beside.layout)
+        if "model_config" in (checkpoint.config or {}) or named.evidence(checkpoint.shapes.keys()):
+            return named, beside.origin
     try:
         found, evidence = detect_layout(checkpoint.shapes.keys())
     except ConversionError as error:
@@ -147,9 +154,8 @@ def find_config(
         sources.append(("config given", _fields(config)))
     elif config is not None:
         sources.append(("config given", _fields(config_from_dict(config))))
-    if checkpoint.config and "model_config" in checkpoint.config:
-        stored = {name: value for name, value in checkpoint.config.items() if name != "layout"}
-        sources.append(("stored with the weights", _fields(config_from_dict(stored))))
+    if config is None and (beside := read_beside(checkpoint)):
+        sources.append((beside.origin, beside.fields))
     return resolve_config(layout, checkpoint.shapes, sources)
 
 

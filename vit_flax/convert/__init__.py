@@ -6,10 +6,12 @@ from collections.abc import Collection
 
 from vit_flax.config import ViTConfig
 from vit_flax.convert.checkpoint import Checkpoint, from_mapping
+from vit_flax.convert.config_files import Beside, Family, read_config
 from vit_flax.convert.explained import EXPLAINED, EXPLAINED_T2T
 from vit_flax.convert.facebook import DEIT, DEIT3, DINO, DINOV2, MAE
 from vit_flax.convert.files import read_checkpoint, write_checkpoint
 from vit_flax.convert.google import BIG_VISION, BIG_VISION_SCAN, GOOGLE_NPZ
+from vit_flax.convert.huggingface_vit import HUGGINGFACE_VIT, HUGGINGFACE_VIT_MEMORY, VIT
 from vit_flax.convert.layout import Layout, Resolved, resolve_config
 from vit_flax.convert.lucidrains import LUCIDRAINS, SIMPLE_VIT
 from vit_flax.convert.open_clip import OPEN_CLIP, OPEN_CLIP_TIMM
@@ -20,7 +22,9 @@ from vit_flax.convert.torchvision import TORCHVISION
 from vit_flax.convert.wrappers import unwrap
 
 __all__ = [
+    "FAMILIES",
     "LAYOUTS",
+    "Beside",
     "Checkpoint",
     "ConversionError",
     "Drop",
@@ -31,6 +35,7 @@ __all__ = [
     "from_mapping",
     "get_layout",
     "layout_for",
+    "read_beside",
     "read_checkpoint",
     "resolve_config",
     "unwrap",
@@ -41,9 +46,13 @@ __all__ = [
 # whose evidence is found.
 _ORDER = (
     TIMM, DINO, DEIT, DEIT3, DINOV2, MAE, OPEN_CLIP_TIMM, OPEN_CLIP, TORCHVISION, GOOGLE_NPZ, BIG_VISION,
-    BIG_VISION_SCAN, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T,
+    BIG_VISION_SCAN, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T, HUGGINGFACE_VIT,
+    HUGGINGFACE_VIT_MEMORY,
 )  # fmt: skip
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ORDER}
+
+# By the model_type of Hugging Face's config.json.
+FAMILIES: dict[str, Family] = {"vit": VIT}
 
 
 def get_layout(name: str) -> Layout:
@@ -65,6 +74,15 @@ def detect_layout(names: Collection[str]) -> tuple[Layout, str]:
             return layout, evidence
     some = ", ".join(sorted(names)[:5]) or "none at all"
     raise ConversionError(f"the tensor names match no known layout ({', '.join(LAYOUTS)}); some of them: {some}")
+
+
+def read_beside(checkpoint: Checkpoint) -> Beside | None:
+    """Returns what the config with a checkpoint says, or None where there is none of a known kind.
+
+    Raises:
+        ConversionError: it asks for what this library does not compute.
+    """
+    return read_config(checkpoint.config, FAMILIES, checkpoint.source) if checkpoint.config else None
 
 
 def layout_for(config: ViTConfig) -> Layout:
