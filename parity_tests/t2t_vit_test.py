@@ -81,6 +81,19 @@ def test_reads_the_training_checkpoint(wrapper, tmp_path):
     assert_agrees(run_flax(model, params, images), run_torch(theirs, images))
 
 
+@pytest.mark.parametrize("size", [32, 80])
+def test_another_image_size_as_the_original_resizes(size):
+    theirs, told, _ = build("performer")
+    tensors = theirs.state_dict()
+    grid = tensors["pos_embed"][:, 1:].unflatten(1, (3, 3)).movedim(-1, 1)
+    grid = torch.nn.functional.interpolate(grid, (size // 16, size // 16), mode="bicubic").flatten(2).mT
+    resized = torch.cat([tensors["pos_embed"][:, :1], grid], dim=1)
+    theirs.pos_embed = torch.nn.Parameter(resized, requires_grad=False)
+    model, params = vit_flax.from_state_dict(tensors, image_size=size, **told)
+    images = random_images((size, size))
+    assert_agrees(run_flax(model, params, images), run_torch(theirs, images))
+
+
 def test_asks_for_the_scale():
     theirs, _, _ = build("performer")
     with pytest.raises(vit_flax.ConversionError, match="qk_scale=None"):

@@ -33,10 +33,20 @@ def build(name: str, **changes: Any) -> tuple[Any, dict[str, Any]]:
     config = get_preset(name).config
     height, width = (3 * config.patch_size[0], 2 * config.patch_size[1])
     overrides = {"depth": 2, "num_classes": 7 if config.num_classes else 0, **changes}
-    return randomise(timm.create_model(name, img_size=(height, width), **overrides)), {
+    return in_float64(randomise(timm.create_model(name, img_size=(height, width), **overrides))), {
         **overrides,
         "image_size": (height, width),
     }
+
+
+def in_float64(torch_model: Any) -> Any:
+    """Returns the model without the one number that timm rounds to float32 in any model: differential attention's."""
+    for module in torch_model.modules():
+        if hasattr(module, "lambda_q1"):
+            module._compute_lambda = lambda m=module: (
+                (m.lambda_q1 * m.lambda_k1).sum().exp() - (m.lambda_q2 * m.lambda_k2).sum().exp() + m.lambda_init
+            )
+    return torch_model
 
 
 def outputs(torch_model: Any, model: Any, params: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -61,6 +61,17 @@ def test_every_component_and_gradient_agrees(case):
     assert_components_agree(theirs, model, params, "torchvision", random_images((32, 32)))
 
 
+@pytest.mark.parametrize("size", [24, 56])
+def test_another_image_size_as_torchvision_resizes(size):
+    tensors = build("square")[0].state_dict()
+    resized = vision_transformer.interpolate_embeddings(size, 8, dict(tensors))
+    theirs = build("square", image_size=size)[0]
+    theirs.load_state_dict(resized)
+    model, params = vit_flax.from_state_dict(tensors, num_heads=4, image_size=size)
+    images = random_images((size, size))
+    assert_agrees(run_flax(model, params, images), run_torch(theirs, images))
+
+
 def test_reads_the_names_before_torchvision_0_13():
     theirs, _ = build("square")
     older = {

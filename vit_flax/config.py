@@ -12,6 +12,17 @@ POS_EMBEDS = ("learned", "sinusoid", "sincos_2d", "simple_sincos_2d", "none")
 FIXED_POS_EMBEDS = ("sinusoid", "sincos_2d")  # stored with the parameters, never trained
 NORM_LAYERS = ("layernorm", "rmsnorm")
 BLOCKS = ("standard", "res_post", "parallel_scaling", "parallel_things", "diff", "diff_parallel_scaling")
+# Fields that a block has no place for, with the one value it allows.
+_PARALLEL_LIMITS = {
+    "value_skip": False, "scale_attn_norm": False, "scale_mlp_norm": False, "mlp_layer": "mlp", "mlp_bias": True,
+    "proj_bias": True,
+}  # fmt: skip
+BLOCK_LIMITS: dict[str, dict[str, Any]] = {
+    "res_post": {"init_values": None},
+    "parallel_scaling": _PARALLEL_LIMITS,
+    "diff": {"value_skip": False},
+    "diff_parallel_scaling": _PARALLEL_LIMITS,
+}
 MLP_LAYERS = ("mlp", "swiglu", "swiglu_packed")
 TOKENS_TYPES = ("transformer", "performer")
 GLOBAL_POOLS = ("token", "avg", "avgmax", "max", "token_avg", "map", "none")
@@ -42,7 +53,7 @@ class ViTConfig:
     embed_dim: int = 768
     depth: int = 12
     num_heads: int = 12
-    block: str = "standard"  # a name of vit_flax.models.BLOCKS
+    block: str = "standard"  # the kind of transformer block: one of BLOCKS
     mlp_ratio: float = 4.0  # hidden width is int(embed_dim * mlp_ratio), as in the reference; of a gated MLP's product
     # 'swiglu' and 'swiglu_packed' compute the same: checkpoints hold gate and value as two layers or as one
     mlp_layer: str = "mlp"
@@ -93,6 +104,11 @@ class ViTConfig:
         _require_choice("mlp_layer", self.mlp_layer, MLP_LAYERS)
         _require_choice("pos_embed", self.pos_embed, POS_EMBEDS)
         _require_choice("global_pool", self.global_pool, GLOBAL_POOLS)
+        for name, value in BLOCK_LIMITS.get(self.block, {}).items():
+            if getattr(self, name) != value:
+                raise ValueError(f"block={self.block!r} needs {name}={value!r}, got {getattr(self, name)!r}")
+        if self.block.startswith("diff") and self.head_dim % 2:
+            raise ValueError(f"block={self.block!r} needs heads of even width, got {self.head_dim}")
         if self.init_values is not None and not self.init_values > 0:
             raise ValueError(f"init_values must be None or positive, got {self.init_values!r}")
         if self.representation_size is not None:

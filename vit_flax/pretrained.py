@@ -28,7 +28,7 @@ from vit_flax.convert import (
     unwrap,
     write_checkpoint,
 )
-from vit_flax.convert.rules import Fate, plan, to_params, to_tensors
+from vit_flax.convert.rules import Fate, plan, to_params
 from vit_flax.models import VisionTransformer, build_model
 from vit_flax.models.resample import Grid
 from vit_flax.presets import get_preset
@@ -178,7 +178,7 @@ def build_from(
 ) -> tuple[VisionTransformer, Params]:
     """Returns the model of an opened checkpoint and its parameters; see `from_state_dict`."""
     found, _ = find_layout(checkpoint, layout)
-    checkpoint = checkpoint.renamed(found.renamed(checkpoint.shapes))
+    checkpoint = found.read(checkpoint)
     resolved = find_config(checkpoint, found, config, overrides)
     model = build_model(resolved.config)
     rules, expected = found.rules(resolved.config), expected_shapes(model)
@@ -221,6 +221,7 @@ def describe(
         ValueError: a field given does not exist, or values do not fit each other.
     """
     found, evidence = find_layout(checkpoint, layout)
+    checkpoint = found.read(checkpoint)
     shapes = checkpoint.shapes
     answer: dict[str, Any] = {
         "source": checkpoint.source,
@@ -293,4 +294,4 @@ def _export(model: VisionTransformer, params: Any, layout: Layout) -> dict[str, 
     ]
     if problems:
         raise ConversionError("\n  ".join(["these parameters are not the model's:", *problems[:50]]))
-    return to_tensors(flat, layout.rules(model.config))
+    return layout.write(flat, model.config)

@@ -14,9 +14,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layout", choices=sorted(LAYOUTS), help="layout of the tensors (default: told by their names)"
     )
-    parser.add_argument(
-        "--entry", help="weights to take from a training checkpoint that holds several, such as teacher"
-    )
+    parser.add_argument("--entry", help="weights to take where a training checkpoint holds several: teacher, say")
     parser.add_argument("--config", metavar="PRESET", help="preset that tells what tensors cannot")
     parser.add_argument(
         "--set",

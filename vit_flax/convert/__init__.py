@@ -10,9 +10,11 @@ from vit_flax.convert.config_files import Beside, Family, read_config
 from vit_flax.convert.explained import EXPLAINED, EXPLAINED_T2T
 from vit_flax.convert.facebook import DEIT, DEIT3, DINO, DINOV2, MAE
 from vit_flax.convert.files import read_checkpoint, write_checkpoint
+from vit_flax.convert.google import BIG_VISION, BIG_VISION_SCAN, GOOGLE_NPZ
 from vit_flax.convert.huggingface_vit import HUGGINGFACE_VIT, HUGGINGFACE_VIT_MEMORY, VIT
 from vit_flax.convert.layout import Layout, Resolved, resolve_config
 from vit_flax.convert.lucidrains import LUCIDRAINS, SIMPLE_VIT
+from vit_flax.convert.open_clip import OPEN_CLIP, OPEN_CLIP_TIMM
 from vit_flax.convert.rules import ConversionError, Drop, Rule
 from vit_flax.convert.t2t_vit import T2T_VIT
 from vit_flax.convert.timm import TIMM
@@ -43,8 +45,9 @@ __all__ = [
 # From the general to the special: a model is written in the first that can hold it, and tensors are taken for the last
 # whose evidence is found.
 _ORDER = (
-    TIMM, DINO, DEIT, DEIT3, DINOV2, MAE, TORCHVISION, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T,
-    HUGGINGFACE_VIT, HUGGINGFACE_VIT_MEMORY,
+    TIMM, DINO, DEIT, DEIT3, DINOV2, MAE, OPEN_CLIP_TIMM, OPEN_CLIP, TORCHVISION, GOOGLE_NPZ, BIG_VISION,
+    BIG_VISION_SCAN, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T, HUGGINGFACE_VIT,
+    HUGGINGFACE_VIT_MEMORY,
 )  # fmt: skip
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ORDER}
 

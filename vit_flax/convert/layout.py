@@ -5,10 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from vit_flax.config import ViTConfig, check_fields
-from vit_flax.convert.rules import ConversionError, Drop, Rule, match
+from vit_flax.convert.rules import ConversionError, Drop, Rule, match, to_tensors
+from vit_flax.convert.stacked import stack, unstack
+
+if TYPE_CHECKING:
+    from vit_flax.convert.checkpoint import Checkpoint
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -33,6 +39,25 @@ class Layout:
     # how the layout's own library resizes position tables: a mode of vit_flax.models.resample; '': it does not
     resample: Callable[[ViTConfig], str] = lambda config: ""
     aliases: tuple[tuple[str, str], ...] = ()  # (older name, today's name), as templates: read, never written
+    stack: str = ""  # where blocks are `stack_0/...` to the rules, and one tensor `stack/...` for all in the checkpoint
+
+    def read(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Returns the checkpoint under the names that the rules know.
+
+        Raises:
+            ConversionError: a tensor is there under two names.
+        """
+        checkpoint = checkpoint.renamed(self.renamed(checkpoint.shapes))
+        return unstack(checkpoint, self.stack) if self.stack else checkpoint
+
+    def write(self, params: Mapping[str, Any], config: ViTConfig) -> dict[str, np.ndarray]:
+        """Returns parameters (by path) under the layout's names.
+
+        Raises:
+            ConversionError: lists every parameter that the layout has no place for.
+        """
+        tensors = to_tensors(params, self.rules(config))
+        return stack(tensors, self.stack) if self.stack else tensors
 
     def renamed(self, names: Collection[str]) -> dict[str, str]:
         """Returns today's name of every tensor, by the name it has.

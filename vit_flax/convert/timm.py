@@ -7,34 +7,12 @@ from typing import Any
 
 from vit_flax.config import ViTConfig
 from vit_flax.convert.layout import Layout, Shapes, any_match, count_blocks, ratio_for, vote
-from vit_flax.convert.rules import CONV, DENSE, ConversionError, Rule, join, join_dense
-
-
-def linear(source: str, target: str) -> tuple[Rule, Rule]:
-    """Returns the two rules of a Linear."""
-    return Rule(f"{source}.weight", f"{target}/kernel", DENSE), Rule(f"{source}.bias", f"{target}/bias")
-
-
-def norm(source: str, target: str) -> tuple[Rule, Rule]:
-    """Returns the two rules of a LayerNorm, the first of which an RMSNorm has too."""
-    return Rule(f"{source}.weight", f"{target}/scale"), Rule(f"{source}.bias", f"{target}/bias")
-
-
-def joined(sources: tuple[str, ...], target: str, shares: tuple[int, ...]) -> tuple[Rule, Rule]:
-    """Returns the two rules of several Linears that are one in the model."""
-    return (
-        Rule(tuple(f"{source}.weight" for source in sources), f"{target}/kernel", join_dense(*shares)),
-        Rule(tuple(f"{source}.bias" for source in sources), f"{target}/bias", join(*shares)),
-    )
+from vit_flax.convert.rules import CONV, ConversionError, Rule
+from vit_flax.convert.timm_blocks import block_components, block_rules, joined, linear, norm, standard_names
 
 
 def timm_rules(config: ViTConfig) -> tuple[Rule, ...]:
     """Returns timm's table."""
-    mlp = "blocks.{i}.mlp", "blocks_{i}/mlp"
-    if config.mlp_layer == "swiglu":
-        fc1 = joined((f"{mlp[0]}.fc1_g", f"{mlp[0]}.fc1_x"), f"{mlp[1]}/fc1", (1, 1))
-    else:
-        fc1 = linear(f"{mlp[0]}.fc1", f"{mlp[1]}/fc1")
     return (
         Rule("cls_token", "cls_token"),
         Rule("dist_token", "dist_token"),
@@ -44,15 +22,7 @@ def timm_rules(config: ViTConfig) -> tuple[Rule, ...]:
         Rule("patch_embed.proj.bias", "patch_embed/proj/bias"),
         *norm("patch_embed.norm", "patch_embed/norm"),
         *norm("norm_pre", "norm_pre"),
-        *norm("blocks.{i}.norm{n}", "blocks_{i}/norm{n}"),
-        *linear("blocks.{i}.attn.qkv", "blocks_{i}/attn/qkv"),
-        *norm("blocks.{i}.attn.{qk}_norm", "blocks_{i}/attn/{qk}_norm"),
-        *norm("blocks.{i}.attn.norm", "blocks_{i}/attn/norm"),
-        *linear("blocks.{i}.attn.proj", "blocks_{i}/attn/proj"),
-        Rule("blocks.{i}.ls{n}.gamma", "blocks_{i}/ls{n}/gamma"),
-        *fc1,
-        *linear(f"{mlp[0]}.fc2", f"{mlp[1]}/fc2"),
-        *norm(f"{mlp[0]}.norm", f"{mlp[1]}/norm"),
+        *block_rules(config),
         *norm("norm", "norm"),
         Rule("attn_pool.latent", "attn_pool/latent"),
         *joined(("attn_pool.q", "attn_pool.kv"), "attn_pool/qkv", (1, 2)),
@@ -67,8 +37,9 @@ def timm_rules(config: ViTConfig) -> tuple[Rule, ...]:
 
 def timm_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what tensors under timm's names tell, given what is known already."""
+    kind, shapes = standard_names(shapes)
     block = "blocks.{i}"
-    depth = count_blocks(shapes, f"{block}.{{a}}.{{b}}.{{c}}")
+    depth = count_blocks(shapes, f"{block}.norm1.{{a}}")
     dim = vote(shapes, ("cls_token", -1), ("pos_embed", -1), (f"{block}.norm{{n}}.weight", 0), ("norm.weight", 0))
     if depth is None or dim is None:
         raise ConversionError("no tensors named blocks.0...: there is no block to read")
@@ -77,6 +48,7 @@ def timm_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
         return any_match(shapes, *templates)
 
     values: dict[str, Any] = {
+        "block": kind,
         "depth": depth,
         "embed_dim": dim,
         "patch_bias": has("patch_embed.proj.bias"),
@@ -89,10 +61,10 @@ def timm_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
         "norm_layer": "layernorm" if has(f"{block}.norm{{n}}.bias", "norm.bias", "fc_norm.bias") else "rmsnorm",
         "qkv_bias": has(f"{block}.attn.qkv.bias"),
         "qk_norm": has(f"{block}.attn.q_norm.weight"),
-        "proj_bias": has(f"{block}.attn.proj.bias"),
+        "proj_bias": has(f"{block}.attn.proj.bias", f"{block}.attn_out_proj.bias", f"{block}.out_proj.bias"),
         "scale_attn_norm": has(f"{block}.attn.norm.weight"),
         "init_values": 1e-5 if has(f"{block}.ls{{n}}.gamma") else None,  # only sets what a new model starts with
-        "mlp_bias": has(f"{block}.mlp.fc2.bias"),
+        "mlp_bias": has(f"{block}.mlp.fc2.bias", f"{block}.mlp_out_proj.bias", f"{block}.out_proj.bias"),
         "scale_mlp_norm": has(f"{block}.mlp.norm.weight"),
         "final_norm": has("norm.weight", "fc_norm.weight"),
         "fc_norm": has("fc_norm.weight"),
@@ -101,7 +73,9 @@ def timm_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     }
     if has("attn_pool.latent"):
         values["global_pool"] = "map"
-    hidden = vote(shapes, (f"{block}.mlp.fc2.weight", 1))
+    hidden = vote(shapes, (f"{block}.mlp.fc2.weight", 1), (f"{block}.mlp_bias", 0))
+    if hidden is None and (joint := vote(shapes, (f"{block}.in_proj.weight", 0))):
+        hidden = joint - 3 * dim  # one layer for hidden layer, q, k and v
     if hidden is not None:
         values["mlp_ratio"] = ratio_for(hidden, dim)
         packed = vote(shapes, (f"{block}.mlp.fc1.weight", 0)) == 2 * hidden
@@ -125,12 +99,6 @@ def _infer_rows(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
 
 def timm_components(config: ViTConfig) -> tuple[tuple[str, str], ...]:
     """Returns the pairs of modules."""
-    inside = ["norm1", "attn.qkv", "attn.proj:input", "attn.proj", "attn", "norm2:input", "norm2"]
-    inside += ["mlp.fc2:input", "mlp.fc2", "mlp"]
-    inside += ["mlp.fc1"] * (config.mlp_layer != "swiglu")
-    inside += ["attn.q_norm", "attn.k_norm"] * config.qk_norm
-    inside += ["attn.norm"] * config.scale_attn_norm + ["mlp.norm"] * config.scale_mlp_norm
-    inside += ["ls1", "ls2"] * (config.init_values is not None)
     outside = ["norm_pre"] * config.pre_norm
     outside += ["norm"] * (config.final_norm and not config.fc_norm) + ["fc_norm"] * config.fc_norm
     if config.global_pool == "map":
@@ -140,8 +108,7 @@ def timm_components(config: ViTConfig) -> tuple[tuple[str, str], ...]:
     return (
         ("patch_embed", "patch_embed"),
         ("blocks.0:input", "blocks_0:input"),  # prefix tokens and positions are in place
-        *((f"blocks.{{i}}.{part}", f"blocks_{{i}}/{part.replace('.', '/')}") for part in inside),
-        ("blocks.{i}", "blocks_{i}"),
+        *block_components(config),
         *((part, part.replace(".", "/")) for part in outside),
     )
 
@@ -154,6 +121,11 @@ def named(*needles: str) -> Any:
         return " and ".join(str(hit) for hit in hits) if all(hits) else None
 
     return evidence
+
+
+def _evidence(names: Collection[str]) -> str | None:
+    kinds = ("attn.qkv", "attns.0.attn.qkv", "in_proj")
+    return next((found for kind in kinds if (found := named("patch_embed.proj", f"blocks.0.{kind}")(names))), None)
 
 
 def _conditions(config: ViTConfig) -> list[str]:
@@ -181,7 +153,7 @@ TIMM = Layout(
     name="timm",
     description="timm's VisionTransformer",
     config_class=ViTConfig,
-    evidence=named("blocks.0.attn.qkv", "patch_embed.proj"),
+    evidence=_evidence,
     infer=timm_infer,
     rules=timm_rules,
     # Facebook's DINO, MAE and DeiT have the same names and shapes, and within timm CLIP's models other numerics

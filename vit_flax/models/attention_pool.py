@@ -47,9 +47,11 @@ class AttentionPool(nn.Module):
         q = jnp.broadcast_to(q.reshape(1, self.num_heads, 1, head_dim), (batch, self.num_heads, 1, head_dim))
         k, v = kv.reshape(batch, tokens, 2, self.num_heads, head_dim).transpose(2, 0, 3, 1, 4).astype(dtype)
         out: Any = dot_product_attention(q.astype(dtype), k, v, head_dim**-0.5, self.precision)
-        out = Linear(dim, name="proj", **runtime)(out.reshape(batch, dim))
+        # (B, H, 1, E) -> (B, 1, D)
+        out = Linear(dim, name="proj", **runtime)(out.reshape(batch, 1, dim))
         normed = NORM_LAYERS[self.norm_layer](self.norm_eps, self.param_dtype, name="norm")(out)
-        return out + Mlp(self.mlp_dim, activation=self.activation, name="mlp", **runtime)(normed)
+        out = out + Mlp(self.mlp_dim, activation=self.activation, name="mlp", **runtime)(normed)
+        return out[:, 0]
 
 
 class Projections(nn.Module):

@@ -48,12 +48,17 @@ class Block(nn.Module):
         runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
         norm = NORM_LAYERS[cfg.norm_layer]
         self.norm1 = norm(cfg.norm_eps, self.param_dtype)
-        self.attn = build_attention(cfg, **runtime)
+        self.setup_attention()
         self.norm2 = norm(cfg.norm_eps, self.param_dtype)
         self.mlp = build_mlp(cfg, **runtime)
         if cfg.init_values is not None:
             self.ls1 = LayerScale(cfg.init_values, self.param_dtype)
             self.ls2 = LayerScale(cfg.init_values, self.param_dtype)
+
+    def setup_attention(self) -> None:
+        """Builds the attention."""
+        runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
+        self.attn = build_attention(self.config, **runtime)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Returns the tokens after both residual steps."""

@@ -123,11 +123,13 @@ class LucidrainsViT(VisionTransformer):
     Reference: vit_pytorch.ViT; vit_pytorch.SimpleViT (pos_embed='sincos_2d', no class token, proj_bias=False).
     """
 
-    block_class = WideBlock
-
     config: LucidrainsViTConfig
 
     def setup(self) -> None:
         """Builds the patch embedding and the backbone."""
         self.patch_embed = NormedPatchEmbed(self.config, self.dtype, self.param_dtype, self.precision)
         self.setup_backbone()
+
+    def make_block(self, index: int) -> nn.Module:
+        """Returns a block; all are alike."""
+        return WideBlock(self.config, self.dtype, self.param_dtype, self.precision)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from vit_flax.config import FIXED_POS_EMBEDS, ViTConfig
 from vit_flax.models.attention_pool import AttentionPool
-from vit_flax.models.block import Block
+from vit_flax.models.blocks import build_block
 from vit_flax.models.linear import PRECISION, Linear
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.patch_embed import PatchEmbed
@@ -32,8 +32,6 @@ class VisionTransformer(nn.Module):
     Reference: the tutorial's ViT_Model and ViT_Backbone; timm.models.vision_transformer.VisionTransformer and
     timm.models.deit.VisionTransformerDistilled.
     """
-
-    block_class = Block  # of the family
 
     config: ViTConfig
     dtype: DTypeLike | None = None  # of the matrix products' operands; None: what inputs and parameters promote to
@@ -66,7 +64,7 @@ class VisionTransformer(nn.Module):
             self.pos_embed = self.param("pos_embed", self._init_pos_embed)
         if cfg.pre_norm:
             self.norm_pre = norm()
-        self.blocks = [self.block_class(cfg, *runtime) for _ in range(cfg.depth)]
+        self.blocks = [self.make_block(index) for index in range(cfg.depth)]
         if cfg.final_norm and not cfg.fc_norm:
             self.norm = norm()
         if cfg.global_pool == "map":
@@ -80,6 +78,10 @@ class VisionTransformer(nn.Module):
             self.head = Linear(cfg.num_classes, cfg.head_bias, *runtime)
             if cfg.head_dist:
                 self.head_dist = Linear(cfg.num_classes, cfg.head_bias, *runtime)
+
+    def make_block(self, index: int) -> nn.Module:
+        """Returns block number `index`; a family with a block of its own says so here."""
+        return build_block(self.config, index, self.dtype, self.param_dtype, self.precision)
 
     def _token(self, name: str, count: int) -> Float[Array, "1 n d"]:
         return self.param(name, nn.initializers.normal(0.02), (1, count, self.config.embed_dim), self.param_dtype)

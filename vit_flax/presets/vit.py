@@ -48,7 +48,7 @@ _CONFIGS: dict[str, ViTConfig] = {
     "vit_base_patch16_gap_224": vit(768, 12, 16, 16, 224, **GAP),
     "vit_base_patch16_plus_240": vit(896, 12, 14, 16, 240, init_values=1e-5),
     "vit_base_patch16_reg4_gap_256": vit(768, 12, 12, 16, 256, no_embed_class=True, reg_tokens=4, **FC_GAP),
-    "vit_base_patch16_rpn_224": vit(768, 12, 12, 16, 224, block="res_post", init_values=1e-5, qkv_bias=False, **FC_GAP),
+    "vit_base_patch16_rpn_224": vit(768, 12, 12, 16, 224, block="res_post", qkv_bias=False, **FC_GAP),
     "vit_base_patch16_xp_224": vit(768, 12, 12, 16, 224, **XP),
     "vit_base_patch32_224": vit(768, 12, 12, 32, 224),
     "vit_base_patch32_384": vit(768, 12, 12, 32, 384),

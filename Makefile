@@ -1,0 +1,41 @@
+# One virtual environment for everything; PYTHON must be 3.11, 3.12 or 3.13.
+PYTHON ?= python3
+VENV ?= .venv
+# The CPU build of torch comes from PyTorch's own index on most machines:
+#   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+WORKERS ?= 2
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test slow lint format clean
+
+setup: $(VENV)/.ready
+
+# timm wants torchvision, whose wheel asks for a CUDA build of torch: installed without its dependencies
+$(VENV)/.ready: pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --no-deps torchvision==0.28.0
+	$(BIN)/pip install --quiet --editable ".[test,lint]"
+	touch $@
+
+demo: setup
+	$(BIN)/vit-flax compare --steps 50 --html vit_flax_report.html
+
+test: setup
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+slow: setup
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) vit_flax_report.html

@@ -1,0 +1,78 @@
+"""The transformer block that attends and applies its MLP side by side."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vit_flax.config import ViTConfig
+from vit_flax.models.activations import get_activation
+from vit_flax.models.attention import dot_product_attention
+from vit_flax.models.layer_scale import LayerScale
+from vit_flax.models.linear import PRECISION, Linear
+from vit_flax.models.norm import NORM_LAYERS
+
+
+class ParallelScalingBlock(nn.Module):
+    """Adds attention and MLP of the same normalised tokens; one layer makes the hidden layer, q, k and v.
+
+    Reference: timm's ParallelScalingBlock; ViT-22B, arXiv 2302.05442.
+    """
+
+    config: ViTConfig
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: Any = PRECISION
+
+    def setup(self) -> None:
+        """Builds the layers."""
+        cfg = self.config
+        norm = partial(NORM_LAYERS[cfg.norm_layer], cfg.norm_eps, self.param_dtype)
+        self.in_norm = norm()
+        self.in_proj = self._linear(cfg.mlp_dim + 3 * cfg.embed_dim, use_bias=cfg.qkv_bias)
+        if not cfg.qkv_bias:
+            self.mlp_bias = self.param("mlp_bias", nn.initializers.zeros, (cfg.mlp_dim,), self.param_dtype)
+        if cfg.qk_norm:
+            self.q_norm, self.k_norm = norm(), norm()
+        self.setup_mixing()
+        if cfg.init_values is not None:
+            self.ls = LayerScale(cfg.init_values, self.param_dtype)
+
+    def setup_mixing(self) -> None:
+        """Builds what follows the first layer."""
+        self.attn_out_proj, self.mlp_out_proj = self._linear(self.config.embed_dim), self._linear(self.config.embed_dim)
+
+    def _linear(self, features: int, use_bias: bool = True) -> Linear:
+        return Linear(features, use_bias, self.dtype, self.param_dtype, self.precision)
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        """Returns the tokens after the residual step."""
+        cfg = self.config
+        y = self.in_proj(self.in_norm(x))
+        hidden = y[..., : cfg.mlp_dim] if cfg.qkv_bias else y[..., : cfg.mlp_dim] + self.mlp_bias
+        q, k, v = jnp.split(y[..., cfg.mlp_dim :].astype(self.dtype or y.dtype), 3, axis=-1)
+        y = self.mix(q, k, v, get_activation(cfg.activation)(hidden))
+        return x + (y if cfg.init_values is None else self.ls(y))
+
+    def mix(self, q: Array, k: Array, v: Array, hidden: Float[Array, "b n h"]) -> Float[Array, "b n d"]:
+        """Returns what the block adds."""
+        cfg = self.config
+        q, k, v = (split_heads(part, cfg.num_heads) for part in (q, k, v))
+        if cfg.qk_norm:
+            q, k = self.q_norm(q).astype(v.dtype), self.k_norm(k).astype(v.dtype)
+        out = dot_product_attention(q, k, v, cfg.qk_scale or cfg.head_dim**-0.5, self.precision)
+        return self.attn_out_proj(merge_heads(out)) + self.mlp_out_proj(hidden)
+
+
+def split_heads(x: Float[Array, "b n d"], num_heads: int) -> Float[Array, "b h n e"]:
+    """Cuts the last axis into heads."""
+    return x.reshape(*x.shape[:2], num_heads, -1).transpose(0, 2, 1, 3)
+
+
+def merge_heads(x: Any) -> Float[Array, "b n d"]:
+    """Joins (B, H, N, E) heads."""
+    x = x.transpose(0, 2, 1, 3)
+    return x.reshape(*x.shape[:2], -1)
