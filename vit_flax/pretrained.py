@@ -183,8 +183,9 @@ def build_from(
     model = build_model(resolved.config)
     rules, expected = found.rules(resolved.config), expected_shapes(model)
     native = _native_grid(checkpoint, found, config, overrides)
+    asked = config is not None or "image_size" in overrides
     resize, obstacle = find_resize(
-        found, resolved.config, rules, checkpoint.shapes, expected, resample, source_grid, native
+        found, resolved.config, rules, checkpoint.shapes, expected, resample, source_grid, native, asked
     )
     try:
         flat = to_params(checkpoint, rules, _as_stored(expected, resize), _on_device)
@@ -240,7 +241,8 @@ def describe(
     answer["config"], answer["origins"] = resolved.config.to_dict(), {"model_config": "layout", **resolved.origins}
     rules, expected = found.rules(resolved.config), expected_shapes(build_model(resolved.config))
     native = _native_grid(checkpoint, found, config, overrides)
-    resize, obstacle = find_resize(found, resolved.config, rules, shapes, expected, native_grid=native)
+    asked = config is not None or "image_size" in overrides
+    resize, obstacle = find_resize(found, resolved.config, rules, shapes, expected, native_grid=native, asked=asked)
     steps = plan(shapes, rules, _as_stored(expected, resize))
     answer["tensors"] = [
         {"name": fate.name, "shape": list(fate.shape), "fate": _fate(fate, resize)} for fate in steps.fates

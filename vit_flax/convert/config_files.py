@@ -94,7 +94,7 @@ def read_config(values: Mapping[str, Any], families: Mapping[str, Family], sourc
             return _huggingface(values, families)
         if "architecture" in values:
             return _timm(values)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         # values of any type may stand in a config.json
         reason = one_line(error) if isinstance(error, ValueError) else f"it is broken: {one_line(repr(error))}"
         way_out = "; pass config= with a preset's name or a ViTConfig to go without it"

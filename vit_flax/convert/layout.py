@@ -105,8 +105,9 @@ def resolve_config(layout: Layout, shapes: Shapes, sources: Iterable[tuple[str, 
         sources: (origin, fields) pairs, the one that wins first: what the caller passed, a config file, a preset.
 
     Raises:
-        ConversionError: a field is still unknown; the message names all that are and what to pass.
-        ValueError: a source names a field that does not exist, or values do not fit each other.
+        ConversionError: a field is still unknown (the message names all that are and what to pass), or values do not
+            fit each other.
+        ValueError: a source names a field that does not exist.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -131,7 +132,10 @@ def resolve_config(layout: Layout, shapes: Shapes, sources: Iterable[tuple[str, 
             + layout.hint
         )
     add(f"default of layout {layout.name}", layout.defaults(values))
-    config = layout.config_class(**values)
+    try:
+        config = layout.config_class(**values)
+    except (ValueError, TypeError, ArithmeticError) as error:  # of values from files, too
+        raise ConversionError(str(error)) from error
     return Resolved(config, {f.name: origins.get(f.name, "default") for f in dataclasses.fields(config)})
 
 
@@ -168,6 +172,10 @@ def containing(*needles: str) -> Callable[[Collection[str]], str | None]:
     return evidence
 
 
+_MAX_BLOCKS = 1000
+_MAX_GAPS = 100  # fewer are listed, tensor by tensor
+
+
 def vote(shapes: Shapes, *templates: tuple[str, int]) -> int | None:
     """Returns the size that most tensors agree on, looking at one axis of all tensors that match each template.
 
@@ -183,9 +191,16 @@ def vote(shapes: Shapes, *templates: tuple[str, int]) -> int | None:
 
 
 def count_blocks(shapes: Shapes, template: str) -> int | None:
-    """Returns one more than the highest {i} among tensors that match the template."""
-    found = [int(bindings["i"]) for name in shapes if (bindings := match(template, name)) is not None]
-    return max(found) + 1 if found else None
+    """Returns one more than the highest {i} among tensors that match the template.
+
+    Raises:
+        ConversionError: there are more than any model has, or most of them are missing.
+    """
+    found = {int(bindings["i"]) for name in shapes if (bindings := match(template, name)) is not None}
+    count = max(found, default=-1) + 1
+    if count > _MAX_BLOCKS or count - len(found) > _MAX_GAPS:
+        raise ConversionError(f"blocks are numbered up to {count - 1}, and {len(found)} of them are there")
+    return count or None
 
 
 def any_match(shapes: Shapes, *templates: str) -> bool:
