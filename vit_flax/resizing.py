@@ -94,7 +94,7 @@ def find_resize(
             "image size, pass source_grid=(height, width)"
         )
     found = f"{asked}, the position table is for a {_by(old_grid)} grid"
-    if config.pos_embed != "learned" and not layout.resample(config):
+    if config.pos_embed != "learned" and not layout.resample(config):  # T2T-ViT's own loader resizes its sinusoids
         return None, f"{found}: a table that is computed ({config.pos_embed}) is not resampled"
     mode = mode or layout.resample(config)
     if not mode:

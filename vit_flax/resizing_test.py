@@ -76,10 +76,11 @@ def test_a_layout_that_does_not_say_how_refuses_and_names_both_grids():
     load(tensors(), "silent", image_size=24, resample="bilinear")
 
 
-def test_sinusoids_are_refused():
-    state = tensors(CONFIG.replace(pos_embed="sinusoid"))
+def test_sinusoids_are_refused_unless_the_layouts_library_resizes_them():
+    config = CONFIG.replace(pos_embed="sinusoid")
     with pytest.raises(ConversionError, match=r"6x6 grid.*4x4 grid: a table that is computed \(sinusoid\)"):
-        load(state, config=CONFIG.replace(pos_embed="sinusoid"), image_size=24)
+        load(tensors(config), "silent", config=config, image_size=24, resample="bicubic")
+    load(tensors(config), config=config, image_size=24)
 
 
 class TestSourceGrid:
