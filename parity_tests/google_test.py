@@ -1,5 +1,7 @@
 """The google_npz, big_vision and big_vision_scan layouts against flax.linen models and against timm's .npz loader."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -40,16 +42,14 @@ def build(module, seed=0):
     images = jnp.asarray(random_images(SIZE))
     params = module.init(jax.random.key(0), images)["params"]
     generator = np.random.default_rng(seed)
-    flat = {
-        name: name.endswith("scale") + generator.normal(0, 0.2, leaf.shape)
-        for name, leaf in flatten_dict(params, sep="/").items()
-    }
+    leaves: Any = flatten_dict(params, sep="/")
+    flat = {name: name.endswith("scale") + generator.normal(0, 0.2, leaf.shape) for name, leaf in leaves.items()}
     return flat, np.asarray(module.apply({"params": unflatten_dict(flat, sep="/")}, images)), np.asarray(images)
 
 
 def told(case):
     pool = case.get("classifier") or case.get("pool_type", "token" if "posemb" not in case else "gap")
-    values = {"global_pool": POOLS[pool]} if pool in POOLS else {}
+    values: dict[str, Any] = {"global_pool": POOLS[pool]} if pool in POOLS else {}
     if "posemb" in case or "patch" in case:
         values["image_size"] = SIZE
     return values
@@ -115,7 +115,7 @@ def test_bfloat16_is_read_and_written_bit_for_bit(tmp_path):
 def test_another_image_size_as_google_resizes(module, name, prefix, size):
     tensors, _, _ = build(module)
     grid = tensors[name][0, prefix:].reshape(3, 3, -1)
-    grid = scipy.ndimage.zoom(grid, (size[0] / 4 / 3, size[1] / 4 / 3, 1), order=1)
+    grid: Any = scipy.ndimage.zoom(grid, (size[0] / 4 / 3, size[1] / 4 / 3, 1), order=1)
     table = np.concatenate([tensors[name][:, :prefix], grid.reshape(1, -1, grid.shape[-1])], axis=1)
     images = jnp.asarray(random_images(size))
     expected = module.apply({"params": unflatten_dict({**tensors, name: table}, sep="/")}, images)
@@ -166,7 +166,7 @@ def test_agrees_with_timms_loader_under_timms_exact_gelu(case, tmp_path):
     shape = {"img_size": SIZE, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 40 / 24}
     theirs = VisionTransformer(**shape, num_classes=5, **arguments).double().eval()
     theirs.load_pretrained(str(tmp_path / "file.npz"))
-    pool = {"global_pool": "avg"} if "gap" in str(module.__dict__.get("pool_type")) else {}
+    pool: Any = {"global_pool": "avg"} if "gap" in str(module.__dict__.get("pool_type")) else {}
     model, params = vit_flax.load(tmp_path / "file.npz", activation="gelu", **pool)
     with torch.no_grad():
         expected = run_torch(theirs, images)
@@ -223,9 +223,8 @@ MUTATIONS = {
 def test_a_wrong_conversion_is_seen(mutation):
     tensors, expected, images = build(BigVisionViT(pool_type="map"))
     change = MUTATIONS[mutation]
-    model, params = vit_flax.from_state_dict(
-        change(tensors) if callable(change) else tensors, **({} if callable(change) else change)
-    )
+    mutated: Any = change(tensors) if callable(change) else tensors
+    model, params = vit_flax.from_state_dict(mutated, **({} if callable(change) else change))
     assert relative_error(run_flax(model, params, images), expected) > 1e-7
 
 

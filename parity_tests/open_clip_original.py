@@ -7,6 +7,7 @@ CLIP, with quick_gelu); transformers' CLIP, where it has the same options, is th
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, depth: int, *block: int | bool | type[nn.Module]):
+    def __init__(self, depth: int, *block: Any):
         super().__init__()
         self.resblocks = nn.ModuleList(Block(*block) for _ in range(depth))
 

@@ -1,10 +1,15 @@
 """The open_clip layouts against transformers' CLIP, a restatement of open_clip's image tower, and timm's towers."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 import vit_flax
+import vit_flax.convert
+import vit_flax.models
+import vit_flax.pretrained
 from parity_tests.agreement import (
     assert_agrees,
     assert_components_agree,
@@ -234,5 +239,6 @@ def test_a_wrong_conversion_is_seen(mutation):
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     change = {**MUTATIONS, **SCALE_MUTATIONS}[mutation]
     overrides = {**values, **({} if callable(change) else change)}
-    model, params = vit_flax.from_state_dict(change(tensors) if callable(change) else tensors, **overrides)
+    mutated: Any = change(tensors) if callable(change) else tensors
+    model, params = vit_flax.from_state_dict(mutated, **overrides)
     assert relative_error(run_flax(model, params, images), run_torch(theirs, images)) > 1e-7

@@ -1,5 +1,7 @@
 """The t2t_vit layout against the original T2T-ViT, restated in t2t_original."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 import torch
 
 import vit_flax
+import vit_flax.convert
+import vit_flax.pretrained
 from parity_tests.agreement import (
     assert_agrees,
     assert_components_agree,
@@ -183,7 +187,8 @@ def test_a_wrong_conversion_is_seen(tokens_type, mutation):
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     change = MUTATIONS[tokens_type][mutation]
     overrides = {**told, **({} if callable(change) else change)}
-    model, params = vit_flax.from_state_dict(change(tensors) if callable(change) else tensors, **overrides)
+    mutated: Any = change(tensors) if callable(change) else tensors
+    model, params = vit_flax.from_state_dict(mutated, **overrides)
     assert relative_error(run_flax(model, params, images), run_torch(theirs, images)) > 1e-7
 
 

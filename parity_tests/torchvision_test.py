@@ -1,12 +1,14 @@
 """The torchvision layout against torchvision.models.vision_transformer.VisionTransformer."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import vit_flax
+import vit_flax.pretrained
 from parity_tests.agreement import (
     assert_agrees,
     assert_components_agree,
@@ -169,6 +171,7 @@ def test_a_wrong_conversion_is_seen(mutation):
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     change = MUTATIONS[mutation]
     overrides = {"num_heads": 4, **({} if callable(change) else change)}
-    model, params = vit_flax.from_state_dict(change(tensors) if callable(change) else tensors, **overrides)
+    mutated: Any = change(tensors) if callable(change) else tensors
+    model, params = vit_flax.from_state_dict(mutated, **overrides)
     images = random_images((32, 32))
     assert relative_error(run_flax(model, params, images), run_torch(theirs, images)) > 1e-7

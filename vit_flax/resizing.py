@@ -96,7 +96,7 @@ def find_resize(
             "image size, pass source_grid=(height, width)"
         )
     found = f"{wish}, the position table is for a {_by(old_grid)} grid"
-    if config.pos_embed != "learned" and not layout.resample(config):
+    if config.pos_embed != "learned" and not layout.resample(config):  # T2T-ViT's own loader resizes its sinusoids
         return None, f"{found}: a table that is computed ({config.pos_embed}) is not resampled"
     if not asked:
         return None, f"{found}: pass image_size= to say that it is to be resized"
