@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Mapping
@@ -61,7 +62,8 @@ def from_state_dict(
     Args:
         tensors: names to arrays, for example `torch_model.state_dict()`.
         layout: a layout's name; None finds it from the names.
-        config: what tensors cannot tell: a preset's name, a ViTConfig or its `to_dict()`.
+        config: what tensors cannot tell: a preset's name, a ViTConfig or its `to_dict()`, or a config.json of the
+            layout's own library, as a dictionary.
         entry: which weights of a training checkpoint to take where it holds several, for example 'teacher'.
         resample: how to resize learned positions when `image_size` asks for another grid of patches: a mode of
             vit_flax.models.resample. None takes the mode of the layout's own library.
@@ -117,7 +119,8 @@ def save(path: str | os.PathLike[str], model: VisionTransformer, params: Any, la
     left behind when one occurs.
     """
     chosen = _layout_to_write(model, layout)
-    write_checkpoint(path, _export(model, params, chosen), {**model.config.to_dict(), "layout": chosen.name})
+    file = chosen.config_file.write(model.config) if chosen.config_file else None
+    write_checkpoint(path, _export(model, params, chosen), {**model.config.to_dict(), "layout": chosen.name}, file)
 
 
 def find_layout(checkpoint: Checkpoint, layout: str | None) -> tuple[Layout, str]:
@@ -127,7 +130,7 @@ def find_layout(checkpoint: Checkpoint, layout: str | None) -> tuple[Layout, str
     if checkpoint.config and isinstance(name := checkpoint.config.get("layout"), str):
         return get_layout(name), "stored with the weights"
     try:
-        found, evidence = detect_layout(checkpoint.shapes.keys())
+        found, evidence = detect_layout(checkpoint.shapes.keys(), checkpoint.config)
     except ConversionError as error:
         raise ConversionError(f"{checkpoint.source}: {error}") from error
     return found, f"has {evidence}"
@@ -150,6 +153,8 @@ def find_config(
     if checkpoint.config and "model_config" in checkpoint.config:
         stored = {name: value for name, value in checkpoint.config.items() if name != "layout"}
         sources.append(("stored with the weights", _fields(config_from_dict(stored))))
+    elif checkpoint.config and "model_type" in checkpoint.config and layout.config_file:
+        sources.append(("config.json", layout.config_file.read(checkpoint.config)))
     return resolve_config(layout, checkpoint.shapes, sources)
 
 
@@ -171,6 +176,7 @@ def build_from(
     source_grid: tuple[int, int] | None = None,
 ) -> tuple[VisionTransformer, Params]:
     """Returns the model of an opened checkpoint and its parameters; see `from_state_dict`."""
+    checkpoint, config = _with_config(checkpoint, config)
     found, _ = find_layout(checkpoint, layout)
     checkpoint = checkpoint.renamed(found.renamed(checkpoint.shapes))
     resolved = find_config(checkpoint, found, config, overrides)
@@ -189,6 +195,13 @@ def build_from(
     if resize:
         flat[TABLE] = _on_device(resize(flat[TABLE]))
     return model, unflatten_dict(flat, sep="/")
+
+
+def _with_config(checkpoint: Checkpoint, config: Any) -> tuple[Checkpoint, Any]:
+    """Returns the checkpoint with a config.json that the caller gave, and what else `config` is."""
+    if isinstance(config, Mapping) and "model_type" in config:
+        return dataclasses.replace(checkpoint, config=config), None
+    return checkpoint, config
 
 
 def _as_stored(expected: Mapping[str, tuple[int, ...]], resize: Resize | None) -> Mapping[str, tuple[int, ...]]:
@@ -213,7 +226,11 @@ def describe(
         ConversionError: the layout cannot be told.
         ValueError: a field given does not exist, or values do not fit each other.
     """
+    checkpoint, config = _with_config(checkpoint, config)
     found, evidence = find_layout(checkpoint, layout)
+    names = found.renamed(checkpoint.shapes)
+    checkpoint = checkpoint.renamed(names)
+    original = {new: old for old, new in names.items()}
     shapes = checkpoint.shapes
     answer: dict[str, Any] = {
         "source": checkpoint.source,
@@ -222,7 +239,9 @@ def describe(
         "parameters": sum(math.prod(shape) for shape in shapes.values()),
         "config": {},
         "origins": {},
-        "tensors": [{"name": name, "shape": list(shape), "fate": "not decided yet"} for name, shape in shapes.items()],
+        "tensors": [
+            {"name": original[name], "shape": list(shape), "fate": "not decided yet"} for name, shape in shapes.items()
+        ],
         "problems": [],
     }
     try:
@@ -236,7 +255,7 @@ def describe(
     resize, obstacle = find_resize(found, resolved.config, rules, shapes, expected, native_grid=native)
     steps = plan(shapes, rules, _as_stored(expected, resize))
     answer["tensors"] = [
-        {"name": fate.name, "shape": list(fate.shape), "fate": _fate(fate, resize)} for fate in steps.fates
+        {"name": original[fate.name], "shape": list(fate.shape), "fate": _fate(fate, resize)} for fate in steps.fates
     ]
     answer["problems"] = [*steps.problems, *([obstacle] if obstacle and steps.problems else [])]
     return answer
@@ -285,4 +304,4 @@ def _export(model: VisionTransformer, params: Any, layout: Layout) -> dict[str, 
     ]
     if problems:
         raise ConversionError("\n  ".join(["these parameters are not the model's:", *problems[:50]]))
-    return to_tensors(flat, layout.rules(model.config))
+    return layout.prefixed(model.config, to_tensors(flat, layout.rules(model.config)))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from vit_flax.config import ViTConfig, check_fields
+from vit_flax.convert.config_files import ConfigFile
 from vit_flax.convert.rules import ConversionError, Drop, Rule, match
 
 Shapes = Mapping[str, tuple[int, ...]]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +35,18 @@ class Layout:
     # how the layout's own library resizes position tables: a mode of vit_flax.models.resample; '': it does not
     resample: Callable[[ViTConfig], str] = lambda config: ""
     aliases: tuple[tuple[str, str], ...] = ()  # (older name, today's name), as templates: read, never written
+    prefixes: tuple[str, ...] = ()  # a larger model's name for this one; rules have names without it
+    prefix: Callable[[ViTConfig], str] = lambda config: ""  # which of these is written
+    outside: tuple[str, ...] = ()  # how names begin that are the larger model's own, and so have no prefix
+    config_file: ConfigFile | None = None  # what the config.json of the layout's own library says
+
+    def prefixed(self, config: ViTConfig, tensors: Mapping[str, T]) -> dict[str, T]:
+        """Returns the tensors under the names that files have, given those of the rules."""
+        prefix = self.prefix(config)
+        return {name if name.startswith(self.outside) else prefix + name: array for name, array in tensors.items()}
 
     def renamed(self, names: Collection[str]) -> dict[str, str]:
-        """Returns today's name of every tensor, by the name it has.
+        """Returns the rules' name of every tensor, by the name it has: today's, and without prefix.
 
         Raises:
             ConversionError: a tensor is there under both its names.
@@ -43,10 +54,11 @@ class Layout:
         today = {name: self._today(name) for name in names}
         double = sorted(name for name, new in today.items() if new != name and new in today)
         if double:
-            raise ConversionError(f"layout {self.name!r}: under an older and today's name at once: {', '.join(double)}")
+            raise ConversionError(f"layout {self.name!r}: under two names of the same at once: {', '.join(double)}")
         return today
 
     def _today(self, name: str) -> str:
+        name = next((name.removeprefix(prefix) for prefix in self.prefixes if name.startswith(prefix)), name)
         for old, new in self.aliases:
             if (bindings := match(old, name)) is not None:
                 return new.format(**bindings)
