@@ -78,16 +78,20 @@ def build(case: str, **changes):
     return model, random_images((size, size) if isinstance(size, int) else tuple(size))
 
 
+def all_patches(model, pixels):
+    """Returns what makes a ViT-MAE see all patches in their order, as evaluation does; nothing for other models."""
+    if not isinstance(model, transformers.ViTMAEModel):
+        return {}
+    model.config.mask_ratio = model.embeddings.config.mask_ratio = 0.0
+    patches = model.embeddings.patch_embeddings.num_patches
+    return {"noise": torch.arange(patches, dtype=pixels.dtype).expand(len(pixels), -1)}
+
+
 def outputs(model, images):
     """Returns transformers' hidden states after the last norm, if it gives them, and the pooled output or logits."""
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    more = {}
-    if "mask_ratio" in model.config.to_dict():  # evaluation sees all patches, in their order
-        model.config.mask_ratio = model.embeddings.config.mask_ratio = 0.0
-        patches = model.embeddings.patch_embeddings.num_patches
-        more = {"noise": torch.arange(patches, dtype=torch.float64).expand(len(images), -1)}
     with torch.no_grad():
-        out = model(pixels, **more)
+        out = model(pixels, **all_patches(model, pixels))
     hidden = out.get("last_hidden_state")
     for name in ("logits", "image_embeds", "pooler_output"):
         if out.get(name) is not None:
@@ -147,9 +151,10 @@ def returning_the_output(module):
     kind = type(module)
 
     def forward(self, pixels):
-        out = kind.forward(self, pixels)
-        names = ("logits", "image_embeds", "pooler_output", "last_hidden_state")
-        return next(out[name] for name in names if out.get(name) is not None)
+        out = kind.forward(self, pixels, **all_patches(self, pixels))
+        if kind is transformers.ViTMAEModel:
+            return out["last_hidden_state"][:, 0]
+        return next(out[name] for name in ("logits", "image_embeds", "pooler_output") if out.get(name) is not None)
 
     module = copy.copy(module)
     module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
@@ -190,8 +195,75 @@ VIT_MUTATIONS = {
     "value skip": {"value_skip": True},
     "mean of the patches": {"global_pool": "avg"},
 }
+
+
+def first_register_first(tensors):
+    """Puts the first register where the class token stands, and that behind it."""
+    tensors = dict(tensors)
+    token, registers = ("dinov2_with_registers.embeddings." + name for name in ("cls_token", "register_tokens"))
+    both = np.concatenate([tensors[token], tensors[registers][:, :1]], axis=1)
+    tensors[token] = both[:, 1:]
+    tensors[registers] = np.concatenate([both[:, :1], tensors[registers][:, 1:]], axis=1)
+    return tensors
+
+
+FAMILY_MUTATIONS: dict[str, dict[str, Mutation]] = {
+    "deit, two heads": {
+        "swapped q and k": exchanged("q_proj", "k_proj"),
+        "wrong epsilon": {"norm_eps": 1e-6},
+        "tanh for erf": {"activation": "gelu_tanh"},
+        "tokens exchanged": exchanged("cls_token", "distillation_token"),
+        "heads exchanged": exchanged("cls_classifier", "distillation_classifier"),
+        "class token after the patches": ROLLED,
+    },
+    "dinov2, gated": {
+        "gate and value exchanged": exchanged("gate_proj", "up_proj"),
+        "LayerScale dropped": changed("lambda1", np.ones_like),
+        "wrong epsilon": {"norm_eps": 1e-5},
+        "gelu for silu": {"activation": "gelu"},
+    },
+    "registers, classifier": {
+        "swapped q and k": exchanged("q_proj", "k_proj"),
+        "tanh for erf": {"activation": "gelu_tanh"},
+        "LayerScale dropped": changed("lambda1", np.ones_like),
+        "LayerScales exchanged": exchanged("layer_scale1", "layer_scale2"),
+        "wrong epsilon": {"norm_eps": 1e-12},
+        "a register first": first_register_first,
+        "registers in another order": changed("register_tokens", lambda a: a * 1.001),
+        "mean of registers too": {"pool_include_prefix": True},
+        "class token after the patches": ROLLED,
+    },
+    "clip, projection": {
+        "swapped q and k": exchanged("q_proj", "k_proj"),
+        "erf for sigmoid": {"activation": "gelu"},
+        "tanh for sigmoid": {"activation": "gelu_tanh"},
+        "wrong epsilon": {"norm_eps": 1e-6},
+        "class token after the patches": ROLLED,
+        "norms exchanged": exchanged("pre_layrnorm", "post_layernorm"),
+    },
+    "siglip": {
+        "swapped q and k": exchanged("q_proj", "k_proj"),
+        "erf for tanh": {"activation": "gelu"},
+        "wrong epsilon": {"norm_eps": 1e-5},
+        "q and k of the head swapped": thirds_swapped("head.attention.in_proj"),
+        "mean for attention": {"global_pool": "avg"},
+        "positions moved": ROLLED,
+    },
+    "mae": {
+        "swapped q and k": exchanged("q_proj", "k_proj"),
+        "wrong epsilon": {"norm_eps": 1e-6},
+        "class token after the patches": ROLLED,
+    },
+    "ijepa, classifier": {
+        "swapped q and k": exchanged("q_proj", "k_proj"),
+        "wrong epsilon": {"norm_eps": 1e-6},
+        "tanh for erf": {"activation": "gelu_tanh"},
+        "positions moved": ROLLED,
+    },
+    "vit, classifier": VIT_MUTATIONS,
+}
 MUTATIONS: dict[tuple[str, str], Mutation] = {
-    ("vit, classifier", name): mutation for name, mutation in VIT_MUTATIONS.items()
+    (case, name): mutation for case, mutations in FAMILY_MUTATIONS.items() for name, mutation in mutations.items()
 }
 
 
@@ -209,6 +281,94 @@ def test_a_wrong_conversion_is_seen(case, mutation):
         change(tensors) if callable(change) else tensors, config=config, **overrides
     )
     assert relative_error(run_flax(model, params, images, method), expected) > 1e-7
+
+
+TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 40}
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_reads_an_image_tower_beside_its_text_tower(name, tmp_path):
+    kind, config_class = {
+        "clip": (transformers.CLIPModel, transformers.CLIPConfig),
+        "siglip": (transformers.SiglipModel, transformers.SiglipConfig),
+    }[name]
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    theirs = randomise(kind(config_class(vision_config=SIZES, text_config={**TEXT, **tokens}, projection_dim=5)))
+    theirs.save_pretrained(tmp_path)
+    model, params = vit_flax.load(tmp_path)
+    images = random_images((16, 16))
+    expected = outputs(theirs.vision_model, images)[1]
+    if name == "clip":
+        with torch.no_grad():
+            expected = theirs.visual_projection(expected)
+    assert_agrees(run_flax(model, params, images), expected)
+
+
+def test_reads_the_encoder_of_a_pre_trained_mae(tmp_path):
+    decoder = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    decoder = {f"decoder_{name}": value for name, value in decoder.items()}
+    theirs = randomise(transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**SIZES, **decoder)))
+    theirs.save_pretrained(tmp_path)
+    images = random_images((16, 16))
+    expected, _ = outputs(theirs.vit, images)
+    for tensors in (None, theirs.state_dict()):
+        model, params = (
+            vit_flax.load(tmp_path)
+            if tensors is None
+            else vit_flax.from_state_dict(tensors, num_heads=4, image_size=16, norm_eps=1e-12, activation="gelu")
+        )
+        assert model.config.pos_embed == "sincos_2d"
+        assert_agrees(run_flax(model, params, images, "features"), expected)
+
+
+@pytest.mark.parametrize(("name", "config"), [("ViT", "ViTConfig"), ("DeiT", "DeiTConfig")])
+def test_leaves_out_what_rebuilds_masked_patches(name, config, tmp_path):
+    theirs = getattr(transformers, f"{name}ForMaskedImageModeling")(getattr(transformers, config)(**SIZES))
+    randomise(theirs).save_pretrained(tmp_path)
+    images = random_images((16, 16))
+    model, params = vit_flax.load(tmp_path)
+    inner = getattr(theirs, name.lower())
+    assert_agrees(run_flax(model, params, images, "features"), outputs(inner, images)[0])
+
+
+def test_leaves_out_the_pooling_that_a_siglip_classifier_does_not_look_at(tmp_path):
+    config = transformers.SiglipConfig(vision_config=SIZES, num_labels=3)
+    theirs = randomise(transformers.SiglipForImageClassification(config))
+    theirs.save_pretrained(tmp_path)
+    model, params = vit_flax.load(tmp_path)
+    images = random_images((16, 16))
+    assert_agrees(run_flax(model, params, images), outputs(theirs, images)[1])
+
+
+def test_a_config_file_may_leave_out_what_is_at_its_default():
+    file = get_layout("huggingface_siglip").config_file
+    assert file is not None
+    fields = file.read({"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}})
+    assert (fields["embed_dim"], fields["depth"], fields["norm_eps"]) == (768, 12, 1e-6)
+    assert (fields["patch_size"], fields["activation"]) == ((16, 16), "gelu_tanh")
+
+
+@pytest.mark.parametrize(
+    ("case", "layout", "override", "reason"),
+    [
+        ("vit", "vit", {"value_skip": True}, "value_skip"),
+        ("vit", "vit", {"activation": "selu"}, "activation"),
+        ("vit", "vit", {"global_pool": "avg"}, "global_pool"),
+        ("vit", "vit", {"norm_eps": None}, "norm_eps"),
+        ("vit", "deit", {}, "dist_token"),
+        ("vit", "clip", {}, "pre_norm"),
+        ("dinov2", "vit", {}, "init_values"),
+        ("dinov2", "dinov2", {"mlp_ratio": 3.5}, "mlp_ratio"),
+        ("dinov2", "dinov2", {"image_size": (16, 24)}, "image_size"),
+        ("siglip", "siglip", {"num_classes": 3}, "global_pool"),
+        ("deit", "deit", {"head_dist": True}, "head_dist"),
+    ],
+)
+def test_refuses_to_hold_what_transformers_cannot_compute(case, layout, override, reason):
+    theirs, _ = build(case)
+    config = vit_flax.from_state_dict(theirs.state_dict(), config=theirs.config.to_dict())[0].config
+    refusals = get_layout(f"huggingface_{layout}").refusals(config.replace(**override))
+    assert any(reason in line for line in refusals), refusals
 
 
 @pytest.mark.parametrize(
