@@ -51,6 +51,12 @@ CASES = {
     "dinov2, classifier": ("Dinov2ForImageClassification", {**SHAPE, "num_labels": 3, "mlp_ratio": 3}, "dinov2"),
     "registers, gated": ("Dinov2WithRegistersModel", {**SHAPE, "use_swiglu_ffn": True}, "dinov2"),
     "registers, classifier": ("Dinov2WithRegistersForImageClassification", {**SHAPE, "num_labels": 3}, "dinov2"),
+    "dinov3": ("DINOv3ViTModel", {**SIZES, "num_register_tokens": 3, "image_size": [16, 32]}, "dinov3"),
+    "dinov3, gated, key bias": (
+        "DINOv3ViTModel",
+        {**SIZES, "use_gated_mlp": True, "hidden_act": "silu", "key_bias": True, "rope_theta": 25.0},
+        "dinov3",
+    ),
     "clip": ("CLIPVisionModel", SIZES, "clip"),
     "clip, projection": ("CLIPVisionModelWithProjection", {**SIZES, "projection_dim": 5}, "clip"),
     "clip, gelu, pixels left over": ("CLIPVisionModel", {**SIZES, "hidden_act": "gelu", "image_size": 21}, "clip"),
@@ -123,7 +129,7 @@ def test_files_are_read_and_written_back(case, tmp_path):
     again, info = type(theirs).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info.values()), info
     assert next(again.parameters()).dtype == torch.float64
-    assert_same(model, params, again.eval(), images)
+    assert_same(model, params, again.double().eval(), images)  # what it computes for itself in float64 as well
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, theirs.state_dict()[name]), name
 
@@ -163,7 +169,7 @@ def returning_the_output(module):
 
 COMPONENTS = [
     "vit", "vit, classifier", "deit, two heads", "mae", "ijepa, classifier", "dinov2, gated", "registers, classifier",
-    "clip, projection", "siglip", "siglip, classifier",
+    "dinov3", "dinov3, gated, key bias", "clip, projection", "siglip", "siglip, classifier",
 ]  # fmt: skip
 
 
@@ -232,6 +238,14 @@ FAMILY_MUTATIONS: dict[str, dict[str, Mutation]] = {
         "registers in another order": changed("register_tokens", lambda a: a * 1.001),
         "mean of registers too": {"pool_include_prefix": True},
         "class token after the patches": ROLLED,
+    },
+    "dinov3": {
+        "swapped q and k": exchanged("q_proj.weight", "k_proj.weight"),
+        "tanh for erf": {"activation": "gelu_tanh"},
+        "LayerScale dropped": changed("lambda1", np.ones_like),
+        "wrong epsilon": {"norm_eps": 1e-6},
+        "another period": {"rope_theta": 10000.0},
+        "registers in another order": changed("register_tokens", lambda a: a * 1.001),
     },
     "clip, projection": {
         "swapped q and k": exchanged("q_proj", "k_proj"),

@@ -12,6 +12,7 @@ from vit_flax.convert.facebook import DEIT, DEIT3, DINO, DINOV2, MAE
 from vit_flax.convert.files import read_checkpoint, write_checkpoint
 from vit_flax.convert.huggingface_clip import CLIP_FAMILIES
 from vit_flax.convert.huggingface_dinov2 import DINOV2_FAMILY
+from vit_flax.convert.huggingface_dinov3 import DINOV3_FAMILY
 from vit_flax.convert.huggingface_vit import VIT_FAMILIES
 from vit_flax.convert.layout import Layout, Resolved, resolve_config
 from vit_flax.convert.lucidrains import LUCIDRAINS, SIMPLE_VIT
@@ -39,7 +40,7 @@ __all__ = [
     "write_checkpoint",
 ]
 
-HUGGINGFACE = (*VIT_FAMILIES, *DINOV2_FAMILY, *CLIP_FAMILIES)
+HUGGINGFACE = (*VIT_FAMILIES, *DINOV2_FAMILY, *DINOV3_FAMILY, *CLIP_FAMILIES)
 # From the general to the special: a model is written in the first that can hold it, and tensors are taken for the last
 # whose evidence is found.
 _ORDER = (

@@ -44,6 +44,12 @@ CLIP = Names(
     "self_attn.out_proj", "mlp.fc1", "mlp.fc2",
 )  # fmt: skip
 
+DINOV3 = Names(
+    "layer.{i}", "norm1", "norm2", "attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj",
+    "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
+DINOV3_V5 = dataclasses.replace(DINOV3, block="model.layer.{i}")
+
 
 def block_rules(names: Names) -> tuple[Rule, ...]:
     """Returns the rules of the blocks."""
@@ -214,7 +220,9 @@ FIELDS = {
 SIZES = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_channels": 3, "image_size": 224}
 
 
-def fixed(*more: str, **values: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
+def fixed(
+    *more: str, config_class: type[ViTConfig] = ViTConfig, **values: tuple[Any, ...]
+) -> dict[str, tuple[Any, ...]]:
     """Returns `Layout.fixed`: every field but the sizes and `more` is at its default, or one of `values`."""
     free = (
         *more,
@@ -222,7 +230,7 @@ def fixed(*more: str, **values: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
         "mlp_ratio", "norm_eps",
     )  # fmt: skip
     defaults = {"qkv_bias": (False, True), "qk_scale": (None, 0), "activation": tuple(_ACTIVATIONS)}
-    return only(ViTConfig, free, **{**defaults, **values})
+    return only(config_class, free, **{**defaults, **values})
 
 
 REQUIRED = (("num_heads", "image_size", "norm_eps", "activation"),)
