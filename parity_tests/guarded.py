@@ -18,8 +18,11 @@ SECONDS = 2.0
 MEGABYTES = 500
 
 
-def outcome(read: Callable[[], Any], seconds: float = SECONDS) -> str:
-    """Returns 'read', 'refused: <message>' or, for whatever else happens, 'failed: <what>'."""
+def outcome(read: Callable[[], Any], seconds: float = SECONDS, lines: int = 1) -> str:
+    """Returns 'read', 'refused: <message>' or, for whatever else happens, 'failed: <what>'.
+
+    A refusal of more than so many lines is a failure.
+    """
     from vit_flax.convert import ConversionError
 
     signal.signal(signal.SIGALRM, _too_long)
@@ -27,8 +30,8 @@ def outcome(read: Callable[[], Any], seconds: float = SECONDS) -> str:
     try:
         read()
     except ConversionError as error:
-        lines = str(error).splitlines()
-        return f"refused: {lines[0]}" if len(lines) == 1 else f"failed: {len(lines)} lines: {error}"
+        said = str(error).splitlines()
+        return f"refused: {said[0]}" if 1 <= len(said) <= lines else f"failed: {len(said)} lines: {error}"
     except BaseException as error:
         return f"failed: {type(error).__name__}: {error}"
     finally:

@@ -1,10 +1,13 @@
 """The lucidrains and simple_vit layouts against vit_pytorch.ViT and vit_pytorch.SimpleViT."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 import vit_flax
+import vit_flax.models
 from parity_tests.agreement import (
     assert_agrees,
     assert_components_agree,
@@ -101,7 +104,8 @@ def test_the_width_of_a_head_may_be_told_instead_of_their_number():
     case = VIT_CASES["class token"]
     theirs = build(ViT, **case)
     model, _ = vit_flax.from_state_dict(theirs.state_dict(), attn_head_dim=8, image_size=16, patch_size=4)
-    assert (model.config.num_heads, model.config.attn_head_dim) == (3, 8)
+    config: Any = model.config
+    assert (config.num_heads, config.attn_head_dim) == (3, 8)
 
 
 def test_asks_for_what_the_tensors_do_not_tell():
@@ -171,7 +175,8 @@ def test_a_wrong_conversion_is_seen(constructor, mutation):
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     change = MUTATIONS[constructor][mutation]
     overrides = {**told(case), **({} if callable(change) else change)}
-    model, params = vit_flax.from_state_dict(change(tensors) if callable(change) else tensors, **overrides)
+    mutated: Any = change(tensors) if callable(change) else tensors
+    model, params = vit_flax.from_state_dict(mutated, **overrides)
     assert relative_error(run_flax(model, params, images_for(case)), run_torch(theirs, images_for(case))) > 1e-7
 
 

@@ -56,7 +56,7 @@ def test_any_vit(
     _agree(module, size, batch, num_heads=heads, activation=activation)
 
 
-@SETTINGS
+@settings(SETTINGS, max_examples=6)
 @given(
     height=st.integers(12, 30),
     width=st.integers(12, 30),

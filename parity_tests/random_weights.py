@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -37,3 +38,16 @@ def relative_error(ours: Any, theirs: Any) -> float:
     if ours.shape != theirs.shape:
         return float("inf")
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+
+def in_float64(torch_model: Any) -> Any:
+    """Returns a timm model whose differential attention does not round its weight to float32, as timm does in all."""
+    for module in torch_model.modules():
+        if hasattr(module, "lambda_q1"):
+            module._compute_lambda = MethodType(_lambda, module)
+    return torch_model
+
+
+def _lambda(self: Any) -> Any:
+    first, second = (self.lambda_q1 * self.lambda_k1).sum().exp(), (self.lambda_q2 * self.lambda_k2).sum().exp()
+    return first - second + self.lambda_init

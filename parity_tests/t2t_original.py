@@ -105,7 +105,8 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(attend(*self.qkv(x).chunk(3, -1), self.heads, self.scale))
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.proj(attend(q, k, v, self.heads, self.scale))
 
 
 class Block(nn.Module):

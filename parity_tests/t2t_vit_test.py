@@ -1,5 +1,7 @@
 """The t2t_vit layout against the original T2T-ViT, restated in t2t_original."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 import torch
 
 import vit_flax
+import vit_flax.convert
+import vit_flax.pretrained
 from parity_tests.agreement import (
     assert_agrees,
     assert_components_agree,
@@ -78,6 +82,19 @@ def test_reads_the_training_checkpoint(wrapper, tmp_path):
     tensors = {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}
     torch.save({"epoch": 3, "arch": "t2t_vit_7", wrapper: tensors}, tmp_path / "model.pth.tar")
     model, params = vit_flax.load(tmp_path / "model.pth.tar", **told)
+    assert_agrees(run_flax(model, params, images), run_torch(theirs, images))
+
+
+@pytest.mark.parametrize("size", [32, 80])
+def test_another_image_size_as_the_original_resizes(size):
+    theirs, told, _ = build("performer")
+    tensors = theirs.state_dict()
+    grid = tensors["pos_embed"][:, 1:].unflatten(1, (3, 3)).movedim(-1, 1)
+    grid = torch.nn.functional.interpolate(grid, (size // 16, size // 16), mode="bicubic").flatten(2).mT
+    resized = torch.cat([tensors["pos_embed"][:, :1], grid], dim=1)
+    theirs.pos_embed = torch.nn.Parameter(resized, requires_grad=False)
+    model, params = vit_flax.from_state_dict(tensors, image_size=size, **told)
+    images = random_images((size, size))
     assert_agrees(run_flax(model, params, images), run_torch(theirs, images))
 
 
@@ -170,7 +187,8 @@ def test_a_wrong_conversion_is_seen(tokens_type, mutation):
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     change = MUTATIONS[tokens_type][mutation]
     overrides = {**told, **({} if callable(change) else change)}
-    model, params = vit_flax.from_state_dict(change(tensors) if callable(change) else tensors, **overrides)
+    mutated: Any = change(tensors) if callable(change) else tensors
+    model, params = vit_flax.from_state_dict(mutated, **overrides)
     assert relative_error(run_flax(model, params, images), run_torch(theirs, images)) > 1e-7
 
 

@@ -15,12 +15,13 @@ import torch
 import vit_flax
 from parity_tests.asserting import assert_agree
 from parity_tests.peers import import_timm
-from parity_tests.random_weights import random_images, randomise, relative_error
+from parity_tests.random_weights import in_float64, random_images, randomise, relative_error
 from vit_flax.convert import ConversionError, get_layout
 from vit_flax.models import VisionTransformer, sincos_2d
 from vit_flax.parity import compare_components, compare_gradients, subject_of
 
 timm = import_timm()
+blocks = timm.models.vision_transformer
 
 TOLERANCE = 1e-9
 SIZE = {"embed_dim": 32, "depth": 2, "num_heads": 4}
@@ -31,7 +32,7 @@ Arrays = dict[str, np.ndarray]
 
 def timm_model(name: str = "vit_tiny_patch16_224", **changes: Any) -> Any:
     arguments = {**SIZE, "img_size": (48, 32), "num_classes": 5, **changes}
-    return randomise(timm.create_model(name, **arguments))
+    return in_float64(randomise(timm.create_model(name, **arguments)))
 
 
 def tensors_of(torch_model: Any) -> Arrays:
@@ -74,6 +75,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "RMSNorm": {"norm_layer": "rmsnorm"},
     "no head": {"num_classes": 0},
     "other patches": {"patch_size": (8, 16), "in_chans": 3},
+    "post-norm": {"block_fn": blocks.ResPostBlock},
+    "parallel attentions": {"block_fn": blocks.ParallelThingsBlock, "init_values": 1e-5},
+    "parallel scaling": {"block_fn": blocks.ParallelScalingBlock, "init_values": 1e-5, "qk_norm": True},
+    "parallel scaling without bias": {"block_fn": blocks.ParallelScalingBlock, "qkv_bias": False},
+    "differential": {"attn_layer": "diff", "qk_norm": True, "scale_attn_norm": True},
+    "differential parallel": {"block_fn": blocks.DiffParallelScalingBlock, "qk_norm": True, "qkv_bias": False},
 }
 
 
@@ -85,6 +92,8 @@ def test_components_and_what_tensors_tell(name: str) -> None:
         "activation": changes.get("act_layer", "gelu"),
         "global_pool": changes.get("global_pool", "token") or "none",
     }
+    if name == "post-norm":
+        told["block"] = "res_post"  # the same names and shapes as the standard block's
     told["pool_include_prefix"] = changes.get("pool_include_prefix", False)
     model, params = vit_flax.from_state_dict(torch_model.state_dict(), **{**PLAIN, **told})
     images = random_images((48, 32)).transpose(0, 3, 1, 2).copy()

@@ -12,7 +12,7 @@ import torch
 
 import vit_flax
 from parity_tests.peers import import_timm
-from parity_tests.random_weights import random_images, randomise, relative_error
+from parity_tests.random_weights import in_float64, random_images, randomise, relative_error
 from vit_flax.presets import get_preset
 
 timm = import_timm()
@@ -37,16 +37,6 @@ def build(name: str, **changes: Any) -> tuple[Any, dict[str, Any]]:
         **overrides,
         "image_size": (height, width),
     }
-
-
-def in_float64(torch_model: Any) -> Any:
-    """Returns the model without the one number that timm rounds to float32 in any model: differential attention's."""
-    for module in torch_model.modules():
-        if hasattr(module, "lambda_q1"):
-            module._compute_lambda = lambda m=module: (
-                (m.lambda_q1 * m.lambda_k1).sum().exp() - (m.lambda_q2 * m.lambda_k2).sum().exp() + m.lambda_init
-            )
-    return torch_model
 
 
 def outputs(torch_model: Any, model: Any, params: Any) -> tuple[np.ndarray, np.ndarray]:

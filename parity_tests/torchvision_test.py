@@ -1,12 +1,14 @@
 """The torchvision layout against torchvision.models.vision_transformer.VisionTransformer."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import vit_flax
+import vit_flax.pretrained
 from parity_tests.agreement import (
     assert_agrees,
     assert_components_agree,
@@ -59,6 +61,17 @@ def test_every_component_and_gradient_agrees(case):
     theirs, _ = build(case)
     model, params = vit_flax.from_state_dict(theirs.state_dict(), num_heads=4)
     assert_components_agree(theirs, model, params, "torchvision", random_images((32, 32)))
+
+
+@pytest.mark.parametrize("size", [24, 56])
+def test_another_image_size_as_torchvision_resizes(size):
+    tensors = build("square")[0].state_dict()
+    resized = vision_transformer.interpolate_embeddings(size, 8, dict(tensors))
+    theirs = build("square", image_size=size)[0]
+    theirs.load_state_dict(resized)
+    model, params = vit_flax.from_state_dict(tensors, num_heads=4, image_size=size)
+    images = random_images((size, size))
+    assert_agrees(run_flax(model, params, images), run_torch(theirs, images))
 
 
 def test_reads_the_names_before_torchvision_0_13():
@@ -158,6 +171,7 @@ def test_a_wrong_conversion_is_seen(mutation):
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     change = MUTATIONS[mutation]
     overrides = {"num_heads": 4, **({} if callable(change) else change)}
-    model, params = vit_flax.from_state_dict(change(tensors) if callable(change) else tensors, **overrides)
+    mutated: Any = change(tensors) if callable(change) else tensors
+    model, params = vit_flax.from_state_dict(mutated, **overrides)
     images = random_images((32, 32))
     assert relative_error(run_flax(model, params, images), run_torch(theirs, images)) > 1e-7

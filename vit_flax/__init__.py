@@ -1,9 +1,16 @@
-"""PyTorch's Vision Transformers rebuilt in Flax linen and proven equal."""
+"""PyTorch's Vision Transformers rebuilt in Flax linen and proven equal.
 
-from vit_flax.config import LucidrainsViTConfig, T2TViTConfig, ViTConfig
-from vit_flax.convert import ConversionError
-from vit_flax.models import LucidrainsViT, T2TViT, VisionTransformer, trainable_mask, weight_decay_mask
-from vit_flax.pretrained import create_model, from_state_dict, load, save, to_state_dict
+Names are imported when they are first used, so that `vit-flax inspect` of a broken file need not wait for JAX.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vit_flax.config import LucidrainsViTConfig, T2TViTConfig, ViTConfig
+    from vit_flax.convert import ConversionError
+    from vit_flax.models import LucidrainsViT, T2TViT, VisionTransformer, trainable_mask, weight_decay_mask
+    from vit_flax.pretrained import create_model, from_state_dict, load, save, to_state_dict
 
 __version__ = "0.1.0"
 
@@ -23,3 +30,23 @@ __all__ = [
     "trainable_mask",
     "weight_decay_mask",
 ]
+
+_MODULES = {
+    "vit_flax.config": ("LucidrainsViTConfig", "T2TViTConfig", "ViTConfig"),
+    "vit_flax.convert": ("ConversionError",),
+    "vit_flax.models": ("LucidrainsViT", "T2TViT", "VisionTransformer", "trainable_mask", "weight_decay_mask"),
+    "vit_flax.pretrained": ("create_model", "from_state_dict", "load", "save", "to_state_dict"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vit_flax' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

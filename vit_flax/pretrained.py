@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_flax.config import ViTConfig, config_from_dict
 from vit_flax.convert import (
+    LAYOUTS,
     Checkpoint,
     ConversionError,
     Layout,
@@ -23,12 +24,13 @@ from vit_flax.convert import (
     from_mapping,
     get_layout,
     layout_for,
+    read_beside,
     read_checkpoint,
     resolve_config,
     unwrap,
     write_checkpoint,
 )
-from vit_flax.convert.rules import Fate, plan, to_params, to_tensors
+from vit_flax.convert.rules import Fate, plan, to_params
 from vit_flax.models import VisionTransformer, build_model
 from vit_flax.models.resample import Grid
 from vit_flax.presets import get_preset
@@ -62,8 +64,8 @@ def from_state_dict(
     Args:
         tensors: names to arrays, for example `torch_model.state_dict()`.
         layout: a layout's name; None finds it from the names.
-        config: what tensors cannot tell: a preset's name, a ViTConfig or its `to_dict()`, or a config.json of the
-            layout's own library, as a dictionary.
+        config: what tensors cannot tell: a preset's name, a ViTConfig or its `to_dict()`, or the contents of a
+            config.json.
         entry: which weights of a training checkpoint to take where it holds several, for example 'teacher'.
         resample: how to resize learned positions when `image_size` asks for another grid of patches: a mode of
             vit_flax.models.resample. None takes the mode of the layout's own library.
@@ -119,7 +121,7 @@ def save(path: str | os.PathLike[str], model: VisionTransformer, params: Any, la
     left behind when one occurs.
     """
     chosen = _layout_to_write(model, layout)
-    file = chosen.config_file.write(model.config) if chosen.config_file else None
+    file = chosen.config_file(model.config) if chosen.config_file else None
     write_checkpoint(path, _export(model, params, chosen), {**model.config.to_dict(), "layout": chosen.name}, file)
 
 
@@ -127,10 +129,20 @@ def find_layout(checkpoint: Checkpoint, layout: str | None) -> tuple[Layout, str
     """Returns the layout of a checkpoint and what it was told by."""
     if layout is not None:
         return get_layout(layout), "given"
-    if checkpoint.config and isinstance(name := checkpoint.config.get("layout"), str):
-        return get_layout(name), "stored with the weights"
     try:
-        found, evidence = detect_layout(checkpoint.shapes.keys(), checkpoint.config)
+        beside = read_beside(checkpoint)
+    except ConversionError:  # said by find_config, unless the caller's own config makes it needless
+        beside = None
+    if beside and beside.layout:
+        if "model_config" in (checkpoint.config or {}):
+            return get_layout(beside.layout), beside.origin
+        # the names that the library has in memory, or those of files
+        for name in (f"{beside.layout}_memory", beside.layout):
+            named = LAYOUTS.get(name)
+            if named and (named.belongs or named.evidence)(checkpoint.shapes.keys()):
+                return named, beside.origin
+    try:
+        found, evidence = detect_layout(checkpoint.shapes.keys())
     except ConversionError as error:
         raise ConversionError(f"{checkpoint.source}: {error}") from error
     return found, f"has {evidence}"
@@ -150,11 +162,8 @@ def find_config(
         sources.append(("config given", _fields(config)))
     elif config is not None:
         sources.append(("config given", _fields(config_from_dict(config))))
-    if checkpoint.config and "model_config" in checkpoint.config:
-        stored = {name: value for name, value in checkpoint.config.items() if name != "layout"}
-        sources.append(("stored with the weights", _fields(config_from_dict(stored))))
-    elif checkpoint.config and "model_type" in checkpoint.config and layout.config_file:
-        sources.append(("config.json", layout.config_file.read(checkpoint.config)))
+    if config is None and (beside := read_beside(checkpoint)):
+        sources.append((beside.origin, beside.fields))
     return resolve_config(layout, checkpoint.shapes, sources)
 
 
@@ -178,13 +187,14 @@ def build_from(
     """Returns the model of an opened checkpoint and its parameters; see `from_state_dict`."""
     checkpoint, config = _with_config(checkpoint, config)
     found, _ = find_layout(checkpoint, layout)
-    checkpoint = checkpoint.renamed(found.renamed(checkpoint.shapes))
+    checkpoint = found.read(checkpoint)
     resolved = find_config(checkpoint, found, config, overrides)
     model = build_model(resolved.config)
     rules, expected = found.rules(resolved.config), expected_shapes(model)
     native = _native_grid(checkpoint, found, config, overrides)
+    asked = config is not None or "image_size" in overrides
     resize, obstacle = find_resize(
-        found, resolved.config, rules, checkpoint.shapes, expected, resample, source_grid, native
+        found, resolved.config, rules, checkpoint.shapes, expected, resample, source_grid, native, asked
     )
     try:
         flat = to_params(checkpoint, rules, _as_stored(expected, resize), _on_device)
@@ -228,9 +238,7 @@ def describe(
     """
     checkpoint, config = _with_config(checkpoint, config)
     found, evidence = find_layout(checkpoint, layout)
-    names = found.renamed(checkpoint.shapes)
-    checkpoint = checkpoint.renamed(names)
-    original = {new: old for old, new in names.items()}
+    checkpoint = found.read(checkpoint)
     shapes = checkpoint.shapes
     answer: dict[str, Any] = {
         "source": checkpoint.source,
@@ -239,9 +247,7 @@ def describe(
         "parameters": sum(math.prod(shape) for shape in shapes.values()),
         "config": {},
         "origins": {},
-        "tensors": [
-            {"name": original[name], "shape": list(shape), "fate": "not decided yet"} for name, shape in shapes.items()
-        ],
+        "tensors": [{"name": name, "shape": list(shape), "fate": "not decided yet"} for name, shape in shapes.items()],
         "problems": [],
     }
     try:
@@ -252,10 +258,11 @@ def describe(
     answer["config"], answer["origins"] = resolved.config.to_dict(), {"model_config": "layout", **resolved.origins}
     rules, expected = found.rules(resolved.config), expected_shapes(build_model(resolved.config))
     native = _native_grid(checkpoint, found, config, overrides)
-    resize, obstacle = find_resize(found, resolved.config, rules, shapes, expected, native_grid=native)
+    asked = config is not None or "image_size" in overrides
+    resize, obstacle = find_resize(found, resolved.config, rules, shapes, expected, native_grid=native, asked=asked)
     steps = plan(shapes, rules, _as_stored(expected, resize))
     answer["tensors"] = [
-        {"name": original[fate.name], "shape": list(fate.shape), "fate": _fate(fate, resize)} for fate in steps.fates
+        {"name": fate.name, "shape": list(fate.shape), "fate": _fate(fate, resize)} for fate in steps.fates
     ]
     answer["problems"] = [*steps.problems, *([obstacle] if obstacle and steps.problems else [])]
     return answer
@@ -304,4 +311,4 @@ def _export(model: VisionTransformer, params: Any, layout: Layout) -> dict[str, 
     ]
     if problems:
         raise ConversionError("\n  ".join(["these parameters are not the model's:", *problems[:50]]))
-    return layout.prefixed(model.config, to_tensors(flat, layout.rules(model.config)))
+    return layout.write(flat, model.config)

@@ -45,6 +45,7 @@ def find_resize(
     mode: str | None = None,
     source_grid: Grid | None = None,
     native_grid: Grid | None = None,
+    asked: bool = True,
 ) -> tuple[Resize | None, str]:
     """Returns how the checkpoint's position table comes to the model's grid, or None and what stands in the way.
 
@@ -59,6 +60,7 @@ def find_resize(
         mode: a name of vit_flax.models.resample.MODES.
         source_grid: (height, width) of the checkpoint's grid, for certain.
         native_grid: what a config says it is, taken if it has as many patches as the table; else it must be square.
+        asked: whether it was the caller who said for what image size.
 
     Raises:
         ConversionError: no such mode, or the table has not as many rows as `source_grid` asks for.
@@ -87,15 +89,17 @@ def find_resize(
         old_grid = (side, side) if side and side * side == patches else None
     if old_grid == new_grid:
         return None, ""
-    asked = f"image_size={config.image_size} asks for a {_by(new_grid)} grid of patches"
+    wish = f"image_size={config.image_size} asks for a {_by(new_grid)} grid of patches"
     if old_grid is None:
         return None, (
-            f"{asked}, the position table is for {patches} patches, which is no square: if it was made for another "
+            f"{wish}, the position table is for {patches} patches, which is no square: if it was made for another "
             "image size, pass source_grid=(height, width)"
         )
-    found = f"{asked}, the position table is for a {_by(old_grid)} grid"
-    if config.pos_embed != "learned":
+    found = f"{wish}, the position table is for a {_by(old_grid)} grid"
+    if config.pos_embed != "learned" and not layout.resample(config):  # T2T-ViT's own loader resizes its sinusoids
         return None, f"{found}: a table that is computed ({config.pos_embed}) is not resampled"
+    if not asked:
+        return None, f"{found}: pass image_size= to say that it is to be resized"
     mode = mode or layout.resample(config)
     if not mode:
         return (

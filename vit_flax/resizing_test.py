@@ -11,7 +11,7 @@ from vit_flax.convert import LAYOUTS, read_checkpoint
 from vit_flax.convert.explained import EXPLAINED
 from vit_flax.models import build_model
 from vit_flax.models.resample import resize_pos_embed
-from vit_flax.pretrained import describe
+from vit_flax.pretrained import build_from, describe
 
 CONFIG = ViTConfig(
     image_size=(16, 16), patch_size=(4, 4), in_chans=2, num_classes=3, embed_dim=8, depth=1, num_heads=2,
@@ -76,10 +76,10 @@ def test_a_layout_that_does_not_say_how_refuses_and_names_both_grids():
     load(tensors(), "silent", image_size=24, resample="bilinear")
 
 
-def test_sinusoids_are_refused():
+def test_computed_tables_are_refused_unless_the_layout_resizes_them():
     state = tensors(CONFIG.replace(pos_embed="sinusoid"))
     with pytest.raises(ConversionError, match=r"6x6 grid.*4x4 grid: a table that is computed \(sinusoid\)"):
-        load(state, config=CONFIG.replace(pos_embed="sinusoid"), image_size=24)
+        load(state, "silent", CONFIG.replace(pos_embed="sinusoid"), image_size=24, resample="bicubic")
 
 
 class TestSourceGrid:
@@ -135,3 +135,13 @@ def test_a_stored_config_and_what_inspect_says(tmp_path):
     assert found["problems"] == []
     found = describe(read_checkpoint(tmp_path / "a.safetensors"), "silent", None, {"image_size": 24})
     assert "does not say how to resize it" in found["problems"][-1]
+
+
+def test_a_config_file_that_does_not_fit_its_tensors_is_no_wish_to_resize(tmp_path):
+    model, params = load(tensors())
+    vit_flax.save(tmp_path / "a.safetensors", model, params, "resizing")
+    file = read_checkpoint(tmp_path / "a.safetensors")
+    wrong = dataclasses.replace(file, config={**(file.config or {}), "image_size": [24, 24]})
+    with pytest.raises(ConversionError, match=r"misshapen: .*\n.*4x4 grid: pass image_size= to say"):
+        build_from(wrong, None, None, {})
+    build_from(wrong, None, None, {"image_size": 24})

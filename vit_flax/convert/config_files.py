@@ -1,4 +1,8 @@
-"""What a library's config.json says of a model beyond its tensors: one table, read and written."""
+"""The config.json beside weights: our own, Hugging Face's or timm's, as fields of a model's config.
+
+An attribute that changes what a model computes is translated, or refused by name unless it has the value that this
+library computes with. Nothing is skipped because it is unknown.
+"""
 
 from __future__ import annotations
 
@@ -6,84 +10,200 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import ViTConfig, config_from_dict
+from vit_flax.convert.checkpoint import one_line
 from vit_flax.convert.rules import ConversionError
+from vit_flax.presets import PRESETS, get_preset
 
 
 @dataclasses.dataclass(frozen=True)
-class ConfigFile:
-    """How the attributes of a config.json are fields of a ViTConfig, for one family of models.
+class Beside:
+    """What a config.json says."""
 
-    An attribute that is in none of the tables is refused unless it is empty or switched off: it may well change what
-    the model computes.
+    origin: str  # what messages call it
+    layout: str | None  # of the tensors it lies beside
+    fields: Mapping[str, Any]  # of the model's config; those that are missing are told by the tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """How the config.json of one Hugging Face model type is read.
+
+    Reference: the configuration class of that `model_type` in transformers.
     """
 
-    model_types: tuple[str, ...]  # values of the attribute model_type that name this family
-    defaults: Mapping[str, Any]  # of the attributes that are read; files leave out what is at its default
-    fields: Mapping[str, str]  # attribute -> field that has the same values
-    read_more: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # attributes, defaults filled in -> further fields
-    write_more: Callable[[ViTConfig], Mapping[str, Any]]  # config -> further attributes, model_type among them
-    constants: Mapping[str, Any]  # attributes of which the models here compute one value only
-    ignored: Collection[str]  # attributes that evaluation does not read
-    spelled: Callable[[Collection[str]], str | None]  # names -> what shows that they are of this layout, type known
-    part: str = ""  # the attribute that holds the model's own config where it is part of a larger one
-
-    def read(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the fields that a config.json tells.
-
-        Raises:
-            ConversionError: it is of another family, or attributes are not understood; all are named.
-        """
-        model_type = config.get("model_type")
-        if model_type not in self.model_types:
-            known = " or ".join(map(repr, self.model_types))
-            raise ConversionError(f"config.json: model_type is {model_type!r}, this layout's is {known}")
-        if self.part and isinstance(inner := config.get(self.part), Mapping):
-            config = inner
-        given = {name: value for name, value in config.items() if value is not None}
-        attributes = {**self.defaults, **{name: value for name, value in given.items() if name in self.defaults}}
-        faults = [
-            f"{name}={value!r} (only {self.constants[name]!r} is computed here)"
-            for name, value in given.items()
-            if name in self.constants and value != self.constants[name]
-        ]
-        faults += [
-            f"{name}={value!r} (not known)"
-            for name, value in given.items()
-            if value and not self._knows(name) and not name.startswith("_")
-        ]
-        faults += [
-            f"{name}={value!r} (expected {_kind(self.defaults[name])})"
-            for name, value in attributes.items()
-            if not _is_like(value, self.defaults[name])
-        ]
-        if faults:
-            raise ConversionError(f"config.json: cannot be honoured: {', '.join(faults)}"[:2000])
-        return {
-            **{field: attributes[name] for name, field in self.fields.items()},
-            **self.read_more(attributes),
-        }
-
-    def write(self, config: ViTConfig) -> dict[str, Any]:
-        """Returns the config.json of a model."""
-        own = {**self.constants, **{name: getattr(config, field) for name, field in self.fields.items()}}
-        more = dict(self.write_more(config))
-        if self.part in more:
-            return {**more, self.part: {**own, **more[self.part]}}
-        return {**own, **more}
-
-    def _knows(self, name: str) -> bool:
-        return name in self.defaults or name in self.constants or name in self.ignored
+    layout: str  # the layout of its tensors
+    # the attributes that `fields` reads, with the values they have where config.json leaves them out
+    defaults: Mapping[str, Any]
+    fields: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # attributes -> fields of the model's config
+    only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)  # values it is right to ignore
+    harmless: Collection[str] = ()  # attributes that never change what the model computes in evaluation
+    part: str | None = None  # the attribute that holds the vision tower's own config, in models of several towers
 
 
-def _is_like(value: Any, default: Any) -> bool:
-    if isinstance(default, bool | str):
-        return isinstance(value, type(default))
-    if isinstance(default, int) and isinstance(value, list | tuple):  # a size may be a pair
-        return len(value) == 2 and all(_is_like(side, default) for side in value)
-    kinds = (int, float) if isinstance(default, float) else (int,)
-    return isinstance(value, kinds) and not isinstance(value, bool)
+# Attributes of every transformers config that no forward pass of an image model reads.
+_HARMLESS = {
+    "_attn_implementation_internal", "_experts_implementation_internal",
+    "_attn_implementation_autoset", "_commit_hash", "_name_or_path", "_output_attentions", "architectures",
+    "attn_implementation", "auto_map", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
+    "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype", "early_stopping",
+    "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty", "finetuning_task",
+    "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "id2label", "initializer_factor",
+    "initializer_range", "label2id", "length_penalty", "max_length", "min_length", "model_type",
+    "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_labels", "num_return_sequences",
+    "output_attentions", "output_hidden_states", "output_scores", "pad_token_id", "prefix", "problem_type",
+    "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id",
+    "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
+    "tie_word_embeddings", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
+    "transformers_version", "typical_p", "use_bfloat16",
+    # at work in training only
+    "attention_dropout", "attention_probs_dropout_prob", "drop_path_rate", "hidden_dropout_prob", "layerdrop",
+    # what AutoBackbone hands out
+    "out_features", "out_indices", "stage_names",
+}  # fmt: skip
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False,), "chunk_size_feed_forward": (0,), "cross_attention_hidden_size": (None,),
+    "is_decoder": (False,), "is_encoder_decoder": (False,), "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+}  # fmt: skip
+
+# transformers.activations.ACT2FN -> vit_flax.models.activations; of several the first is written
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh",
+    "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu", "swish": "silu", "tanh": "tanh",
+    "sigmoid": "sigmoid", "mish": "mish", "hardswish": "hardswish", "leaky_relu": "leakyrelu", "relu6": "relu6",
+    "linear": "identity",
+}  # fmt: skip
 
 
-def _kind(default: Any) -> str:
-    return {bool: "true or false", str: "a text", float: "a number"}.get(type(default), "an integer")
+def read_config(values: Mapping[str, Any], families: Mapping[str, Family], source: str) -> Beside | None:
+    """Returns what a config says, or None for one of no known kind.
+
+    Args:
+        values: the JSON object.
+        families: by Hugging Face's model_type.
+        source: what messages call the checkpoint.
+
+    Raises:
+        ConversionError: it asks for what this library does not compute; every such attribute is named.
+    """
+    try:
+        if "model_config" in values:
+            fields = {name: value for name, value in values.items() if name != "layout"}
+            config = config_from_dict(fields)
+            return Beside("stored with the weights", _text(values.get("layout")), _public(config))
+        if "model_type" in values:
+            return _huggingface(values, families)
+        if "architecture" in values:
+            return _timm(values)
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        # values of any type may stand in a config.json
+        reason = one_line(error) if isinstance(error, ValueError) else f"it is broken: {one_line(repr(error))}"
+        way_out = "; pass config= with a preset's name or a ViTConfig to go without it"
+        raise ConversionError(f"{source}: its config cannot be followed: {reason}{way_out}") from error
+    return None
+
+
+def activation(name: Any) -> str:
+    """Returns this library's name of an activation of transformers, or ConversionError."""
+    if name not in ACTIVATIONS:
+        raise ConversionError(f"activation {name!r} is not known; known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def _huggingface(values: Mapping[str, Any], families: Mapping[str, Family]) -> Beside:
+    kind = str(values["model_type"])
+    if kind not in families:
+        raise ConversionError(f"model_type {kind[:60]!r} is not known; known: {', '.join(families)}")
+    family = families[kind]
+    if family.part is not None and family.part in values:
+        values = values[family.part] or {}
+    attributes = dict(family.defaults)
+    refused = []
+    allowed = {**_ONLY, **family.only}
+    for name, value in values.items():
+        if name in family.defaults:
+            attributes[name] = value
+        elif name in allowed:
+            if value not in allowed[name]:
+                refused.append(f"{name}={one_line(repr(value))[:60]} (only {' or '.join(map(repr, allowed[name]))})")
+        elif name not in _HARMLESS and name not in family.harmless:
+            refused.append(f"{name}={one_line(repr(value))[:60]} (unknown)")
+    if refused:
+        raise ConversionError(f"model_type {kind!r} with {', '.join(refused)}")
+    return Beside(f"config.json ({kind})", family.layout, family.fields(attributes))
+
+
+# timm's constructor arguments that are fields under the same name
+_TIMM_FIELDS = {
+    "class_token", "depth", "embed_dim", "fc_norm", "final_norm", "in_chans", "init_values", "mlp_ratio",
+    "no_embed_class", "num_classes", "num_heads", "patch_size", "pool_include_prefix", "pre_norm", "proj_bias",
+    "qk_norm", "qkv_bias", "reg_tokens", "scale_attn_norm",
+}  # fmt: skip
+_TIMM_TRAINING = {
+    "attn_drop_rate", "drop_path_rate", "drop_rate", "fix_init", "patch_drop_rate", "pos_drop_rate", "proj_drop_rate",
+    "weight_init",
+}  # fmt: skip
+_TIMM_ONLY: dict[str, tuple[Any, ...]] = {
+    "act_layer": (None,), "dynamic_img_pad": (False,), "dynamic_img_size": (False,), "norm_layer": (None,),
+    "strict_img_size": (True,),
+}  # fmt: skip
+_TIMM_POS_EMBEDS = {"learn": "learned", "none": "none", "": "none"}
+
+
+def _timm(values: Mapping[str, Any]) -> Beside:
+    """Follows timm's own order: model_args, then what pretrained_cfg says, then the architecture's defaults."""
+    name = str(values["architecture"])
+    cfg = values.get("pretrained_cfg") or values  # older files have all in one
+    tagged = f"{name}.{cfg.get('tag')}"
+    arguments = dict(values.get("model_args") or {})
+    size = cfg.get("input_size")
+    if size is not None:
+        arguments.setdefault("in_chans", size[0])
+        if cfg.get("fixed_input_size", True):
+            arguments.setdefault("img_size", size[1:])
+    for source in (values, cfg):  # the file's own number of classes before that of the weights it started from
+        if isinstance(source.get("num_classes"), int) and source["num_classes"] >= 0:
+            arguments.setdefault("num_classes", source["num_classes"])
+    if cfg.get("global_pool") is not None:
+        arguments.setdefault("global_pool", cfg["global_pool"])
+    fields: dict[str, Any] = {}
+    refused = []
+    for argument, value in arguments.items():
+        if argument == "img_size":
+            fields["image_size"] = _pair(value)
+        elif argument == "patch_size":
+            fields["patch_size"] = _pair(value)
+        elif argument == "global_pool":
+            fields["global_pool"] = value or "none"
+        elif argument == "pos_embed" and value in _TIMM_POS_EMBEDS:
+            fields["pos_embed"] = _TIMM_POS_EMBEDS[value]
+        elif argument in _TIMM_FIELDS:
+            fields[argument] = value
+        elif argument in _TIMM_ONLY and value in _TIMM_ONLY[argument]:
+            continue
+        elif argument not in _TIMM_TRAINING:
+            refused.append(f"{argument}={one_line(repr(value))[:60]}")
+    if refused:
+        raise ConversionError(f"architecture {name[:60]!r} with model_args {', '.join(refused)}")
+    preset = (get_preset(tagged) if tagged in PRESETS else get_preset(name)).config
+    if "fc_norm" not in fields and fields.get("global_pool", preset.global_pool) != preset.global_pool:
+        # where the norm stands follows from the pooling, unless the architecture says otherwise: the tensors tell
+        told = _public(preset.replace(**fields, fc_norm=False))
+        told = {field: value for field, value in told.items() if field not in ("fc_norm", "final_norm")}
+    else:
+        told = _public(preset.replace(**fields))
+    return Beside(f"config.json ({name})", "timm", told)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)  # pyright: ignore[reportReturnType]
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _public(config: ViTConfig) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}

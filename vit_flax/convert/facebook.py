@@ -41,7 +41,7 @@ def _defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _FIXED = {**PLAIN, "norm_layer": ("layernorm",), "mlp_layer": ("mlp",), "pre_norm": (False,), "patch_norm": (False,)}
-_FIXED["pos_embed"] = ("learned",)
+_FIXED |= {"pos_embed": ("learned",), "block": ("standard",)}
 _FIXED |= dict.fromkeys(("qk_norm", "scale_attn_norm", "scale_mlp_norm"), (False,))
 _REQUIRED = (("num_heads", "image_size"),)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from vit_flax.config import ViTConfig
+from vit_flax.convert.config_files import ACTIVATIONS, activation
 from vit_flax.convert.layout import Shapes, any_match, count_blocks, only, ratio_for, vote
 from vit_flax.convert.rules import ConversionError, Rule
 from vit_flax.convert.timm_blocks import joined, linear, norm
@@ -33,12 +34,12 @@ VIT = Names(
     "attention.attention.key", "attention.attention.value", "attention.output.dense", "intermediate.dense",
     "output.dense",
 )  # fmt: skip
-VIT_V5 = Names(
+VIT_MEMORY = Names(
     "layers.{i}", "layernorm_before", "layernorm_after", "attention.q_proj", "attention.k_proj", "attention.v_proj",
     "attention.o_proj", "mlp.fc1", "mlp.fc2",
 )  # fmt: skip
 DINOV2 = dataclasses.replace(VIT, norm1="norm1", norm2="norm2", fc1="mlp.fc1", fc2="mlp.fc2")
-DINOV2_V5 = dataclasses.replace(VIT_V5, block=VIT.block, norm1="norm1", norm2="norm2")
+DINOV2_MEMORY = dataclasses.replace(VIT_MEMORY, block=VIT.block, norm1="norm1", norm2="norm2")
 CLIP = Names(
     "encoder.layers.{i}", "layer_norm1", "layer_norm2", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
     "self_attn.out_proj", "mlp.fc1", "mlp.fc2",
@@ -48,7 +49,7 @@ DINOV3 = Names(
     "layer.{i}", "norm1", "norm2", "attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj",
     "mlp.up_proj", "mlp.down_proj",
 )  # fmt: skip
-DINOV3_V5 = dataclasses.replace(DINOV3, block="model.layer.{i}")
+DINOV3_MEMORY = dataclasses.replace(DINOV3, block="model.layer.{i}")
 
 
 def block_rules(names: Names) -> tuple[Rule, ...]:
@@ -121,36 +122,6 @@ def ending(*needles: str) -> Callable[[Collection[str]], str | None]:
     return evidence
 
 
-# Hugging Face's names of activations, the one that is written first; gelu_new and its like differ in rounding only.
-_ACTIVATIONS: dict[str, tuple[str, ...]] = {
-    "gelu": ("gelu", "gelu_python"),
-    "gelu_tanh": ("gelu_pytorch_tanh", "gelu_new", "gelu_python_tanh", "gelu_fast", "gelu_accurate"),
-    "quick_gelu": ("quick_gelu",),
-    "silu": ("silu", "swish"),
-    "relu": ("relu",),
-    "relu6": ("relu6",),
-    "sigmoid": ("sigmoid",),
-    "tanh": ("tanh",),
-    "mish": ("mish",),
-    "hardswish": ("hardswish",),
-    "leakyrelu": ("leaky_relu",),
-    "identity": ("linear",),
-}
-
-
-def read_activation(name: str) -> str:
-    """Returns our name of a hidden_act.
-
-    Raises:
-        ConversionError: no activation here computes it.
-    """
-    for ours, theirs in _ACTIVATIONS.items():
-        if name in theirs:
-            return ours
-    known = ", ".join(name for names in _ACTIVATIONS.values() for name in names)
-    raise ConversionError(f"config.json: hidden_act={name!r} is not computed here; known: {known}")
-
-
 def read_sizes(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of image_size and patch_size; pixels beyond the last whole patch are left out."""
     image, patch = (_pair(attributes[name]) for name in ("image_size", "patch_size"))
@@ -168,7 +139,7 @@ def read_mlp(attributes: Mapping[str, Any]) -> dict[str, Any]:
     width = attributes["hidden_size"]
     return {
         "mlp_ratio": ratio_for(attributes["intermediate_size"], max(width, 1)),
-        "activation": read_activation(attributes["hidden_act"]),
+        "activation": activation(attributes["hidden_act"]),
     }
 
 
@@ -180,7 +151,11 @@ def write_sizes(config: ViTConfig) -> dict[str, Any]:
 
 def write_mlp(config: ViTConfig) -> dict[str, Any]:
     """Returns the attributes intermediate_size and hidden_act."""
-    return {"intermediate_size": config.mlp_dim, "hidden_act": _ACTIVATIONS[config.activation][0]}
+    return {"intermediate_size": config.mlp_dim, "hidden_act": _written(config.activation)}
+
+
+def _written(ours: str) -> str:
+    return next(theirs for theirs, name in ACTIVATIONS.items() if name == ours)
 
 
 def write_labels(config: ViTConfig) -> dict[str, Any]:
@@ -229,26 +204,22 @@ def fixed(
         "image_size", "patch_size", "crop_to_patches", "in_chans", "num_classes", "embed_dim", "depth", "num_heads",
         "mlp_ratio", "norm_eps",
     )  # fmt: skip
-    defaults = {"qkv_bias": (False, True), "qk_scale": (None, 0), "activation": tuple(_ACTIVATIONS)}
+    defaults = {"qkv_bias": (False, True), "qk_scale": (None, 0), "activation": tuple(ACTIVATIONS.values())}
     return only(config_class, free, **{**defaults, **values})
 
 
 REQUIRED = (("num_heads", "image_size", "norm_eps", "activation"),)
-HINT = "; the attributes of the model's config.json tell them: pass it as config=, or load its folder"
+HINT = "; the attributes of the model's config.json tell them: pass its contents as config=, or load its folder"
 
-# Attributes of every model, and those that only training reads.
-IGNORED = frozenset((
-    "add_cross_attention", "architectures", "attention_dropout", "attention_probs_dropout_prob",
-    "attn_implementation", "auto_map", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
-    "chunk_size_feed_forward", "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty",
-    "do_sample", "drop_path_rate", "dropout", "dtype", "early_stopping", "encoder_no_repeat_ngram_size",
-    "encoder_stride", "eos_token_id", "exponential_decay_length_penalty", "finetuning_task",
-    "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "hidden_dropout_prob", "id2label",
-    "initializer_factor", "initializer_range", "is_decoder", "is_encoder_decoder", "label2id", "layerscale_value",
-    "length_penalty", "max_length", "min_length", "model_type", "no_repeat_ngram_size", "num_beam_groups",
-    "num_beams", "num_labels", "num_return_sequences", "output_attentions", "output_hidden_states",
-    "output_scores", "pad_token_id", "prefix", "problem_type", "remove_invalid_values", "repetition_penalty",
-    "return_dict", "return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params",
-    "temperature", "tf_legacy_loss", "tie_encoder_decoder", "tie_word_embeddings", "tokenizer_class", "top_k",
-    "top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p", "use_bfloat16", "use_return_dict",
-))  # fmt: skip
+# Attributes that evaluation does not read, beside those of every model.
+HARMLESS = ("dropout", "encoder_stride", "use_return_dict")
+
+
+def write(config: ViTConfig, fields: Mapping[str, str] = FIELDS) -> dict[str, Any]:
+    """Returns the attributes that are fields by another name."""
+    return {name: getattr(config, field) for name, field in fields.items()}
+
+
+def read(attributes: Mapping[str, Any], fields: Mapping[str, str] = FIELDS) -> dict[str, Any]:
+    """Returns the fields that are attributes by another name."""
+    return {field: attributes[name] for name, field in fields.items()}

@@ -13,7 +13,7 @@ import numpy as np
 
 from vit_flax.config import ViTConfig
 from vit_flax.convert import huggingface as hf
-from vit_flax.convert.config_files import ConfigFile
+from vit_flax.convert.config_files import Family
 from vit_flax.convert.layout import Layout, Shapes, any_match, vote
 from vit_flax.convert.rules import CONV, DENSE, UNBATCHED, Drop, Operation, Rule
 from vit_flax.convert.timm_blocks import linear, norm
@@ -107,6 +107,7 @@ def _clip_write(config: ViTConfig) -> dict[str, Any]:
     return {
         "architectures": ["CLIPVisionModelWithProjection" if projected else "CLIPVisionModel"],
         "model_type": "clip_vision_model",
+        **hf.write(config),
         **hf.write_sizes(config),
         **hf.write_mlp(config),
         **({"projection_dim": config.num_classes} if projected else {}),
@@ -116,6 +117,7 @@ def _clip_write(config: ViTConfig) -> dict[str, Any]:
 def _siglip_write(config: ViTConfig) -> dict[str, Any]:
     tower = {
         "model_type": "siglip_vision_model",
+        **hf.write(config),
         **hf.write_sizes(config),
         **hf.write_mlp(config),
         "vision_use_head": config.global_pool == "map",
@@ -161,26 +163,13 @@ def _family(
     infer: Callable[[Shapes, Mapping[str, Any]], dict[str, Any]],
     rules: Callable[[ViTConfig], tuple[Rule | Drop, ...]],
     fixed: Mapping[str, tuple[Any, ...]],
-    defaults: Mapping[str, Any],
     write: Callable[[ViTConfig], dict[str, Any]],
-    told_by_tensors: str,
     conditions: Callable[[ViTConfig], list[str]],
 ) -> tuple[Layout, Layout]:
     """Returns the layouts of a tower in memory and on disk; files without the tower's name are both."""
 
     def layout(suffix: str, where: str, prefix: Callable[[ViTConfig], str]) -> Layout:
         block = f"{hf.CLIP.block.format(i=0)}.{hf.CLIP.norm1}.weight"
-        file = ConfigFile(
-            model_types=(f"{name}_vision_model", name),
-            defaults={**hf.SIZES, "intermediate_size": 3072, **defaults},
-            fields=hf.FIELDS,
-            read_more=lambda attributes: {**hf.read_sizes(attributes), **hf.read_mlp(attributes)},
-            write_more=write,
-            constants={},
-            ignored=hf.IGNORED | {told_by_tensors},
-            spelled=hf.ending(block),
-            part="vision_config",
-        )
         return Layout(
             name=f"huggingface_{name}{suffix}",
             description=f"Hugging Face's image tower of {name}, {where}",
@@ -198,24 +187,26 @@ def _family(
             prefixes=("vision_model.",),
             prefix=prefix,
             outside=("visual_projection.", "classifier."),
-            config_file=file,
+            belongs=hf.ending(block),
+            config_file=write,
         )
 
     return (
         layout(
-            "_v5", "as transformers 5 has it in memory", lambda config: "vision_model." if config.num_classes else ""
+            "_memory",
+            "as transformers 5 has it in memory",
+            lambda config: "vision_model." if config.num_classes else "",
         ),
         layout("", "as its files have it", lambda config: "vision_model."),
     )
 
 
 # From the general to the special, as `vit_flax.convert` has all layouts.
-CLIP_FAMILIES: tuple[Layout, ...] = (
+CLIP_LAYOUTS: tuple[Layout, ...] = (
     *_family(
         "siglip", "post_layernorm.weight", _siglip_infer, _siglip_rules,
         hf.fixed(class_token=(False,), qkv_bias=(True,), global_pool=("map", "avg", "none")),
-        {"patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
-        _siglip_write, "vision_use_head", _siglip_conditions,
+        _siglip_write, _siglip_conditions,
     ),
     *_family(
         "clip", "pre_layrnorm.weight", _clip_infer, _clip_rules,
@@ -223,7 +214,37 @@ CLIP_FAMILIES: tuple[Layout, ...] = (
             patch_bias=(False,), pre_norm=(True,), fc_norm=(True,), head_bias=(False,), qkv_bias=(True,),
             global_pool=("token",),
         ),
-        {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
-        _clip_write, "projection_dim", _conditions,
+        _clip_write, _conditions,
     ),
 )  # fmt: skip
+
+
+def _read(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {**hf.read(attributes), **hf.read_sizes(attributes), **hf.read_mlp(attributes)}
+
+
+_CLIP = Family(
+    layout="huggingface_clip",
+    defaults={
+        **hf.SIZES, "intermediate_size": 3072, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+    },
+    fields=_read,
+    harmless=(*hf.HARMLESS, "projection_dim"),  # the tensors tell
+    part="vision_config",
+)  # fmt: skip
+_SIGLIP = Family(
+    layout="huggingface_siglip",
+    defaults={
+        **hf.SIZES, "intermediate_size": 3072, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    },
+    fields=_read,
+    harmless=(*hf.HARMLESS, "vision_use_head"),  # the tensors tell
+    part="vision_config",
+)  # fmt: skip
+CLIP_FAMILIES: dict[str, Family] = {
+    "clip": _CLIP,
+    "clip_vision_model": _CLIP,
+    "siglip": _SIGLIP,
+    "siglip_vision_model": _SIGLIP,
+}

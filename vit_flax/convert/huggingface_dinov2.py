@@ -7,11 +7,12 @@ from typing import Any
 
 from vit_flax.config import ViTConfig
 from vit_flax.convert import huggingface as hf
-from vit_flax.convert.config_files import ConfigFile
+from vit_flax.convert.config_files import Family, activation
 from vit_flax.convert.layout import Layout, Shapes, any_match, ratio_for, vote
 from vit_flax.convert.rules import CONV, ROW, Drop, Rule
 from vit_flax.convert.timm_blocks import joined, linear, norm
 
+_FIELDS = {**hf.FIELDS, "qkv_bias": "qkv_bias"}
 _MAX_RATIO = 64  # of the hidden width, an integer
 
 
@@ -88,11 +89,15 @@ def _ratio(config: ViTConfig) -> int | None:
 def _read(attributes: Mapping[str, Any]) -> dict[str, Any]:
     width = attributes["hidden_size"]
     gated = attributes["use_swiglu_ffn"]
-    fields = {**hf.read_sizes(attributes), "init_values": attributes["layerscale_value"]}
+    fields = {
+        **hf.read(attributes, _FIELDS),
+        **hf.read_sizes(attributes),
+        "init_values": attributes["layerscale_value"],
+    }
     if not gated:
         hidden = int(width * attributes["mlp_ratio"])
-        activation = hf.read_activation(attributes["hidden_act"])
-        return {**fields, "mlp_layer": "mlp", "mlp_ratio": ratio_for(hidden, max(width, 1)), "activation": activation}
+        name = activation(attributes["hidden_act"])
+        return {**fields, "mlp_layer": "mlp", "mlp_ratio": ratio_for(hidden, max(width, 1)), "activation": name}
     hidden = (int(int(width * attributes["mlp_ratio"]) * 2 / 3) + 7) // 8 * 8
     return {
         **fields,
@@ -111,6 +116,7 @@ def _write(config: ViTConfig) -> dict[str, Any]:
     return {
         "architectures": [f"{name}ForImageClassification" if config.num_classes else f"{name}Model"],
         "model_type": _model_type(config),
+        **hf.write(config, _FIELDS),
         **hf.write_sizes(config),
         "mlp_ratio": _ratio(config),
         "use_swiglu_ffn": gated,
@@ -172,22 +178,6 @@ def _components(config: ViTConfig, names: hf.Names) -> tuple[tuple[str, str], ..
 def _layout(names: hf.Names, suffix: str, where: str) -> Layout:
     block = f"{names.block.format(i=0)}."
     spelled = f"{block}{names.query}.weight"
-    file = ConfigFile(
-        model_types=("dinov2", "dinov2_with_registers"),
-        defaults={
-            **hf.SIZES, "patch_size": 14, "mlp_ratio": 4.0, "hidden_act": "gelu", "layer_norm_eps": 1e-6,
-            "qkv_bias": True, "layerscale_value": 1.0, "use_swiglu_ffn": False,
-        },
-        fields={**hf.FIELDS, "qkv_bias": "qkv_bias"},
-        read_more=_read,
-        write_more=_write,
-        constants={"apply_layernorm": True},
-        # num_register_tokens and use_mask_token are told by the tensors; the rest is of its use as a backbone
-        ignored=hf.IGNORED
-        | {"num_register_tokens", "use_mask_token", "out_features", "out_indices", "reshape_hidden_states"}
-        | {"stage_names"},
-        spelled=hf.ending(spelled),
-    )  # fmt: skip
     return Layout(
         name=f"huggingface_dinov2{suffix}",
         description=f"Hugging Face's DINOv2, {where}",
@@ -208,11 +198,25 @@ def _layout(names: hf.Names, suffix: str, where: str) -> Layout:
         prefixes=("dinov2.", "dinov2_with_registers."),
         prefix=_prefix,
         outside=("classifier.",),
-        config_file=file,
+        belongs=hf.ending(spelled),
+        config_file=_write,
     )  # fmt: skip
 
 
-DINOV2_FAMILY: tuple[Layout, ...] = (
+DINOV2_LAYOUTS: tuple[Layout, ...] = (
     _layout(hf.DINOV2, "", "as its files have it"),
-    _layout(hf.DINOV2_V5, "_v5", "as transformers 5 has it in memory"),
+    _layout(hf.DINOV2_MEMORY, "_memory", "as transformers 5 has it in memory"),
 )
+
+_FAMILY = Family(
+    layout="huggingface_dinov2",
+    defaults={
+        **hf.SIZES, "patch_size": 14, "mlp_ratio": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True,
+        "layerscale_value": 1.0, "use_swiglu_ffn": False,
+    },
+    fields=_read,
+    only={"apply_layernorm": (True,)},
+    # the tensors tell the tokens; the rest is of its use as a backbone
+    harmless=(*hf.HARMLESS, "num_register_tokens", "use_mask_token", "reshape_hidden_states"),
+)  # fmt: skip
+DINOV2_FAMILIES: dict[str, Family] = {"dinov2": _FAMILY, "dinov2_with_registers": _FAMILY}

@@ -9,10 +9,15 @@ import numpy as np
 
 from vit_flax.config import RopeViTConfig, ViTConfig
 from vit_flax.convert import huggingface as hf
-from vit_flax.convert.config_files import ConfigFile
+from vit_flax.convert.config_files import Family
 from vit_flax.convert.layout import Layout, Shapes, any_match, vote
 from vit_flax.convert.rules import CONV, ConversionError, Drop, Rule, join_dense
 from vit_flax.convert.timm_blocks import joined, linear, norm
+
+_FIELDS = {
+    **hf.FIELDS, "rope_theta": "rope_theta", "key_bias": "key_bias", "proj_bias": "proj_bias", "mlp_bias": "mlp_bias",
+    "layerscale_value": "init_values",
+}  # fmt: skip
 
 
 def _rules(config: ViTConfig, names: hf.Names) -> tuple[Rule | Drop, ...]:
@@ -74,6 +79,7 @@ def _read(attributes: Mapping[str, Any]) -> dict[str, Any]:
     if query != value:
         raise ConversionError(f"config.json: query_bias={query} with value_bias={value}: here both are alike")
     return {
+        **hf.read(attributes, _FIELDS),
         **hf.read_sizes(attributes),
         **hf.read_mlp(attributes),
         "qkv_bias": query,
@@ -85,6 +91,7 @@ def _write(config: ViTConfig) -> dict[str, Any]:
     return {
         "architectures": ["DINOv3ViTModel"],
         "model_type": "dinov3_vit",
+        **hf.write(config, _FIELDS),
         **hf.write_sizes(config),
         **hf.write_mlp(config),
         "query_bias": config.qkv_bias,
@@ -108,26 +115,6 @@ def _components(config: ViTConfig, names: hf.Names) -> tuple[tuple[str, str], ..
 
 def _layout(names: hf.Names, suffix: str, where: str) -> Layout:
     spelled = f"{names.block.format(i=0)}.{names.norm1}.weight"
-    file = ConfigFile(
-        model_types=("dinov3_vit",),
-        defaults={
-            **hf.SIZES, "hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "patch_size": 16,
-            "hidden_act": "gelu", "layer_norm_eps": 1e-5, "rope_theta": 100.0, "query_bias": True, "key_bias": False,
-            "value_bias": True, "proj_bias": True, "mlp_bias": True, "layerscale_value": 1.0, "use_gated_mlp": False,
-        },
-        fields={
-            **hf.FIELDS, "rope_theta": "rope_theta", "key_bias": "key_bias", "proj_bias": "proj_bias",
-            "mlp_bias": "mlp_bias", "layerscale_value": "init_values",
-        },
-        read_more=_read,
-        write_more=_write,
-        constants={"apply_layernorm": True},
-        # training moves the patches; the rest is of its use as a backbone
-        ignored=hf.IGNORED
-        | {"num_register_tokens", "out_features", "out_indices", "reshape_hidden_states", "stage_names"}
-        | {"pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale", "return_class_token"},
-        spelled=hf.ending(spelled),
-    )  # fmt: skip
     return Layout(
         name=f"huggingface_dinov3{suffix}",
         description=f"Hugging Face's DINOv3 ViT, {where}",
@@ -145,11 +132,30 @@ def _layout(names: hf.Names, suffix: str, where: str) -> Layout:
         components=lambda config: _components(config, names),
         conditions=_conditions,
         hint=hf.HINT,
-        config_file=file,
+        belongs=hf.ending(spelled),
+        config_file=_write,
     )  # fmt: skip
 
 
-DINOV3_FAMILY: tuple[Layout, ...] = (
+DINOV3_LAYOUTS: tuple[Layout, ...] = (
     _layout(hf.DINOV3, "", "as its files have it"),
-    _layout(hf.DINOV3_V5, "_v5", "as transformers 5 has it in memory"),
+    _layout(hf.DINOV3_MEMORY, "_memory", "as transformers 5 has it in memory"),
 )
+
+DINOV3_FAMILIES: dict[str, Family] = {
+    "dinov3_vit": Family(
+        layout="huggingface_dinov3",
+        defaults={
+            **hf.SIZES, "hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "patch_size": 16,
+            "hidden_act": "gelu", "layer_norm_eps": 1e-5, "rope_theta": 100.0, "query_bias": True, "key_bias": False,
+            "value_bias": True, "proj_bias": True, "mlp_bias": True, "layerscale_value": 1.0, "use_gated_mlp": False,
+        },
+        fields=_read,
+        only={"apply_layernorm": (True,)},
+        # training moves the patches; the rest is told by the tensors or of its use as a backbone
+        harmless=(
+            *hf.HARMLESS, "num_register_tokens", "reshape_hidden_states", "pos_embed_shift", "pos_embed_jitter",
+            "pos_embed_rescale", "return_class_token",
+        ),
+    )
+}  # fmt: skip

@@ -1,6 +1,6 @@
 """Hugging Face's ViT, DeiT, ViT-MAE and I-JEPA: the same names, other tokens and heads.
 
-Each comes in two layouts: as files have the names (what transformers 4 and 5 read and write), and with `_v5` as
+Each comes in two layouts: as files have the names (what transformers 4 and 5 read and write), and with `_memory` as
 transformers 5 has them in memory.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from vit_flax.config import ViTConfig
 from vit_flax.convert import huggingface as hf
-from vit_flax.convert.config_files import ConfigFile
+from vit_flax.convert.config_files import Family
 from vit_flax.convert.layout import Layout, Shapes, any_match, vote
 from vit_flax.convert.rules import CONV, Drop, Rule
 from vit_flax.convert.timm_blocks import linear, norm
@@ -25,6 +25,9 @@ def _rules(config: ViTConfig, names: hf.Names) -> tuple[Rule | Drop, ...]:
         heads = (*linear("cls_classifier", "head"), *linear("distillation_classifier", "head_dist"))
     else:
         heads = linear("classifier", "head")
+    pooler: tuple[Rule | Drop, ...] = linear("pooler.dense", "pre_logits")
+    if config.num_classes:
+        pooler = (Drop("pooler.dense.{part}", "the classifier does not look at the pooler"),)
     return (
         Rule("embeddings.cls_token", "cls_token"),
         Rule("embeddings.distillation_token", "dist_token"),
@@ -35,7 +38,7 @@ def _rules(config: ViTConfig, names: hf.Names) -> tuple[Rule | Drop, ...]:
         Drop("decoder.{i}.{part}", "rebuilds masked patches in training"),
         *hf.block_rules(names),
         *norm("layernorm", "norm"),
-        *linear("pooler.dense", "pre_logits"),
+        *pooler,
         *heads,
     )
 
@@ -56,12 +59,13 @@ def _mae_rules(config: ViTConfig, names: hf.Names) -> tuple[Rule | Drop, ...]:
 def _infer(names: hf.Names) -> Callable[[Shapes, Mapping[str, Any]], dict[str, Any]]:
     def infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
         classifiers = ("classifier", "cls_classifier")
+        pooler = vote(shapes, ("pooler.dense.weight", 0), ("pooler.dense.bias", 0))
+        classes = vote(shapes, *((f"{name}.{part}", 0) for name in classifiers for part in ("weight", "bias"))) or 0
         return {
             **hf.block_infer(shapes, names),
             **hf.patch_infer(shapes, "embeddings.patch_embeddings.projection.weight"),
-            "num_classes": vote(shapes, *((f"{name}.{part}", 0) for name in classifiers for part in ("weight", "bias")))
-            or 0,
-            "representation_size": vote(shapes, ("pooler.dense.weight", 0), ("pooler.dense.bias", 0)),
+            "num_classes": classes,
+            "representation_size": None if classes else pooler,
             "dist_token": any_match(shapes, "embeddings.distillation_token"),
             "head_dist": any_match(shapes, "distillation_classifier.weight"),
         }
@@ -69,7 +73,7 @@ def _infer(names: hf.Names) -> Callable[[Shapes, Mapping[str, Any]], dict[str, A
     return infer
 
 
-def _components(config: ViTConfig, names: hf.Names, prefix: str) -> tuple[tuple[str, str], ...]:
+def _components(config: ViTConfig, prefix: str) -> tuple[tuple[str, str], ...]:
     outside = [(f"{prefix}layernorm", "norm")]
     if config.representation_size is not None:
         outside.append((f"{prefix}pooler.dense", "pre_logits"))
@@ -79,7 +83,7 @@ def _components(config: ViTConfig, names: hf.Names, prefix: str) -> tuple[tuple[
         outside += [("classifier:input", "head:input"), ("classifier", "head")]
     return (
         (f"{prefix}embeddings.patch_embeddings", "patch_embed"),
-        *hf.block_components(names, prefix),
+        *hf.block_components(hf.VIT_MEMORY, prefix),
         *outside,
     )
 
@@ -90,37 +94,31 @@ _DEFAULTS = {
 }  # fmt: skip
 
 
-def _config_file(model_type: str, name: str, names: hf.Names, extra: Mapping[str, Any]) -> ConfigFile:
-    def write(config: ViTConfig) -> dict[str, Any]:
-        pooler = {} if config.representation_size is None else {"pooler_output_size": config.representation_size}
-        kind = "WithTeacher" if config.head_dist else ""
-        head = f"ForImageClassification{kind}" if config.num_classes else "Model"
-        return {
-            "architectures": [f"{name}{head}"],
-            "model_type": model_type,
-            **hf.write_sizes(config),
-            **hf.write_mlp(config),
-            **hf.write_labels(config),
-            **pooler,
-            **extra,
-        }
-
-    return ConfigFile(
-        model_types=(model_type,),
-        defaults=_DEFAULTS,
-        fields={**hf.FIELDS, "qkv_bias": "qkv_bias"},
-        read_more=lambda attributes: {**hf.read_sizes(attributes), **hf.read_mlp(attributes)},
-        write_more=write,
-        constants={} if model_type == "vit_mae" else {"pooler_act": "tanh"},
-        ignored=hf.IGNORED | _PRE_TRAINING | {"pooler_output_size"},
-        spelled=hf.ending(_block(names)),
-    )
-
-
-_PRE_TRAINING = {
+_PRE_TRAINING = (
     "mask_ratio", "norm_pix_loss", "decoder_num_attention_heads", "decoder_hidden_size", "decoder_num_hidden_layers",
     "decoder_intermediate_size",
-}  # fmt: skip
+)  # fmt: skip
+_FIELDS = {**hf.FIELDS, "qkv_bias": "qkv_bias"}
+
+
+def _read(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {**hf.read(attributes, _FIELDS), **hf.read_sizes(attributes), **hf.read_mlp(attributes)}
+
+
+def _write(config: ViTConfig, model_type: str, name: str, more: Mapping[str, Any]) -> dict[str, Any]:
+    pooler = {} if config.representation_size is None else {"pooler_output_size": config.representation_size}
+    kind = "WithTeacher" if config.head_dist else ""
+    head = f"ForImageClassification{kind}" if config.num_classes else "Model"
+    return {
+        "architectures": [f"{name}{head}"],
+        "model_type": model_type,
+        **hf.write(config, _FIELDS),
+        **hf.write_sizes(config),
+        **hf.write_mlp(config),
+        **hf.write_labels(config),
+        **pooler,
+        **more,
+    }
 
 
 def _block(names: hf.Names) -> str:
@@ -165,21 +163,24 @@ def _family(
             required=hf.REQUIRED,
             defaults=lambda known: {},
             fixed=fixed,
-            components=lambda config: _components(config, names, outer(config)),
+            components=lambda config: _components(config, outer(config)),
             conditions=hf.conditions,
             hint=hf.HINT,
             resample=lambda config: "bicubic",
             prefixes=(prefix,),
             prefix=outer,
             outside=_CLASSIFIERS,
-            config_file=_config_file(model_type, name, names, attributes or {}),
+            belongs=hf.ending(_block(names)),
+            config_file=lambda config: _write(config, model_type, name, attributes or {}),
         )
 
-    return layout(hf.VIT, "", "as its files have it"), layout(hf.VIT_V5, "_v5", "as transformers 5 has it in memory")
+    return layout(hf.VIT, "", "as its files have it"), layout(
+        hf.VIT_MEMORY, "_memory", "as transformers 5 has it in memory"
+    )
 
 
 # From the general to the special, as `vit_flax.convert` has all layouts.
-VIT_FAMILIES: tuple[Layout, ...] = (
+VIT_LAYOUTS: tuple[Layout, ...] = (
     *_family(
         "ijepa",
         "ijepa.",
@@ -207,3 +208,12 @@ VIT_FAMILIES: tuple[Layout, ...] = (
         {"mask_ratio": 0.0},  # what the models here compute: no patch is hidden
     ),
 )
+
+_POOLER = {"pooler_act": ("tanh",)}
+VIT_FAMILIES: dict[str, Family] = {
+    "vit": Family("huggingface_vit", _DEFAULTS, _read, _POOLER, (*hf.HARMLESS, "pooler_output_size")),
+    "deit": Family("huggingface_deit", _DEFAULTS, _read, _POOLER, (*hf.HARMLESS, "pooler_output_size")),
+    "ijepa": Family("huggingface_ijepa", _DEFAULTS, _read, _POOLER, (*hf.HARMLESS, "pooler_output_size")),
+    # how many patches pre-training hides, and its decoder
+    "vit_mae": Family("huggingface_mae", _DEFAULTS, _read, harmless=(*hf.HARMLESS, *_PRE_TRAINING)),
+}

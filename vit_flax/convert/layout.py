@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from vit_flax.config import ViTConfig, check_fields
-from vit_flax.convert.config_files import ConfigFile
-from vit_flax.convert.rules import ConversionError, Drop, Rule, match
+from vit_flax.convert.rules import ConversionError, Drop, Rule, match, to_tensors
+from vit_flax.convert.stacked import stack, unstack
+
+if TYPE_CHECKING:
+    from vit_flax.convert.checkpoint import Checkpoint
 
 Shapes = Mapping[str, tuple[int, ...]]
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +39,34 @@ class Layout:
     # how the layout's own library resizes position tables: a mode of vit_flax.models.resample; '': it does not
     resample: Callable[[ViTConfig], str] = lambda config: ""
     aliases: tuple[tuple[str, str], ...] = ()  # (older name, today's name), as templates: read, never written
+    stack: str = ""  # where blocks are `stack_0/...` to the rules, and one tensor `stack/...` for all in the checkpoint
+
     prefixes: tuple[str, ...] = ()  # a larger model's name for this one; rules have names without it
     prefix: Callable[[ViTConfig], str] = lambda config: ""  # which of these is written
     outside: tuple[str, ...] = ()  # how names begin that are the larger model's own, and so have no prefix
-    config_file: ConfigFile | None = None  # what the config.json of the layout's own library says
+    # as `evidence`, where a config.json has named the family; None: the same
+    belongs: Callable[[Collection[str]], str | None] | None = None
+    config_file: Callable[[ViTConfig], Mapping[str, Any]] | None = None  # the config.json of the layout's own library
 
-    def prefixed(self, config: ViTConfig, tensors: Mapping[str, T]) -> dict[str, T]:
-        """Returns the tensors under the names that files have, given those of the rules."""
+    def read(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Returns the checkpoint under the names that the rules know.
+
+        Raises:
+            ConversionError: a tensor is there under two names.
+        """
+        checkpoint = checkpoint.renamed(self.renamed(checkpoint.shapes))
+        return unstack(checkpoint, self.stack) if self.stack else checkpoint
+
+    def write(self, params: Mapping[str, Any], config: ViTConfig) -> dict[str, np.ndarray]:
+        """Returns parameters (by path) under the layout's names.
+
+        Raises:
+            ConversionError: lists every parameter that the layout has no place for.
+        """
+        tensors = to_tensors(params, self.rules(config))
         prefix = self.prefix(config)
-        return {name if name.startswith(self.outside) else prefix + name: array for name, array in tensors.items()}
+        tensors = {name if name.startswith(self.outside) else prefix + name: a for name, a in tensors.items()}
+        return stack(tensors, self.stack) if self.stack else tensors
 
     def renamed(self, names: Collection[str]) -> dict[str, str]:
         """Returns the rules' name of every tensor, by the name it has: today's, and without prefix.
@@ -92,8 +115,9 @@ def resolve_config(layout: Layout, shapes: Shapes, sources: Iterable[tuple[str, 
         sources: (origin, fields) pairs, the one that wins first: what the caller passed, a config file, a preset.
 
     Raises:
-        ConversionError: a field is still unknown; the message names all that are and what to pass.
-        ValueError: a source names a field that does not exist, or values do not fit each other.
+        ConversionError: a field is still unknown (the message names all that are and what to pass), or values do not
+            fit each other.
+        ValueError: a source names a field that does not exist.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -118,7 +142,10 @@ def resolve_config(layout: Layout, shapes: Shapes, sources: Iterable[tuple[str, 
             + layout.hint
         )
     add(f"default of layout {layout.name}", layout.defaults(values))
-    config = layout.config_class(**values)
+    try:
+        config = layout.config_class(**values)
+    except (ValueError, TypeError, ArithmeticError) as error:  # of values from files, too
+        raise ConversionError(str(error)) from error
     return Resolved(config, {f.name: origins.get(f.name, "default") for f in dataclasses.fields(config)})
 
 
@@ -155,6 +182,10 @@ def containing(*needles: str) -> Callable[[Collection[str]], str | None]:
     return evidence
 
 
+_MAX_BLOCKS = 1000
+_MAX_GAPS = 100  # fewer are listed, tensor by tensor
+
+
 def vote(shapes: Shapes, *templates: tuple[str, int]) -> int | None:
     """Returns the size that most tensors agree on, looking at one axis of all tensors that match each template.
 
@@ -170,9 +201,16 @@ def vote(shapes: Shapes, *templates: tuple[str, int]) -> int | None:
 
 
 def count_blocks(shapes: Shapes, template: str) -> int | None:
-    """Returns one more than the highest {i} among tensors that match the template."""
-    found = [int(bindings["i"]) for name in shapes if (bindings := match(template, name)) is not None]
-    return max(found) + 1 if found else None
+    """Returns one more than the highest {i} among tensors that match the template.
+
+    Raises:
+        ConversionError: there are more than any model has, or most of them are missing.
+    """
+    found = {int(bindings["i"]) for name in shapes if (bindings := match(template, name)) is not None}
+    count = max(found, default=-1) + 1
+    if count > _MAX_BLOCKS or count - len(found) > _MAX_GAPS:
+        raise ConversionError(f"blocks are numbered up to {count - 1}, and {len(found)} of them are there")
+    return count or None
 
 
 def any_match(shapes: Shapes, *templates: str) -> bool:

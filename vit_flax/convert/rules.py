@@ -33,6 +33,7 @@ class Operation:
 IDENTITY = Operation("as it is", lambda a: a, lambda a: (a,))
 DENSE = Operation("(out, in) -> (in, out)", lambda a: _rank(a, 2).T, lambda a: (_rank(a, 2).T,))
 UNBATCHED = Operation("(n, d) -> (1, n, d)", lambda a: _rank(a, 2)[None], lambda a: (_rank(a, 3)[0],))
+VECTOR = Operation("(d) -> (1, 1, d)", lambda a: _rank(a, 1)[None, None], lambda a: (_rank(a, 3)[0, 0],))
 CONV = Operation(
     "OIHW -> HWIO", lambda a: _rank(a, 4).transpose(2, 3, 1, 0), lambda a: (_rank(a, 4).transpose(3, 2, 0, 1),)
 )
@@ -60,6 +61,24 @@ def join_dense(*shares: int) -> Operation:
         "(out, in) each -> (in, sum of outs)",
         lambda *parts: np.concatenate([_rank(part, 2).T for part in parts], -1),
         lambda a: tuple(part.T for part in _split(shares, _rank(a, 2))),
+    )
+
+
+def join_heads(heads: int) -> Operation:
+    """Returns the joining of queries, keys and values, ([in,] heads, width) each, to ([in,] 3 D)."""
+    return Operation(
+        "(in, heads, width) each -> (in, 3 D)",
+        lambda *parts: np.concatenate([part.reshape(*part.shape[:-2], -1) for part in parts], -1),
+        lambda a: tuple(part.reshape(*part.shape[:-1], heads, -1) for part in _split((1, 1, 1), a)),
+    )
+
+
+def merge_heads(heads: int) -> Operation:
+    """Returns the move of an output projection (heads, width, out) to a kernel (D, out)."""
+    return Operation(
+        "(heads, width, out) -> (D, out)",
+        lambda a: _rank(a, 3).reshape(-1, a.shape[-1]),
+        lambda a: (_rank(a, 2).reshape(heads, -1, a.shape[-1]),),
     )
 
 
@@ -220,12 +239,15 @@ def to_params(
     Raises:
         ConversionError: lists every missing, unexpected, ambiguous and misshapen tensor.
     """
+    rules = list(rules)
     steps = plan(tensors.shapes, rules, expected)
     if steps.problems:
         raise ConversionError(_listing("the tensors do not fit the model", steps.problems))
+    # rule by rule, so that rows of one stacked tensor are read one after the other
+    moves = sorted(steps.moves.items(), key=lambda move: rules.index(move[1][0]))
     return {
         target: finish(rule.operation.forward(*(tensors.read(name) for name in names)))
-        for target, (rule, names) in steps.moves.items()
+        for target, (rule, names) in moves
     }
 
 

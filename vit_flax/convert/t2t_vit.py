@@ -151,6 +151,7 @@ T2T_VIT = Layout(
         token_num_heads=(1,),
     ),
     conditions=_conditions,
+    resample=lambda config: "bicubic",
     components=lambda config: (
         *_token_components(1),
         *_token_components(2),

@@ -12,10 +12,10 @@ from vit_flax.convert.rules import ConversionError
 # nobody but the caller can say which are meant.
 ENTRIES = (
     "model", "state_dict", "model_state_dict", "state_dict_ema", "model_ema", "module", "teacher", "student",
-    "encoder", "target_encoder",
+    "encoder", "target_encoder", "opt/target", "params", "img",
 )  # fmt: skip
 # Prefixes that every name has: DataParallel, torch.compile, and models kept as a member of another.
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "vit.")
 HEADS = ("head.", "dino_head.", "ibot_head.")  # what stands beside `backbone.` in self-supervised training
 _CHUNK = re.compile(r"blocks\.\d+\.(\d+)\.(.+)")
 

@@ -11,6 +11,7 @@ from vit_flax.presets.clip import CLIP_MODELS
 from vit_flax.presets.deit import DEIT_MODELS
 from vit_flax.presets.explained import EXPLAINED
 from vit_flax.presets.foundation import FOUNDATION_MODELS
+from vit_flax.presets.open_clip import OPEN_CLIP_MODELS
 from vit_flax.presets.preset import Preset
 from vit_flax.presets.siglip import SIGLIP_MODELS
 from vit_flax.presets.t2t import T2T_MODELS
@@ -25,6 +26,7 @@ PRESETS: dict[str, Preset] = {
     **CLIP_MODELS,
     **SIGLIP_MODELS,
     **FOUNDATION_MODELS,
+    **OPEN_CLIP_MODELS,
     **TORCHVISION_MODELS,
     **T2T_MODELS,
     **EXPLAINED,

@@ -1,0 +1,141 @@
+from typing import Any
+
+import pytest
+
+from vit_flax.config import ViTConfig
+from vit_flax.convert import FAMILIES, LAYOUTS, ConversionError
+from vit_flax.convert.config_files import ACTIVATIONS, read_config
+from vit_flax.models.activations import get_activation
+from vit_flax.presets import get_preset
+
+
+def read(values) -> Any:
+    return read_config(values, FAMILIES, "here")
+
+
+def refused(values) -> str:
+    with pytest.raises(ConversionError) as error:
+        read(values)
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    assert message.startswith("here: its config cannot be followed: ")
+    assert message.endswith("pass config= with a preset's name or a ViTConfig to go without it")
+    return message
+
+
+def test_our_own():
+    config = ViTConfig(depth=3, embed_dim=24, num_heads=2)
+    found = read({**config.to_dict(), "layout": "timm"})
+    assert ViTConfig(**found.fields) == config
+    assert (found.origin, found.layout) == ("stored with the weights", "timm")
+    assert "has no field 'dept'; did you mean 'depth'" in refused({**config.to_dict(), "dept": 3})
+    assert "embed_dim 24 is not divisible by num_heads 5" in refused({**config.to_dict(), "num_heads": 5})
+    assert "image_size must be" in refused({**config.to_dict(), "image_size": {}})
+    assert "it is broken" in refused({**config.to_dict(), "norm_eps": "small"})
+
+
+def test_no_known_kind_is_not_guessed():
+    assert read({"hidden_size": 768}) is None
+    assert read({}) is None
+
+
+HUGGING_FACE = {"model_type": "vit", "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 80}
+
+
+class TestHuggingFace:
+    def test_attributes_become_fields_and_missing_ones_their_defaults(self):
+        found = read({**HUGGING_FACE, "image_size": [32, 48], "hidden_act": "gelu_new", "qkv_bias": False})
+        assert found.layout == "huggingface_vit"
+        assert found.origin == "config.json (vit)"
+        config = ViTConfig(**found.fields)
+        assert (config.embed_dim, config.num_heads, config.mlp_dim, config.depth) == (32, 2, 80, 12)
+        assert (config.image_size, config.norm_eps, config.activation) == ((32, 48), 1e-12, "gelu_tanh")
+        assert config.qkv_bias is False
+
+    def test_what_changes_nothing_is_let_pass(self):
+        training = {"hidden_dropout_prob": 0.5, "initializer_range": 3, "architectures": ["Any"], "id2label": {}}
+        neutral = {"pruned_heads": {}, "is_decoder": False, "chunk_size_feed_forward": 0, "pooler_act": "tanh"}
+        assert read({**HUGGING_FACE, **training, **neutral}).fields == read(HUGGING_FACE).fields
+
+    @pytest.mark.parametrize(
+        ("attribute", "value", "said"),
+        [
+            ("pooler_act", "gelu", "pooler_act='gelu' (only 'tanh')"),
+            ("pruned_heads", {"0": [1]}, "pruned_heads={'0': [1]} (only {} or None)"),
+            ("quantization_config", {"bits": 4}, "quantization_config={'bits': 4} (only None)"),
+            ("is_decoder", True, "is_decoder=True (only False)"),
+            ("use_strange_norm", False, "use_strange_norm=False (unknown)"),
+            ("hidden_act", "gelu_10", "activation 'gelu_10' is not known"),
+            ("hidden_act", None, "activation None is not known"),
+            ("hidden_size", "many", "it is broken"),
+            ("hidden_size", 0, "it is broken"),
+            ("intermediate_size", None, "it is broken"),
+        ],
+    )
+    def test_what_is_not_honoured_is_refused_by_name(self, attribute, value, said):
+        assert said in refused({**HUGGING_FACE, attribute: value})
+
+    def test_all_that_is_refused_is_named_at_once(self):
+        message = refused({**HUGGING_FACE, "odd": 1, "pooler_act": "relu"})
+        assert "odd=1 (unknown), pooler_act='relu'" in message
+
+    def test_unknown_types(self):
+        assert "model_type 'llama' is not known; known: vit" in refused({"model_type": "llama"})
+        refused({"model_type": ["vit"]})
+
+    def test_the_tables_point_to_what_there_is(self):
+        assert {family.layout for family in FAMILIES.values()} <= set(LAYOUTS)
+        for name in ACTIVATIONS.values():
+            get_activation(name)
+
+
+class TestTimm:
+    def test_the_architecture_is_the_preset(self):
+        found = read({"architecture": "vit_tiny_patch16_224", "num_classes": 10, "pretrained_cfg": {"tag": "none"}})
+        assert found.layout == "timm"
+        assert ViTConfig(**found.fields) == get_preset("vit_tiny_patch16_224").config.replace(num_classes=10)
+
+    def test_the_order_of_what_wins(self):
+        values = {
+            "architecture": "vit_tiny_patch16_224",
+            "num_classes": 7,
+            "global_pool": "token",
+            "model_args": {"img_size": 48, "depth": 2, "drop_path_rate": 0.1},
+            "pretrained_cfg": {"input_size": [1, 96, 64], "fixed_input_size": True, "num_classes": 21843},
+        }
+        config = ViTConfig(**read(values).fields)
+        assert (config.image_size, config.in_chans, config.depth, config.num_classes) == ((48, 48), 1, 2, 7)
+        del values["model_args"], values["num_classes"]
+        config = ViTConfig(**read(values).fields)
+        assert (config.image_size, config.num_classes) == ((96, 64), 21843)
+
+    def test_older_files_have_all_in_one(self):
+        values = {"architecture": "vit_tiny_patch16_224", "num_classes": 5, "input_size": [3, 32, 32], "mean": [0]}
+        config = ViTConfig(**read(values).fields)
+        assert (config.image_size, config.num_classes) == ((32, 32), 5)
+
+    def test_another_pooling_leaves_the_place_of_the_norm_to_the_tensors(self):
+        values = {"architecture": "vit_tiny_patch16_224", "model_args": {"global_pool": "avg"}}
+        assert "fc_norm" not in read(values).fields
+        assert read({**values, "model_args": {"global_pool": "avg", "fc_norm": False}}).fields["fc_norm"] is False
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ({"dynamic_img_size": True}, "model_args dynamic_img_size=True"),
+            ({"block_fn": "x", "act_layer": "relu"}, "model_args block_fn='x', act_layer='relu'"),
+            ({"pos_embed": "rope"}, "model_args pos_embed='rope'"),
+            ({"num_heads": 5}, "is not divisible by num_heads 5"),
+            ({"depth": "two"}, "depth must be an integer"),
+            ([1], "it is broken"),
+        ],
+    )
+    def test_arguments_that_are_not_honoured_are_refused_by_name(self, arguments, said):
+        assert said in refused({"architecture": "vit_tiny_patch16_224", "model_args": arguments})
+
+    def test_unknown_architectures(self):
+        assert "no preset named 'vit_tinny_patch16_224'; did you mean" in refused(
+            {"architecture": "vit_tinny_patch16_224"}
+        )
+        assert "convolutional" in refused({"architecture": "vit_base_r50_s16_224"})
+        refused({"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"input_size": 3}})
