@@ -138,7 +138,7 @@ def read_mlp(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of hidden_size, intermediate_size and hidden_act."""
     width = attributes["hidden_size"]
     return {
-        "mlp_ratio": ratio_for(attributes["intermediate_size"], max(width, 1)),
+        "mlp_ratio": ratio_for(attributes["intermediate_size"], width),
         "activation": activation(attributes["hidden_act"]),
     }
 

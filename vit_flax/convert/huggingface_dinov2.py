@@ -97,12 +97,12 @@ def _read(attributes: Mapping[str, Any]) -> dict[str, Any]:
     if not gated:
         hidden = int(width * attributes["mlp_ratio"])
         name = activation(attributes["hidden_act"])
-        return {**fields, "mlp_layer": "mlp", "mlp_ratio": ratio_for(hidden, max(width, 1)), "activation": name}
+        return {**fields, "mlp_layer": "mlp", "mlp_ratio": ratio_for(hidden, width), "activation": name}
     hidden = (int(int(width * attributes["mlp_ratio"]) * 2 / 3) + 7) // 8 * 8
     return {
         **fields,
         "mlp_layer": "swiglu_packed",
-        "mlp_ratio": ratio_for(hidden, max(width, 1)),
+        "mlp_ratio": ratio_for(hidden, width),
         "activation": "silu",
     }
 
