@@ -14,19 +14,21 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-SECONDS = 2.0
+SECONDS = 2.0  # of processor time, which other work on the machine does not change
 MEGABYTES = 500
 
 
-def outcome(read: Callable[[], Any], seconds: float = SECONDS, lines: int = 1) -> str:
+def outcome(read: Callable[[], Any], lines: int = 1) -> str:
     """Returns 'read', 'refused: <message>' or, for whatever else happens, 'failed: <what>'.
 
     A refusal of more than so many lines is a failure.
     """
     from vit_flax.convert import ConversionError
 
+    signal.signal(signal.SIGPROF, _too_long)
     signal.signal(signal.SIGALRM, _too_long)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, 20 * SECONDS)  # waits for something
     try:
         read()
     except ConversionError as error:
@@ -35,6 +37,7 @@ def outcome(read: Callable[[], Any], seconds: float = SECONDS, lines: int = 1) -
     except BaseException as error:
         return f"failed: {type(error).__name__}: {error}"
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
     return "read"
 

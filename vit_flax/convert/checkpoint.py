@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -177,13 +177,23 @@ def check_listing(source: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
     Raises:
         ConversionError: one line with the first such tensor.
     """
-    if len(shapes) > MAX_TENSORS:
-        raise ConversionError(f"{source}: holds {len(shapes)} tensors, more than {MAX_TENSORS}")
+    check_names(source, shapes)
     for name, shape in shapes.items():
-        if len(name) > _MAX_NAME or not name.isprintable():
-            raise ConversionError(f"{source}: a tensor has the name {name[:60]!r}..., no name of a parameter")
         if len(shape) > _MAX_AXES or math.prod(max(side, 1) for side in shape) > _MAX_SIDE:
             raise ConversionError(f"{source}: {name} claims the shape {str(tuple(shape))[:100]}")
+
+
+def check_names(source: str, names: Collection[str]) -> None:
+    """Refuses names that messages could not print, before any message does; and very many.
+
+    Raises:
+        ConversionError: one line with the first such name.
+    """
+    if len(names) > MAX_TENSORS:
+        raise ConversionError(f"{source}: holds {len(names)} tensors, more than {MAX_TENSORS}")
+    for name in names:
+        if len(name) > _MAX_NAME or not name.isprintable():
+            raise ConversionError(f"{source}: a tensor has the name {name[:60]!r}, no name of a parameter")
 
 
 def one_line(error: Any) -> str:

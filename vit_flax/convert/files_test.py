@@ -194,7 +194,7 @@ class TestBrokenSafetensors:
         assert "'a' comes twice" in message("name twice")
         assert "'b' begins at byte 4 and the tensor before it ends at 8" in message("overlap")
         assert "'a' has 8 bytes for F32 of shape [3]" in message("other size")
-        assert "a is of type F8_E4M3, which this library does not read" in message("other type")
+        assert "a is of type 'F8_E4M3', which this library does not read" in message("other type")
 
     def test_the_library_agrees_with_what_is_read(self, tmp_path):
         import safetensors

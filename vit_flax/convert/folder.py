@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vit_flax.convert.checkpoint import Checkpoint, check_listing, one_line
+from vit_flax.convert.checkpoint import Checkpoint, check_listing, check_names, one_line
 from vit_flax.convert.rules import ConversionError
 
 # What a folder is searched for, in this order.
@@ -86,6 +86,7 @@ def read_shards(path: Path, read_file: Reader) -> Checkpoint:
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ConversionError(f"{path}: has no weight_map")
+    check_names(str(path), weight_map)
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or shard in ("", ".", "..") or re.search(r"[/\\\0]", shard):
             raise ConversionError(f"{path}: {name[:100]} is said to be in {str(shard)[:100]!r}, no file of this folder")

@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from vit_flax.convert.checkpoint import Checkpoint, check_listing, one_line
+from vit_flax.convert.checkpoint import Checkpoint, check_listing, check_names, one_line
 from vit_flax.convert.rules import ConversionError
 
 _MAX_DIRECTORY = 4 << 20  # bytes of a zip file's table of contents: 40,000 tensors
@@ -91,6 +91,7 @@ def read_npz(path: Path) -> Checkpoint:
     members: dict[str, _Member] = {}
     faults: list[str] = []
     with open_zip(path) as archive:
+        check_names(str(path), archive.namelist())
         for info in archive.infolist():
             name = info.filename.removesuffix(".npy")
             if name == info.filename:

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from vit_flax.convert.checkpoint import Checkpoint, check_listing, one_line
+from vit_flax.convert.checkpoint import Checkpoint, check_listing, check_names, one_line
 from vit_flax.convert.rules import ConversionError
 
 CONFIG_KEY = "vit_flax_config"  # where our own files keep the config, in the metadata
@@ -41,6 +41,7 @@ def read_safetensors(path: Path) -> Checkpoint:
             raise _broken(path, f"its header has {header_bytes} bytes, more than {_MAX_HEADER}")
         raw = file.read(header_bytes)
     header, metadata = _parse(path, raw)
+    check_names(str(path), header)
     start = 8 + header_bytes
     entries = {name: _entry(path, name, entry) for name, entry in header.items()}
     _check_places(path, entries, state.st_size - start)
@@ -92,7 +93,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[Any, tuple[int, ...], int
         raise _broken(path, f"{name[:100]!r} has not just dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise ConversionError(f"{path}: {name[:100]} is of type {str(dtype)[:20]}, which this library does not read")
+        raise ConversionError(f"{path}: {name[:100]} is of type {repr(dtype)[:20]}, which this library does not read")
     if not (_are_sizes(shape) and len(shape) <= 8 and _are_sizes(offsets) and len(offsets) == 2):
         raise _broken(path, f"{name[:100]!r} has a shape or offsets that are none")
     if offsets[1] - offsets[0] != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:

@@ -1,0 +1,192 @@
+"""Measures loading a ViT-L: time and memory, ours beside torch's own load of the same file.
+
+`python -m benchmarks.convert [--preset NAME] [--repeats N]` writes benchmarks/results/convert.json. Every measurement
+is a process of its own that has imported its libraries and run its first small operation before it starts; the file is
+in the page cache. Memory is the peak's growth over what the process held before, divided by the file's size.
+
+'tensors' ends with all tensors in memory: torch's load_file or load(weights_only=True), and every tensor read and put
+on JAX's device. 'model' ends with a model that can run: timm.create_model with load_state_dict, and vit_flax.load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULT = Path(__file__).parent / "results" / "convert.json"
+KNOWN = {"num_heads": 16, "norm_eps": 1e-6, "activation": "gelu", "global_pool": "token", "image_size": 224}
+FILES = ("model.safetensors", "model.pth", "model.npz")
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def measure(work: Callable[[], Any]) -> dict[str, float]:
+    """Returns seconds and the growth of resident memory at its peak, in bytes, sampled every millisecond."""
+    before = _resident()
+    peak, done = before, threading.Event()
+
+    def sample() -> None:
+        nonlocal peak
+        while not done.wait(0.001):
+            peak = max(peak, _resident())
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    started = time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - started
+    peak = max(peak, _resident())
+    done.set()
+    sampler.join()
+    assert result is not None
+    return {"seconds": seconds, "peak_growth_bytes": peak - before}
+
+
+def flax_tensors(path: str) -> Callable[[], Any]:
+    """Prepares reading every tensor onto the device."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from vit_flax.convert import read_checkpoint
+
+    jax.block_until_ready(jnp.array(np.ones(3), copy=True))
+
+    def work() -> Any:
+        checkpoint = read_checkpoint(path)
+        return jax.block_until_ready({name: jnp.array(checkpoint.read(name), copy=True) for name in checkpoint.shapes})
+
+    return work
+
+
+def flax_model(path: str) -> Callable[[], Any]:
+    """Prepares vit_flax.load."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import vit_flax
+
+    jax.block_until_ready(jnp.array(np.ones(3), copy=True))
+    vit_flax.create_model("vit_tiny_patch16_224")
+    return lambda: jax.block_until_ready(vit_flax.load(path, "timm", **KNOWN)[1])
+
+
+def _torch_tensors(path: str) -> Any:
+    import numpy as np
+    import torch
+    from safetensors.torch import load_file
+
+    if path.endswith(".safetensors"):
+        return load_file(path)
+    if path.endswith(".pth"):
+        return torch.load(path, weights_only=True)
+    with np.load(path) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays}
+
+
+def torch_tensors(path: str) -> Callable[[], Any]:
+    """Prepares torch's own load, every page of it touched."""
+    import torch
+    from safetensors import torch as _  # noqa: F401
+
+    torch.ones(3).sum()
+    return lambda: sum(tensor.reshape(-1)[::1024].sum() for tensor in _torch_tensors(path).values())
+
+
+def torch_model(path: str, preset: str) -> Callable[[], Any]:
+    """Prepares timm's model with that file's tensors."""
+    import torch
+
+    from parity_tests.peers import import_timm
+
+    timm: Any = import_timm()
+    torch.ones(3).sum()
+
+    def work() -> Any:
+        model = timm.create_model(preset)
+        model.load_state_dict(_torch_tensors(path))
+        return model
+
+    return work
+
+
+def write_files(folder: Path, preset: str) -> dict[str, int]:
+    """Writes random weights in every kind of file and returns the sizes."""
+    import numpy as np
+
+    import vit_flax
+    from vit_flax.convert import get_layout, write_checkpoint
+    from vit_flax.convert.rules import to_tensors
+    from vit_flax.pretrained import expected_shapes
+
+    model = vit_flax.create_model(preset)
+    rng = np.random.default_rng(0)
+    params = {name: rng.standard_normal(shape, np.float32) for name, shape in expected_shapes(model).items()}
+    tensors = to_tensors(params, get_layout("timm").rules(model.config))
+    for name in FILES:
+        write_checkpoint(folder / name, tensors, {})
+    return {name: (folder / name).stat().st_size for name in FILES}
+
+
+def main() -> None:
+    """Runs every measurement and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="vit_large_patch16_224", help="a plain ViT-L or another with 16 heads")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        what, path = options.one
+        prepare = {"flax tensors": flax_tensors, "flax model": flax_model, "torch tensors": torch_tensors}
+        work = torch_model(path, options.preset) if what == "torch model" else prepare[what](path)
+        print(json.dumps(measure(work)))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = write_files(Path(folder), options.preset)
+        for name in FILES:
+            best: dict[str, dict[str, float]] = {}
+            for _ in range(options.repeats):  # interleaved, so that a busy moment hits all of them
+                for what in ("torch tensors", "flax tensors", "torch model", "flax model"):
+                    command = [sys.executable, "-m", "benchmarks.convert", "--preset", options.preset]
+                    command += ["--one", what, f"{folder}/{name}"]
+                    done = subprocess.run(command, capture_output=True, text=True, check=True)
+                    found = json.loads(done.stdout)
+                    kept = best.setdefault(what, found)
+                    kept["seconds"] = min(kept["seconds"], found["seconds"])
+                    kept["peak_growth_bytes"] = max(kept["peak_growth_bytes"], found["peak_growth_bytes"])
+            row: dict[str, Any] = {"file": name, "file_bytes": sizes[name]}
+            for what, found in best.items():
+                row[f"{what} seconds"] = round(found["seconds"], 3)
+                row[f"{what} peak over file size"] = round(found["peak_growth_bytes"] / sizes[name], 3)
+            for what in ("tensors", "model"):
+                row[f"{what} time over torch's"] = round(row[f"flax {what} seconds"] / row[f"torch {what} seconds"], 3)
+            rows.append(row)
+            print(json.dumps(row, indent=1), flush=True)
+    import jax
+    import torch
+
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    versions = {"jax": jax.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    settings = {"preset": options.preset, "repeats": options.repeats, **machine, **versions}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps({"benchmark": "convert", **settings, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
