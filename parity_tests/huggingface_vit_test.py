@@ -119,12 +119,6 @@ def test_mutations_are_seen(tmp_path):
     assert relative_error(run_flax(model, params, images), expected) > 1e-6
 
 
-def test_other_families_are_not_taken_for_it():
-    module = randomise(transformers.DeiTForImageClassification(transformers.DeiTConfig(**SMALL)))
-    with pytest.raises(ConversionError):
-        vit_flax.from_state_dict(module.state_dict(), num_heads=3, image_size=32, norm_eps=1e-12, activation="gelu")
-
-
 @pytest.mark.parametrize(("name", "value"), [("pooler_act", "gelu"), ("hidden_act", "gelu_10"), ("rotary", True)])
 def test_a_config_that_asks_for_more_is_refused_by_name_unless_the_caller_knows_better(tmp_path, name, value):
     peer().save_pretrained(tmp_path)

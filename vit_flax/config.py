@@ -278,7 +278,36 @@ class LucidrainsViTConfig(ViTConfig):
         return self.attn_head_dim
 
 
-CONFIGS: dict[str, type[ViTConfig]] = {c.__name__: c for c in (ViTConfig, T2TViTConfig, LucidrainsViTConfig)}
+_ROPE_FIELDS = (
+    "image_size", "patch_size", "crop_to_patches", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio",
+    "mlp_layer", "mlp_bias", "qkv_bias", "qk_scale", "proj_bias", "init_values", "activation", "norm_eps",
+    "num_classes", "reg_tokens", "mask_token", "global_pool", "rope_theta", "key_bias",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeViTConfig(ViTConfig):
+    """A Vision Transformer as DINOv3 has it: no position table, the queries and keys of patches are rotated."""
+
+    norm_eps: float | None = 1e-5
+    init_values: float | None = 1.0
+    pos_embed: str = "none"
+    rope_theta: float = 100.0  # the longest period of the rotation, the shortest being 1 (the image's half side)
+    key_bias: bool = False  # qkv_bias is of queries and values
+
+    def __post_init__(self) -> None:
+        """Refuses what this family does not compute."""
+        super().__post_init__()
+        _require_defaults(self, *_ROPE_FIELDS)
+        if self.head_dim % 4:
+            raise ValueError(f"a rotation in two axes needs heads of a width divisible by 4, got {self.head_dim}")
+        if not self.rope_theta > 0:
+            raise ValueError(f"rope_theta must be positive, got {self.rope_theta!r}")
+
+
+CONFIGS: dict[str, type[ViTConfig]] = {
+    c.__name__: c for c in (ViTConfig, T2TViTConfig, LucidrainsViTConfig, RopeViTConfig)
+}
 
 
 def softsplit_size(pixels: int, kernel: int) -> int:

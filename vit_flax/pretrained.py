@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_flax.config import ViTConfig, config_from_dict
 from vit_flax.convert import (
+    LAYOUTS,
     Checkpoint,
     ConversionError,
     Layout,
@@ -63,7 +65,8 @@ def from_state_dict(
     Args:
         tensors: names to arrays, for example `torch_model.state_dict()`.
         layout: a layout's name; None finds it from the names.
-        config: what tensors cannot tell: a preset's name, a ViTConfig or its `to_dict()`.
+        config: what tensors cannot tell: a preset's name, a ViTConfig or its `to_dict()`, or the contents of a
+            config.json.
         entry: which weights of a training checkpoint to take where it holds several, for example 'teacher'.
         resample: how to resize learned positions when `image_size` asks for another grid of patches: a mode of
             vit_flax.models.resample. None takes the mode of the layout's own library.
@@ -119,7 +122,8 @@ def save(path: str | os.PathLike[str], model: VisionTransformer, params: Any, la
     left behind when one occurs.
     """
     chosen = _layout_to_write(model, layout)
-    write_checkpoint(path, _export(model, params, chosen), {**model.config.to_dict(), "layout": chosen.name})
+    file = chosen.config_file(model.config) if chosen.config_file else None
+    write_checkpoint(path, _export(model, params, chosen), {**model.config.to_dict(), "layout": chosen.name}, file)
 
 
 def find_layout(checkpoint: Checkpoint, layout: str | None) -> tuple[Layout, str]:
@@ -131,9 +135,13 @@ def find_layout(checkpoint: Checkpoint, layout: str | None) -> tuple[Layout, str
     except ConversionError:  # said by find_config, unless the caller's own config makes it needless
         beside = None
     if beside and beside.layout:
-        named = get_layout(beside.layout)
-        if "model_config" in (checkpoint.config or {}) or named.evidence(checkpoint.shapes.keys()):
-            return named, beside.origin
+        if "model_config" in (checkpoint.config or {}):
+            return get_layout(beside.layout), beside.origin
+        # the names that the library has in memory, or those of files
+        for name in (f"{beside.layout}_memory", beside.layout):
+            named = LAYOUTS.get(name)
+            if named and (named.belongs or named.evidence)(checkpoint.shapes.keys()):
+                return named, beside.origin
     try:
         found, evidence = detect_layout(checkpoint.shapes.keys())
     except ConversionError as error:
@@ -178,6 +186,7 @@ def build_from(
     source_grid: tuple[int, int] | None = None,
 ) -> tuple[VisionTransformer, Params]:
     """Returns the model of an opened checkpoint and its parameters; see `from_state_dict`."""
+    checkpoint, config = _with_config(checkpoint, config)
     found, _ = find_layout(checkpoint, layout)
     checkpoint = found.read(checkpoint)
     resolved = find_config(checkpoint, found, config, overrides)
@@ -197,6 +206,13 @@ def build_from(
     if resize:
         flat[TABLE] = on_device(resize(flat[TABLE]))
     return model, unflatten_dict(flat, sep="/")
+
+
+def _with_config(checkpoint: Checkpoint, config: Any) -> tuple[Checkpoint, Any]:
+    """Returns the checkpoint with a config.json that the caller gave, and what else `config` is."""
+    if isinstance(config, Mapping) and "model_type" in config:
+        return dataclasses.replace(checkpoint, config=config), None
+    return checkpoint, config
 
 
 def _as_stored(expected: Mapping[str, tuple[int, ...]], resize: Resize | None) -> Mapping[str, tuple[int, ...]]:
@@ -221,6 +237,7 @@ def describe(
         ConversionError: the layout cannot be told.
         ValueError: a field given does not exist, or values do not fit each other.
     """
+    checkpoint, config = _with_config(checkpoint, config)
     found, evidence = find_layout(checkpoint, layout)
     checkpoint = found.read(checkpoint)
     shapes = checkpoint.shapes

@@ -9,7 +9,8 @@ from vit_flax.cli.options import add_checkpoint_options
 from vit_flax.convert import LAYOUTS
 
 EXAMPLE = """example:
-  vit-flax convert tutorial.pth tutorial.safetensors --set num_heads=4 --set image_size=60,100"""
+  vit-flax convert tutorial.pth tutorial.safetensors --set num_heads=4 --set image_size=60,100
+  vit-flax convert timm.safetensors vit.npz --config vit_base_patch16_224.augreg_in21k --layout torchvision"""
 
 
 def add_parser(commands: Any) -> None:
@@ -24,8 +25,8 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("source", help=".safetensors, .npz, .pth or .bin file, or a folder")
     parser.add_argument("target", help="file to write (its suffix says how), or a folder (no suffix)")
-    parser.add_argument("--to", choices=sorted(LAYOUTS), help="layout to write (default: the one that was read)")
-    add_checkpoint_options(parser)
+    parser.add_argument("--layout", choices=sorted(LAYOUTS), help="layout to write (default: the one that was read)")
+    add_checkpoint_options(parser, layout="--from")
     parser.set_defaults(run=run)
 
 
@@ -33,9 +34,8 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     from vit_flax.convert import read_checkpoint, unwrap
 
-    checkpoint = unwrap(
-        read_checkpoint(options.source), options.entry
-    )  # before JAX is imported: a bad file is told at once
+    # before JAX is imported: a bad file is told at once
+    checkpoint = unwrap(read_checkpoint(options.source), options.entry)
 
     import jax
 
@@ -43,9 +43,9 @@ def run(options: argparse.Namespace) -> int:
     jax.config.update("jax_enable_x64", True)  # so that float64 tensors stay what they are
     from vit_flax.pretrained import build_from, find_layout, save
 
-    found, _ = find_layout(checkpoint, options.layout)
+    found, _ = find_layout(checkpoint, options.source_layout)
     model, params = build_from(checkpoint, found.name, options.config, dict(options.overrides))
-    target = options.to or found.name
+    target = options.layout or found.name
     save(options.target, model, params, target)
     print(f"wrote {options.target}: {len(checkpoint.shapes)} tensors from {found.name} to {target}")
     return 0

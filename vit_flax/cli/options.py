@@ -9,10 +9,13 @@ from typing import Any
 from vit_flax.convert import LAYOUTS
 
 
-def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what tells a command how to read a checkpoint."""
+def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--layout") -> None:
+    """Adds what tells a command how to read a checkpoint; `layout` is the option that names its layout."""
     parser.add_argument(
-        "--layout", choices=sorted(LAYOUTS), help="layout of the tensors (default: told by their names)"
+        layout,
+        choices=sorted(LAYOUTS),
+        dest="source_layout",
+        help="layout of the tensors (default: told by their names)",
     )
     parser.add_argument("--entry", help="weights to take where a training checkpoint holds several: teacher, say")
     parser.add_argument("--config", metavar="PRESET", help="preset that tells what tensors cannot")

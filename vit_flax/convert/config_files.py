@@ -43,6 +43,7 @@ class Family:
 
 # Attributes of every transformers config that no forward pass of an image model reads.
 _HARMLESS = {
+    "_attn_implementation_internal", "_experts_implementation_internal",
     "_attn_implementation_autoset", "_commit_hash", "_name_or_path", "_output_attentions", "architectures",
     "attn_implementation", "auto_map", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
     "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype", "early_stopping",
@@ -66,11 +67,13 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
 }  # fmt: skip
 
-# transformers.activations.ACT2FN -> vit_flax.models.activations
+# transformers.activations.ACT2FN -> vit_flax.models.activations; of several the first is written
 ACTIVATIONS = {
-    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu",
-    "relu": "relu", "silu": "silu", "swish": "silu", "tanh": "tanh", "sigmoid": "sigmoid", "mish": "mish",
-    "leaky_relu": "leakyrelu", "relu6": "relu6", "linear": "identity",
+    "gelu": "gelu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh",
+    "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu", "swish": "silu", "tanh": "tanh",
+    "sigmoid": "sigmoid", "mish": "mish", "hardswish": "hardswish", "leaky_relu": "leakyrelu", "relu6": "relu6",
+    "linear": "identity",
 }  # fmt: skip
 
 

@@ -84,12 +84,15 @@ _WRITERS: dict[str, Writer] = {
 
 
 def write_checkpoint(
-    path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    config_file: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes tensors to `path`: a .safetensors, .npz, .pth, .pt or .bin file, or (no suffix) a folder.
 
-    What is written appears whole or not at all. The config goes into the safetensors file's metadata; beside other
-    files it is written as config.json only in the case of a folder.
+    What is written appears whole or not at all. The config goes into the safetensors file's metadata; a folder
+    gets a config.json besides, which holds `config_file` where that is given (another library's config).
 
     Raises:
         ConversionError: the suffix is unknown, or the file cannot be written.
@@ -102,18 +105,20 @@ def write_checkpoint(
             with _appearing_whole(path) as temporary:
                 _WRITERS[path.suffix](temporary, tensors, config)
         else:
-            _write_folder(path, tensors, config)
+            _write_folder(path, tensors, config, config if config_file is None else config_file)
     except OSError as error:
         raise ConversionError(f"{path}: cannot be written: {one_line(error)}") from error
 
 
-def _write_folder(path: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
+def _write_folder(
+    path: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], config_file: Mapping[str, Any]
+) -> None:
     created = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
     try:
         with _appearing_whole(path / WEIGHT_NAMES[0]) as weights, _appearing_whole(path / "config.json") as text:
             write_safetensors(weights, tensors, config)
-            Path(text).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+            Path(text).write_text(json.dumps(config_file, indent=2) + "\n", "utf-8")
     except BaseException:
         if created:
             with contextlib.suppress(OSError):

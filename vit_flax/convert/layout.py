@@ -41,6 +41,13 @@ class Layout:
     aliases: tuple[tuple[str, str], ...] = ()  # (older name, today's name), as templates: read, never written
     stack: str = ""  # where blocks are `stack_0/...` to the rules, and one tensor `stack/...` for all in the checkpoint
 
+    prefixes: tuple[str, ...] = ()  # a larger model's name for this one; rules have names without it
+    prefix: Callable[[ViTConfig], str] = lambda config: ""  # which of these is written
+    outside: tuple[str, ...] = ()  # how names begin that are the larger model's own, and so have no prefix
+    # as `evidence`, where a config.json has named the family; None: the same
+    belongs: Callable[[Collection[str]], str | None] | None = None
+    config_file: Callable[[ViTConfig], Mapping[str, Any]] | None = None  # the config.json of the layout's own library
+
     def read(self, checkpoint: Checkpoint) -> Checkpoint:
         """Returns the checkpoint under the names that the rules know.
 
@@ -57,10 +64,12 @@ class Layout:
             ConversionError: lists every parameter that the layout has no place for.
         """
         tensors = to_tensors(params, self.rules(config))
+        prefix = self.prefix(config)
+        tensors = {name if name.startswith(self.outside) else prefix + name: a for name, a in tensors.items()}
         return stack(tensors, self.stack) if self.stack else tensors
 
     def renamed(self, names: Collection[str]) -> dict[str, str]:
-        """Returns today's name of every tensor, by the name it has.
+        """Returns the rules' name of every tensor, by the name it has: today's, and without prefix.
 
         Raises:
             ConversionError: a tensor is there under both its names.
@@ -68,10 +77,11 @@ class Layout:
         today = {name: self._today(name) for name in names}
         double = sorted(name for name, new in today.items() if new != name and new in today)
         if double:
-            raise ConversionError(f"layout {self.name!r}: under an older and today's name at once: {', '.join(double)}")
+            raise ConversionError(f"layout {self.name!r}: under two names of the same at once: {', '.join(double)}")
         return today
 
     def _today(self, name: str) -> str:
+        name = next((name.removeprefix(prefix) for prefix in self.prefixes if name.startswith(prefix)), name)
         for old, new in self.aliases:
             if (bindings := match(old, name)) is not None:
                 return new.format(**bindings)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vit_flax.config import LucidrainsViTConfig, T2TViTConfig, ViTConfig
+from vit_flax.config import LucidrainsViTConfig, RopeViTConfig, T2TViTConfig, ViTConfig
 from vit_flax.models.attention import Attention
 from vit_flax.models.attention_pool import AttentionPool
 from vit_flax.models.block import Block
@@ -14,6 +14,7 @@ from vit_flax.models.mlp import Mlp
 from vit_flax.models.norm import LayerNorm, RMSNorm
 from vit_flax.models.patch_embed import PatchEmbed
 from vit_flax.models.pos_embed import simple_sincos_2d, sincos_2d, sinusoid_1d
+from vit_flax.models.rope import RopeViT
 from vit_flax.models.swiglu import SwiGLU
 from vit_flax.models.tokens_to_token import T2TViT, TokensToToken, TokenTransformer
 from vit_flax.models.vision_transformer import VisionTransformer
@@ -30,6 +31,7 @@ __all__ = [
     "Mlp",
     "PatchEmbed",
     "RMSNorm",
+    "RopeViT",
     "SwiGLU",
     "T2TViT",
     "TokenTransformer",
@@ -48,6 +50,7 @@ MODELS: dict[type[ViTConfig], type[VisionTransformer]] = {
     ViTConfig: VisionTransformer,
     T2TViTConfig: T2TViT,
     LucidrainsViTConfig: LucidrainsViT,
+    RopeViTConfig: RopeViT,
 }
 
 

@@ -1,0 +1,250 @@
+"""Hugging Face's image towers of CLIP and SigLIP, alone or beside their text towers.
+
+The names are the same on disk and in memory but for the tower's own name before them, which files always have and
+transformers 5 has in memory where there is something beside the tower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_flax.config import ViTConfig
+from vit_flax.convert import huggingface as hf
+from vit_flax.convert.config_files import Family
+from vit_flax.convert.layout import Layout, Shapes, any_match, vote
+from vit_flax.convert.rules import CONV, DENSE, UNBATCHED, Drop, Operation, Rule
+from vit_flax.convert.timm_blocks import linear, norm
+
+VECTOR = Operation("(D,) -> (1, 1, D)", lambda a: np.reshape(a, (1, 1, -1)), lambda a: (np.reshape(a, -1),))
+
+_TEXT = "the text tower's"
+_BESIDE = (
+    Drop("text_model.embeddings.{part}.weight", _TEXT),
+    Drop("text_model.encoder.layers.{i}.{part}.{kind}", _TEXT),
+    Drop("text_model.encoder.layers.{i}.{layer}.{part}.{kind}", _TEXT),
+    Drop("text_model.final_layer_norm.{kind}", _TEXT),
+    Drop("text_model.embeddings.position_ids", "counts up"),
+    Drop("embeddings.position_ids", "counts up"),
+    Drop("logit_scale", "of the similarity of images and texts"),
+)
+
+
+def _tower_rules() -> tuple[Rule | Drop, ...]:
+    return (
+        Rule("embeddings.patch_embedding.weight", "patch_embed/proj/kernel", CONV),
+        Rule("embeddings.position_embedding.weight", "pos_embed", UNBATCHED),
+        *hf.block_rules(hf.CLIP),
+        *_BESIDE,
+    )
+
+
+def _clip_rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
+    return (
+        *_tower_rules(),
+        Rule("embeddings.class_embedding", "cls_token", VECTOR),
+        *norm("pre_layrnorm", "norm_pre"),
+        *norm("post_layernorm", "fc_norm"),
+        Rule("visual_projection.weight", "head/kernel", DENSE),
+        Drop("text_projection.weight", _TEXT),
+    )
+
+
+def _siglip_rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
+    reason = "the pooling by attention, which the classifier does not look at"
+    if config.global_pool == "map":
+        head: tuple[Rule | Drop, ...] = (
+            Rule("head.probe", "attn_pool/latent"),
+            Rule("head.attention.in_proj_weight", "attn_pool/qkv/kernel", DENSE),
+            Rule("head.attention.in_proj_bias", "attn_pool/qkv/bias"),
+            *linear("head.attention.out_proj", "attn_pool/proj"),
+            *norm("head.layernorm", "attn_pool/norm"),
+            *linear("head.mlp.fc{n}", "attn_pool/mlp/fc{n}"),
+        )
+    else:
+        head = tuple(
+            Drop(f"head.{part}", reason)
+            for part in ("probe", "attention.{a}", "attention.{a}.{b}", "layernorm.{a}", "mlp.{a}.{b}")
+        )
+    return (
+        *_tower_rules(),
+        Rule("embeddings.patch_embedding.bias", "patch_embed/proj/bias"),
+        *norm("post_layernorm", "norm"),
+        *head,
+        *linear("classifier", "head"),
+        Drop("text_model.head.{kind}", _TEXT),
+        Drop("logit_bias", "of the similarity of images and texts"),
+    )
+
+
+def _infer(shapes: Shapes) -> dict[str, Any]:
+    return {**hf.block_infer(shapes, hf.CLIP), **hf.patch_infer(shapes, "embeddings.patch_embedding.weight")}
+
+
+def _clip_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **_infer(shapes),
+        "num_classes": vote(shapes, ("visual_projection.weight", 0)) or 0,
+        "patch_bias": False,
+        "pre_norm": True,
+        "fc_norm": True,
+        "head_bias": False,
+        "global_pool": "token",
+    }
+
+
+def _siglip_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
+    classes = vote(shapes, ("classifier.weight", 0), ("classifier.bias", 0)) or 0
+    pooled = "map" if any_match(shapes, "head.probe") else "none"
+    values = {"num_classes": classes, "global_pool": "avg" if classes else pooled, "class_token": False}
+    return {**_infer(shapes), **values}
+
+
+def _clip_write(config: ViTConfig) -> dict[str, Any]:
+    projected = bool(config.num_classes)
+    return {
+        "architectures": ["CLIPVisionModelWithProjection" if projected else "CLIPVisionModel"],
+        "model_type": "clip_vision_model",
+        **hf.write(config),
+        **hf.write_sizes(config),
+        **hf.write_mlp(config),
+        **({"projection_dim": config.num_classes} if projected else {}),
+    }
+
+
+def _siglip_write(config: ViTConfig) -> dict[str, Any]:
+    tower = {
+        "model_type": "siglip_vision_model",
+        **hf.write(config),
+        **hf.write_sizes(config),
+        **hf.write_mlp(config),
+        "vision_use_head": config.global_pool == "map",
+    }
+    if not config.num_classes:
+        return {"architectures": ["SiglipVisionModel"], **tower}
+    return {
+        "architectures": ["SiglipForImageClassification"],
+        "model_type": "siglip",
+        "vision_config": tower,
+        **hf.write_labels(config),
+    }
+
+
+def _conditions(config: ViTConfig) -> list[str]:
+    return hf.conditions(config) + hf.square(config)
+
+
+def _siglip_conditions(config: ViTConfig) -> list[str]:
+    lines = _conditions(config)
+    if (config.global_pool == "avg") != bool(config.num_classes):
+        lines.append(
+            f"global_pool={config.global_pool!r} with num_classes={config.num_classes} (it has a classifier of the "
+            "tokens' mean, or pools by attention, or does neither)"
+        )
+    return lines
+
+
+def _components(config: ViTConfig, prefix: str) -> tuple[tuple[str, str], ...]:
+    pairs = hf.block_components(hf.CLIP, prefix)
+    if config.pre_norm:  # CLIP
+        pairs += ((f"{prefix}pre_layrnorm", "norm_pre"), (f"{prefix}post_layernorm", "fc_norm"))
+        return (*pairs, *((("visual_projection", "head"),) if config.num_classes else ()))
+    pairs += ((f"{prefix}post_layernorm", "norm"),)
+    if config.global_pool == "map":
+        pairs += ((f"{prefix}head.mlp", "attn_pool/mlp"), (f"{prefix}head", "attn_pool"))
+    return (*pairs, *((("classifier:input", "head:input"), ("classifier", "head")) if config.num_classes else ()))
+
+
+def _family(
+    name: str,
+    needle: str,
+    infer: Callable[[Shapes, Mapping[str, Any]], dict[str, Any]],
+    rules: Callable[[ViTConfig], tuple[Rule | Drop, ...]],
+    fixed: Mapping[str, tuple[Any, ...]],
+    write: Callable[[ViTConfig], dict[str, Any]],
+    conditions: Callable[[ViTConfig], list[str]],
+) -> tuple[Layout, Layout]:
+    """Returns the layouts of a tower in memory and on disk; files without the tower's name are both."""
+
+    def layout(suffix: str, where: str, prefix: Callable[[ViTConfig], str]) -> Layout:
+        block = f"{hf.CLIP.block.format(i=0)}.{hf.CLIP.norm1}.weight"
+        return Layout(
+            name=f"huggingface_{name}{suffix}",
+            description=f"Hugging Face's image tower of {name}, {where}",
+            config_class=ViTConfig,
+            evidence=hf.ending(block, needle),
+            infer=infer,
+            rules=rules,
+            required=hf.REQUIRED,
+            defaults=lambda known: {},
+            fixed=fixed,
+            components=lambda config: _components(config, prefix(config)),
+            conditions=conditions,
+            hint=hf.HINT,
+            resample=lambda config: "bicubic",
+            prefixes=("vision_model.",),
+            prefix=prefix,
+            outside=("visual_projection.", "classifier."),
+            belongs=hf.ending(block),
+            config_file=write,
+        )
+
+    return (
+        layout(
+            "_memory",
+            "as transformers 5 has it in memory",
+            lambda config: "vision_model." if config.num_classes else "",
+        ),
+        layout("", "as its files have it", lambda config: "vision_model."),
+    )
+
+
+# From the general to the special, as `vit_flax.convert` has all layouts.
+CLIP_LAYOUTS: tuple[Layout, ...] = (
+    *_family(
+        "siglip", "post_layernorm.weight", _siglip_infer, _siglip_rules,
+        hf.fixed(class_token=(False,), qkv_bias=(True,), global_pool=("map", "avg", "none")),
+        _siglip_write, _siglip_conditions,
+    ),
+    *_family(
+        "clip", "pre_layrnorm.weight", _clip_infer, _clip_rules,
+        hf.fixed(
+            patch_bias=(False,), pre_norm=(True,), fc_norm=(True,), head_bias=(False,), qkv_bias=(True,),
+            global_pool=("token",),
+        ),
+        _clip_write, _conditions,
+    ),
+)  # fmt: skip
+
+
+def _read(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {**hf.read(attributes), **hf.read_sizes(attributes), **hf.read_mlp(attributes)}
+
+
+_CLIP = Family(
+    layout="huggingface_clip",
+    defaults={
+        **hf.SIZES, "intermediate_size": 3072, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+    },
+    fields=_read,
+    harmless=(*hf.HARMLESS, "projection_dim"),  # the tensors tell
+    part="vision_config",
+)  # fmt: skip
+_SIGLIP = Family(
+    layout="huggingface_siglip",
+    defaults={
+        **hf.SIZES, "intermediate_size": 3072, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    },
+    fields=_read,
+    harmless=(*hf.HARMLESS, "vision_use_head"),  # the tensors tell
+    part="vision_config",
+)  # fmt: skip
+CLIP_FAMILIES: dict[str, Family] = {
+    "clip": _CLIP,
+    "clip_vision_model": _CLIP,
+    "siglip": _SIGLIP,
+    "siglip_vision_model": _SIGLIP,
+}
