@@ -246,6 +246,7 @@ def describe(
         "layout": found.name,
         "evidence": evidence,
         "parameters": sum(math.prod(shape) for shape in shapes.values()),
+        "no_tensors": dict(checkpoint.skipped),  # what else a training checkpoint holds, and of what type
         "config": {},
         "origins": {},
         "tensors": [{"name": name, "shape": list(shape), "fate": "not decided yet"} for name, shape in shapes.items()],
