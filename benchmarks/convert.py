@@ -4,8 +4,10 @@
 is a process of its own that has imported its libraries and run its first small operation before it starts; the file is
 in the page cache. Memory is the peak's growth over what the process held before, divided by the file's size.
 
-'tensors' ends with all tensors in memory: torch's load_file or load(weights_only=True), and every tensor read and put
-on JAX's device. 'model' ends with a model that can run: timm.create_model with load_state_dict, and vit_flax.load.
+'mapped' ends with tensors that still lie in the file, which only torch can use (ours are transposed on the way in).
+'tensors' ends with all tensors in memory: torch's load_file and clone or load(weights_only=True), and every tensor read
+and put on JAX's device. 'model' ends with a model that can run: timm.create_model with load_state_dict, and
+vit_flax.load.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ def flax_tensors(path: str) -> Callable[[], Any]:
     """Prepares reading every tensor onto the device."""
     import jax
     import numpy as np
+    import torch  # noqa: F401
 
     from vit_flax.convert import read_checkpoint
     from vit_flax.pretrained import on_device
@@ -76,6 +79,7 @@ def flax_model(path: str) -> Callable[[], Any]:
     """Prepares vit_flax.load."""
     import jax
     import jax.numpy as jnp
+    import torch  # noqa: F401
 
     import vit_flax
 
@@ -84,26 +88,36 @@ def flax_model(path: str) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(vit_flax.load(path, "timm", **KNOWN)[1])
 
 
-def _torch_tensors(path: str) -> Any:
+def _torch_tensors(path: str, mapped: bool = False) -> Any:
     import numpy as np
     import torch
     from safetensors.torch import load_file
 
     if path.endswith(".safetensors"):
-        return load_file(path)
+        found = load_file(path)
+        return found if mapped else {name: found.pop(name).clone() for name in list(found)}
     if path.endswith(".pth"):
-        return torch.load(path, weights_only=True)
+        return torch.load(path, weights_only=True, mmap=mapped)
     with np.load(path) as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays}
 
 
 def torch_tensors(path: str) -> Callable[[], Any]:
-    """Prepares torch's own load, every page of it touched."""
+    """Prepares torch's own load into memory."""
     import torch
     from safetensors import torch as _  # noqa: F401
 
     torch.ones(3).sum()
-    return lambda: sum(tensor.reshape(-1)[::1024].sum() for tensor in _torch_tensors(path).values())
+    return lambda: _torch_tensors(path)
+
+
+def torch_mapped(path: str) -> Callable[[], Any]:
+    """Prepares torch's own load that leaves the tensors in the mapped file, touching every page of it."""
+    import torch
+    from safetensors import torch as _  # noqa: F401
+
+    torch.ones(3).sum()
+    return lambda: sum(tensor.reshape(-1)[::1024].sum() for tensor in _torch_tensors(path, mapped=True).values())
 
 
 def torch_model(path: str, preset: str) -> Callable[[], Any]:
@@ -152,6 +166,7 @@ def main() -> None:
     if options.one:
         what, path = options.one
         prepare = {"flax tensors": flax_tensors, "flax model": flax_model, "torch tensors": torch_tensors}
+        prepare["torch mapped"] = torch_mapped
         work = torch_model(path, options.preset) if what == "torch model" else prepare[what](path)
         print(json.dumps(measure(work)))
         return
@@ -161,7 +176,7 @@ def main() -> None:
         for name in FILES:
             best: dict[str, dict[str, float]] = {}
             for _ in range(options.repeats):  # interleaved, so that a busy moment hits all of them
-                for what in ("torch tensors", "flax tensors", "torch model", "flax model"):
+                for what in ("torch mapped", "torch tensors", "flax tensors", "torch model", "flax model"):
                     command = [sys.executable, "-m", "benchmarks.convert", "--preset", options.preset]
                     command += ["--one", what, f"{folder}/{name}"]
                     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -182,6 +197,7 @@ def main() -> None:
 
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     versions = {"jax": jax.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    machine["load_average"] = [round(load, 2) for load in os.getloadavg()]  # of other work, too: best of all repeats
     settings = {"preset": options.preset, "repeats": options.repeats, **machine, **versions}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps({"benchmark": "convert", **settings, "rows": rows}, indent=1) + "\n")
