@@ -58,16 +58,16 @@ def measure(work: Callable[[], Any]) -> dict[str, float]:
 def flax_tensors(path: str) -> Callable[[], Any]:
     """Prepares reading every tensor onto the device."""
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     from vit_flax.convert import read_checkpoint
+    from vit_flax.pretrained import on_device
 
-    jax.block_until_ready(jnp.array(np.ones(3), copy=True))
+    jax.block_until_ready(on_device(np.ones(3, np.float32)))
 
     def work() -> Any:
         checkpoint = read_checkpoint(path)
-        return jax.block_until_ready({name: jnp.array(checkpoint.read(name), copy=True) for name in checkpoint.shapes})
+        return jax.block_until_ready({name: on_device(checkpoint.read(name)) for name in checkpoint.shapes})
 
     return work
 
@@ -76,11 +76,10 @@ def flax_model(path: str) -> Callable[[], Any]:
     """Prepares vit_flax.load."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
     import vit_flax
 
-    jax.block_until_ready(jnp.array(np.ones(3), copy=True))
+    jax.block_until_ready(jnp.ones(3))
     vit_flax.create_model("vit_tiny_patch16_224")
     return lambda: jax.block_until_ready(vit_flax.load(path, "timm", **KNOWN)[1])
 

@@ -37,6 +37,7 @@ from vit_flax.presets import get_preset
 from vit_flax.resizing import TABLE, Resize, find_resize
 
 Params = dict[str, Any]
+_ALIGNMENT = 64  # bytes; JAX's arrays on the CPU begin at multiples of it
 
 
 def create_model(preset: str, **overrides: Any) -> VisionTransformer:
@@ -197,13 +198,13 @@ def build_from(
         found, resolved.config, rules, checkpoint.shapes, expected, resample, source_grid, native, asked
     )
     try:
-        flat = to_params(checkpoint, rules, _as_stored(expected, resize), _on_device)
+        flat = to_params(checkpoint, rules, _as_stored(expected, resize), on_device)
     except ConversionError as error:
         if not obstacle:
             raise
         raise ConversionError(f"{error}\n  {obstacle}") from error
     if resize:
-        flat[TABLE] = _on_device(resize(flat[TABLE]))
+        flat[TABLE] = on_device(resize(flat[TABLE]))
     return model, unflatten_dict(flat, sep="/")
 
 
@@ -245,6 +246,7 @@ def describe(
         "layout": found.name,
         "evidence": evidence,
         "parameters": sum(math.prod(shape) for shape in shapes.values()),
+        "no_tensors": dict(checkpoint.skipped),  # what else a training checkpoint holds, and of what type
         "config": {},
         "origins": {},
         "tensors": [{"name": name, "shape": list(shape), "fate": "not decided yet"} for name, shape in shapes.items()],
@@ -280,13 +282,25 @@ def _fields(config: ViTConfig) -> dict[str, Any]:
     return {name: value for name, value in vars(config).items() if not name.startswith("_")}
 
 
-def _on_device(array: np.ndarray) -> jax.Array:
+def on_device(array: np.ndarray) -> jax.Array:
+    """Returns a JAX array with the values of one that may be mapped from a file.
+
+    Raises:
+        ConversionError: it is float64 and JAX's 64-bit mode is off.
+    """
     if array.dtype == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         raise ConversionError(
             "the tensors are float64, which JAX would cut to float32: call jax.config.update('jax_enable_x64', True) "
             "first, or cast them to float32 yourself"
         )
-    return jnp.array(array, copy=True)  # a copy: what was mapped from a file must not change with the file
+    # always a copy: what was mapped from a file must not change with the file
+    if not array.flags.c_contiguous:
+        return jax.device_put(np.require(array, requirements="A")).block_until_ready()  # JAX transposes as it copies
+    memory = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    own = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    np.copyto(own, array)
+    return jax.device_put(own)  # on the CPU without another copy
 
 
 def _layout_to_write(model: VisionTransformer, layout: str | None) -> Layout:

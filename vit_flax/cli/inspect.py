@@ -48,6 +48,9 @@ def run(options: argparse.Namespace) -> int:
     print(f"file        {found['source']}")
     print(f"layout      {found['layout']} ({found['evidence']})")
     print(f"parameters  {found['parameters']:,} in {len(found['tensors'])} tensors")
+    if found["no_tensors"]:
+        others = [f"{name} ({kind})" for name, kind in found["no_tensors"].items()]
+        print(f"left out    {', '.join(others[:10])}{' ...' if len(others) > 10 else ''}")
     if found["config"]:
         rows = [(name, json.dumps(value), found["origins"][name]) for name, value in found["config"].items()]
         print("\n" + format_table([("config", "value", "origin"), *rows]))
