@@ -93,7 +93,8 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[Any, tuple[int, ...], int
         raise _broken(path, f"{name[:100]!r} has not just dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise ConversionError(f"{path}: {name[:100]} is of type {repr(dtype)[:20]}, which this library does not read")
+        told = f"{one_line(name[:100])} is of type {repr(dtype)[:20]}"
+        raise ConversionError(f"{path}: {told}, which this library does not read")
     if not (_are_sizes(shape) and len(shape) <= 8 and _are_sizes(offsets) and len(offsets) == 2):
         raise _broken(path, f"{name[:100]!r} has a shape or offsets that are none")
     if offsets[1] - offsets[0] != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:
