@@ -184,3 +184,22 @@ def test_non_finite_inputs_spread_as_in_torch() -> None:
     ours = np.asarray(model.apply({"params": params}, images.transpose(0, 2, 3, 1)))
     assert np.isfinite(ours[0]).all()
     np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs))
+
+
+def test_second_derivatives_agree_with_torch() -> None:
+    """Forward-over-reverse and reverse-over-reverse through the hand-written backward passes."""
+    from vit_flax import from_state_dict
+
+    module = randomize(reference.ViT_Model((1, 4, 4), 2, 16, 1, 2, depth=1))
+    model, params = from_state_dict(module.state_dict(), num_heads=2, image_size=4)
+    images, direction = RNG.standard_normal((2, 1, 4, 4)), RNG.standard_normal((2, 1, 4, 4))
+    x = torch.from_numpy(images).requires_grad_()
+    (gradient,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
+    (theirs,) = torch.autograd.grad((gradient * torch.from_numpy(direction)).sum(), x)
+
+    gradient_of = jax.grad(lambda x: jnp.square(model.apply({"params": params}, x)).sum())  # pyright: ignore
+    ours, along = (jnp.asarray(a.transpose(0, 2, 3, 1)) for a in (images, direction))
+    forward = jax.jit(lambda x, v: jax.jvp(gradient_of, (x,), (v,))[1])(ours, along)
+    reverse = jax.jit(jax.grad(lambda x: (gradient_of(x) * along).sum()))(ours)
+    for product in (forward, reverse):
+        np.testing.assert_allclose(np.asarray(product).transpose(0, 3, 1, 2), theirs.numpy(), rtol=1e-9, atol=1e-11)

@@ -33,11 +33,11 @@ def matmul(x: Array, kernel: Array, dtype: DTypeLike, precision: Any) -> Array:
     backend (they copy an operand), and in bfloat16 one of them does not run on the CPU at all. Reverse-mode and
     forward-over-reverse differentiation work; plain forward mode (jax.jvp) does not.
     """
-    return contract(x.astype(dtype), kernel.astype(dtype), (x.ndim - 1,), (0,), precision)
+    return _matmul_forward(x, kernel, dtype, precision)[0]
 
 
 def _matmul_forward(x: Array, kernel: Array, dtype: DTypeLike, precision: Any) -> tuple[Array, tuple[Array, Array]]:
-    return matmul(x, kernel, dtype, precision), (x, kernel)
+    return contract(x.astype(dtype), kernel.astype(dtype), (x.ndim - 1,), (0,), precision), (x, kernel)
 
 
 def _matmul_backward(dtype: DTypeLike, precision: Any, residuals: Any, g: Array) -> tuple[Array, Array]:
