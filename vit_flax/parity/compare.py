@@ -15,6 +15,7 @@ from vit_flax.convert import Layout
 from vit_flax.convert.rules import match
 from vit_flax.parity.record import INPUT, record_flax, record_torch
 from vit_flax.parity.tolerances import float32_allowed, float64_allowed
+from vit_flax.pretrained import to_state_dict
 
 Pairs = Iterable[tuple[str, str]]
 
@@ -64,8 +65,6 @@ def expand_pairs(templates: Pairs, torch_module: Any) -> tuple[tuple[str, str], 
 
 def subject_of(torch_module: Any, model: Any, params: Any, layout: Layout) -> Subject:
     """Returns the Subject of a torch module and the Flax model that its state_dict was converted to."""
-    from vit_flax.pretrained import to_state_dict
-
     return Subject(
         torch_module.double(),
         lambda p, images: model.apply({"params": p}, images),
@@ -98,10 +97,9 @@ def compare_components(subject: Subject, images: np.ndarray) -> list[Row]:
     torch64, torch32 = torch_run(torch.float64), torch_run(torch.float32)
     flax64, flax32 = flax_run(jnp.float64), flax_run(jnp.float32)
     partner = dict(subject.pairs)
-    order = [name for name in torch64 if name in partner]
     return [
         compare_arrays(name, partner[name], torch64[name], flax64[partner[name]], torch32[name], flax32[partner[name]])
-        for name in order
+        for name in torch64
     ]
 
 
