@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent
 
 # A file imports only from rows above its own; within a row, only from its own folder.
 LAYERS = (
-    ("config", "presets"),
+    ("config", "host_memory", "presets"),
     ("models", "convert", "preprocessing", "reference"),
     ("resizing",),
     ("pretrained", "inference", "train"),

@@ -1,0 +1,65 @@
+"""Runs a JAX function of (params, NHWC images) as inference or as an AdamW training step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers import Job, Prepared
+
+LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.05
+
+
+def prepare_inference(job: Job, apply: Callable[[Any, Any], Any], params: Any) -> Prepared:
+    """Compiles `apply` for the job's batch."""
+    import jax
+
+    images = jax.device_put(job.images)
+    params = jax.device_put(params)
+    started = time.perf_counter()
+    compiled = jax.jit(apply).lower(params, images).compile()
+    seconds = time.perf_counter() - started
+    outputs = np.asarray(compiled(params, images), np.float32)
+    return Prepared(lambda: compiled(params, images).block_until_ready(), outputs, seconds, _memory(compiled))
+
+
+def prepare_train_step(job: Job, apply: Callable[[Any, Any], Any], params: Any) -> Prepared:
+    """Compiles loss, gradients and the AdamW update into one call that takes its state's place."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    optimizer = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+
+    def loss_of(params, images, labels):
+        logits = apply(params, images).astype(jnp.float32)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def step(state, images, labels):
+        params, optimizer_state = state
+        loss, grads = jax.value_and_grad(loss_of)(params, images, labels)
+        updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
+        return (optax.apply_updates(params, updates), optimizer_state), loss
+
+    images, labels = jax.device_put(job.images), jax.device_put(job.labels)
+    params = jax.device_put(params)
+    state = (params, optimizer.init(params))
+    started = time.perf_counter()
+    compiled = jax.jit(step, donate_argnums=0).lower(state, images, labels).compile()
+    seconds = time.perf_counter() - started
+    held = [state]
+
+    def run() -> Any:
+        held[0], loss = compiled(held[0], images, labels)
+        return jax.block_until_ready((held[0], loss))[1]
+
+    losses = np.asarray([run() for _ in range(3)], np.float32)
+    return Prepared(run, losses, seconds, _memory(compiled))
+
+
+def _memory(compiled: Any) -> dict[str, Any]:
+    analysis = compiled.memory_analysis()
+    return {"temp_bytes": getattr(analysis, "temp_size_in_bytes", None)}

@@ -1,0 +1,89 @@
+"""The command line that inference and training benchmarks share: which cases, which contestants, what is printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.cases import MODELS, Case
+from benchmarks.rounds import RESULTS, Contestant, race
+
+CONTESTANTS = [
+    Contestant("vit_flax", "vit_flax"),
+    Contestant("vit_flax_import_only", "vit_flax", "import_only"),
+    Contestant("linen", "linen"),
+    Contestant("linen+keep", "linen", keep_memory=True),
+    Contestant("linen_scan", "linen", "scan"),
+    Contestant("equimo", "equimo"),
+    Contestant("torch", "torch_timm"),
+    Contestant("torch_compile", "torch_timm", "compile"),
+    Contestant("torch+mkl", "torch_timm", mkl=True),
+    Contestant("torch+mkl+keep", "torch_timm", mkl=True, keep_memory=True),
+    Contestant("torch_compile+mkl", "torch_timm", "compile", mkl=True),
+    Contestant("transformers+mkl", "transformers_vit", mkl=True),
+    Contestant("onnxruntime", "onnxruntime"),
+    Contestant("openvino", "openvino"),
+    Contestant("matmul_jax", "matmul"),
+    Contestant("matmul_torch+mkl", "matmul", "torch", mkl=True),
+]
+INFERENCE_ONLY = {"onnxruntime", "openvino"}
+
+
+def run(mode: str, doc: str | None, arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line of one mode, races and prints; writes benchmarks/results/."""
+    names = [contestant.name for contestant in CONTESTANTS]
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["B", "S"], choices=MODELS, metavar="MODEL")
+    parser.add_argument("--batches", nargs="+", type=int, default=[8, 32], metavar="N")
+    parser.add_argument("--precisions", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"contestants: {', '.join(names)}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="about how long each is timed in a round")
+    parser.add_argument("--dry", action="store_true", help="print only, write no result file")
+    options = parser.parse_args(arguments)
+    for model in options.models:
+        for batch in options.batches:
+            for precision in options.precisions:
+                case = Case(model, batch, precision, mode)
+                chosen = [c for c in CONTESTANTS if c.name in (options.only or names)]
+                if mode == "train_step" or precision == "bfloat16":
+                    chosen = [c for c in chosen if c.name != "onnxruntime"]
+                if mode == "train_step":
+                    chosen = [c for c in chosen if c.name not in INFERENCE_ONLY]
+                result = race(case, chosen, options.rounds, options.seconds)
+                print(table(result), flush=True)
+                if not options.dry:
+                    RESULTS.mkdir(exist_ok=True)
+                    (RESULTS / f"{case.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def table(result: dict[str, Any]) -> str:
+    """Returns the rows of one case as text; 'share' is of the fastest matrix product in the same run."""
+    peak = peak_of(result)
+    lines = [f"{result['name']} on {result['device']}, {result['rounds']} rounds, commit {result['commit']}"]
+    lines.append(
+        f"{'':20}{'ms':>9}{'spread':>8}{'img/s':>9}{'ratio':>7}{'(low-high)':>13}{'share':>7}{'compile s':>11}{'MB':>7}"
+    )
+    for name, row in result["rows"].items():
+        if "error" in row:
+            lines.append(f"{name:20}{row['error'][:90]}")
+            continue
+        share = f"{row['flops_per_second'] / peak:7.0%}" if peak else f"{'-':>7}"
+        spread = f"({row['ratio_low']:.2f}-{row['ratio_high']:.2f})"
+        lines.append(
+            f"{name:20}{row['seconds'] * 1e3:9.1f}{row['spread']:8.0%}{row['images_per_second']:9.1f}"
+            f"{row['ratio']:7.2f}{spread:>13}{share}{row['compile_seconds']:11.1f}{row['peak_bytes'] / 2**20:7.0f}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def peak_of(result: dict[str, Any]) -> float | None:
+    """Returns the FLOP/s of the fastest matrix product of the run, None without one."""
+    rates = [
+        row["flops_per_second"]
+        for name, row in result["rows"].items()
+        if name.startswith("matmul") and "seconds" in row
+    ]
+    return max(rates, default=None)
