@@ -30,4 +30,5 @@ def keep_host_memory() -> bool:
         return False
     # one arena: only the main one grows without limit; no separate mappings; never given back
     wishes = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _TOP_PAD_BYTES))
-    return all([mallopt(name, value) == 1 for name, value in wishes])
+    results = [mallopt(name, value) for name, value in wishes]
+    return all(result == 1 for result in results)
