@@ -10,6 +10,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vit_flax.models.fence import fence
+
 # Matrix products in full precision unless the caller says otherwise: the default of TPU and of recent GPUs is not.
 PRECISION = lax.Precision.HIGHEST
 
@@ -33,20 +35,22 @@ def matmul(x: Array, kernel: Array, dtype: DTypeLike, precision: Any) -> Array:
     backend (they copy an operand), and in bfloat16 one of them does not run on the CPU at all. Reverse-mode and
     forward-over-reverse differentiation work; plain forward mode (jax.jvp) does not.
     """
-    return _matmul_forward(x, kernel, dtype, precision)[0]
+    return contract(x.astype(dtype), kernel.astype(dtype), (x.ndim - 1,), (0,), precision)
 
 
-def _matmul_forward(x: Array, kernel: Array, dtype: DTypeLike, precision: Any) -> tuple[Array, tuple[Array, Array]]:
-    return contract(x.astype(dtype), kernel.astype(dtype), (x.ndim - 1,), (0,), precision), (x, kernel)
+def _matmul_forward(x: Array, kernel: Array, dtype: DTypeLike, precision: Any) -> tuple[Array, Any]:
+    operand = fence(x.astype(dtype))
+    y = contract(operand, kernel.astype(dtype), (x.ndim - 1,), (0,), precision)
+    return y, (operand, kernel, jnp.zeros(0, x.dtype))  # an empty array remembers the dtype that dx must have
 
 
 def _matmul_backward(dtype: DTypeLike, precision: Any, residuals: Any, g: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
-    g = g.astype(dtype)
-    leading = tuple(range(x.ndim - 1))
+    operand, kernel, like_x = residuals
+    g = fence(g.astype(dtype))
+    leading = tuple(range(g.ndim - 1))
     dx = contract(g, kernel.astype(dtype), (g.ndim - 1,), (1,), precision)
-    dkernel = contract(x.astype(dtype), g, leading, leading, precision)  # operands stay (batch, tokens, width)
-    return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
+    dkernel = contract(operand, g, leading, leading, precision)  # operands stay (batch, tokens, width)
+    return dx.astype(like_x.dtype), dkernel.astype(kernel.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)

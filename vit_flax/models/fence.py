@@ -1,0 +1,24 @@
+"""Makes XLA:CPU compute a value once instead of again in each consumer."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+
+def fence(x: Array) -> Array:
+    """Returns `x`, stored once on the CPU; elsewhere it is no operation at all.
+
+    XLA:CPU fuses an elementwise producer into every consumer, also into the transposed copies that feed the gradients
+    of kernels, where it is then computed in strided order. A conditional is the one thing it does not fuse through.
+    Its predicate must not be a constant to the compiler, yet true for all values, infinities and NaN included: it
+    looks at one bit of the first number, whose value is below two.
+    """
+    return lax.platform_dependent(x, cpu=_stored, default=lambda x: x)
+
+
+def _stored(x: Array) -> Array:
+    first = x[(0,) * x.ndim]
+    bits = lax.bitcast_convert_type(first, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+    return lax.cond((bits & 1) < 2, lambda x: x, lambda x: -x, x)
