@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -13,8 +14,11 @@ def fence(x: Array) -> Array:
     XLA:CPU fuses an elementwise producer into every consumer, also into the transposed copies that feed the gradients
     of kernels, where it is then computed in strided order. A conditional is the one thing it does not fuse through.
     Its predicate must not be a constant to the compiler, yet true for all values, infinities and NaN included: it
-    looks at one bit of the first number, whose value is below two.
+    looks at one bit of the first number, whose value is below two. With several CPU devices that number would have to
+    travel between them, so there is no fence then.
     """
+    if jax.device_count() > 1:
+        return x
     return lax.platform_dependent(x, cpu=_stored, default=lambda x: x)
 
 
