@@ -18,6 +18,7 @@ from parity_tests.random_weights import random_images, randomise, relative_error
 from vit_flax.convert import FAMILIES, get_layout, read_config
 from vit_flax.convert.config_files import activation
 from vit_flax.models.activations import get_activation
+from vit_flax.models.rope import rotary_frequencies
 from vit_flax.parity.compare import compare_gradients, subject_of
 
 transformers = import_transformers()
@@ -57,6 +58,7 @@ CASES = {
         {**SIZES, "use_gated_mlp": True, "hidden_act": "silu", "key_bias": True, "rope_theta": 25.0},
         "dinov3",
     ),
+    "dinov3, published heads": ("DINOv3ViTModel", {**SIZES, "hidden_size": 128, "num_attention_heads": 2}, "dinov3"),
     "clip": ("CLIPVisionModel", SIZES, "clip"),
     "clip, projection": ("CLIPVisionModelWithProjection", {**SIZES, "projection_dim": 5}, "clip"),
     "clip, gelu, pixels left over": ("CLIPVisionModel", {**SIZES, "hidden_act": "gelu", "image_size": 21}, "clip"),
@@ -201,6 +203,8 @@ VIT_MUTATIONS = {
     "value skip": {"value_skip": True},
     "mean of the patches": {"global_pool": "avg"},
 }
+# seen in the tokens alone: what attends to registers does not know their order
+REGISTERS_REVERSED = changed("register_tokens", lambda a: a[:, ::-1])
 
 
 def first_register_first(tensors):
@@ -235,7 +239,6 @@ FAMILY_MUTATIONS: dict[str, dict[str, Mutation]] = {
         "LayerScales exchanged": exchanged("layer_scale1", "layer_scale2"),
         "wrong epsilon": {"norm_eps": 1e-12},
         "a register first": first_register_first,
-        "registers in another order": changed("register_tokens", lambda a: a * 1.001),
         "mean of registers too": {"pool_include_prefix": True},
         "class token after the patches": ROLLED,
     },
@@ -245,8 +248,12 @@ FAMILY_MUTATIONS: dict[str, dict[str, Mutation]] = {
         "LayerScale dropped": changed("lambda1", np.ones_like),
         "wrong epsilon": {"norm_eps": 1e-6},
         "another period": {"rope_theta": 10000.0},
-        "registers in another order": changed("register_tokens", lambda a: a * 1.001),
+        "registers in another order": REGISTERS_REVERSED,
+        "rows and columns exchanged": {"rope_grid_indexing": "xy"},
+        "neighbouring channels turned": {"rope_rotate_half": False},
+        "counted patches": {"rope_type": "cat"},
     },
+    "registers, gated": {"registers in another order": REGISTERS_REVERSED},
     "clip, projection": {
         "swapped q and k": exchanged("q_proj", "k_proj"),
         "erf for sigmoid": {"activation": "gelu"},
@@ -287,14 +294,25 @@ def test_a_wrong_conversion_is_seen(case, mutation):
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     config, change = theirs.config.to_dict(), MUTATIONS[case, mutation]
     hidden, pooled = outputs(theirs, images)
-    method, expected = ("features", hidden) if pooled is None else ("__call__", pooled)
+    methods = {"features": hidden, "__call__": pooled}
+    methods = {method: expected for method, expected in methods.items() if expected is not None}
     right, params = vit_flax.from_state_dict(tensors, config=config)
-    assert_agrees(run_flax(right, params, images, method), expected)
+    for method, expected in methods.items():
+        assert_agrees(run_flax(right, params, images, method), expected)
     overrides = {} if callable(change) else change
     model, params = vit_flax.from_state_dict(
         change(tensors) if callable(change) else tensors, config=config, **overrides
     )
-    assert relative_error(run_flax(model, params, images, method), expected) > 1e-7
+    errors = [relative_error(run_flax(model, params, images, m), expected) for m, expected in methods.items()]
+    assert max(errors) > 1e-7
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])  # of all published models
+@pytest.mark.parametrize("theta", [100.0, 10000.0])
+def test_rotary_frequencies_have_the_bits_of_the_buffer(head_dim, theta):
+    sizes = {**SIZES, "hidden_size": head_dim, "num_attention_heads": 1, "rope_theta": theta}
+    theirs = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**sizes)).rope_embeddings.inv_freq
+    assert np.array_equal(rotary_frequencies(head_dim, theta), theirs.numpy())
 
 
 TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 40}
