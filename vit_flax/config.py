@@ -336,7 +336,9 @@ class RopeViTConfig(ViTConfig):
         if self.rope_type == "dinov3" and (self.rope_grid_offset or self.rope_ref_grid):
             raise ValueError("rope_type='dinov3' takes neither rope_grid_offset nor rope_ref_grid")
         if self.embed_dim % self.pool_num_heads:
-            raise ValueError(f"embed_dim {self.embed_dim} is not divisible by the pooling's {self.pool_num_heads} heads")
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not divisible by the pooling's {self.pool_num_heads} heads"
+            )
 
     @property
     def pool_num_heads(self) -> int:

@@ -126,8 +126,8 @@ def save(path: str | os.PathLike[str], model: VisionTransformer, params: Any, la
     write_checkpoint(path, _export(model, params, chosen), {**model.config.to_dict(), "layout": chosen.name}, file)
 
 
-def find_layout(checkpoint: Checkpoint, layout: str | None) -> tuple[Layout, str]:
-    """Returns the layout of a checkpoint and what it was told by."""
+def find_layout(checkpoint: Checkpoint, layout: str | None, config: Any = None) -> tuple[Layout, str]:
+    """Returns the layout of a checkpoint and what it was told by; `config` is what the caller gave."""
     if layout is not None:
         return get_layout(layout), "given"
     try:
@@ -143,7 +143,7 @@ def find_layout(checkpoint: Checkpoint, layout: str | None) -> tuple[Layout, str
             if named and (named.belongs or named.evidence)(checkpoint.shapes.keys()):
                 return named, beside.origin
     try:
-        found, evidence = detect_layout(checkpoint.shapes.keys())
+        found, evidence = detect_layout(checkpoint.shapes.keys(), _config_class(config))
     except ConversionError as error:
         raise ConversionError(f"{checkpoint.source}: {error}") from error
     return found, f"has {evidence}"
@@ -187,7 +187,7 @@ def build_from(
 ) -> tuple[VisionTransformer, Params]:
     """Returns the model of an opened checkpoint and its parameters; see `from_state_dict`."""
     checkpoint, config = _with_config(checkpoint, config)
-    found, _ = find_layout(checkpoint, layout)
+    found, _ = find_layout(checkpoint, layout, config)
     checkpoint = found.read(checkpoint)
     resolved = find_config(checkpoint, found, config, overrides)
     model = build_model(resolved.config)
@@ -238,7 +238,7 @@ def describe(
         ValueError: a field given does not exist, or values do not fit each other.
     """
     checkpoint, config = _with_config(checkpoint, config)
-    found, evidence = find_layout(checkpoint, layout)
+    found, evidence = find_layout(checkpoint, layout, config)
     checkpoint = found.read(checkpoint)
     shapes = checkpoint.shapes
     answer: dict[str, Any] = {
@@ -276,6 +276,12 @@ def _fate(fate: Fate, resize: Resize | None) -> str:
     if fate.target:
         return f"-> {fate.target} ({fate.operation})"
     return f"dropped: {fate.dropped}" if fate.dropped else "unexpected"
+
+
+def _config_class(config: str | ViTConfig | Mapping[str, Any] | None) -> type[ViTConfig] | None:
+    if config is None or isinstance(config, ViTConfig):
+        return type(config) if config else None
+    return type(get_preset(config).config if isinstance(config, str) else config_from_dict(config))
 
 
 def _fields(config: ViTConfig) -> dict[str, Any]:

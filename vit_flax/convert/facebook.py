@@ -13,7 +13,7 @@ from vit_flax.convert.rules import ROW, Drop, Rule
 from vit_flax.convert.timm import PLAIN, TIMM, named, timm_components, timm_infer, timm_rules
 
 
-def _respelled(rules: tuple[Rule, ...], *names: tuple[str, str]) -> tuple[Rule, ...]:
+def respelled(rules: tuple[Rule, ...], *names: tuple[str, str]) -> tuple[Rule, ...]:
     """Returns the rules with timm's spelling of some names replaced."""
     for old, new in names:
         rules = tuple(
@@ -65,7 +65,7 @@ DEIT3 = dataclasses.replace(
     description="DeiT-III",
     evidence=named("blocks.0.gamma_1", "blocks.0.attn.qkv.bias", "pos_embed"),
     infer=_infer((r"gamma_(\d)$", r"ls\1.gamma")),
-    rules=lambda config: _respelled(timm_rules(config), _DEIT3_NAMES),
+    rules=lambda config: respelled(timm_rules(config), _DEIT3_NAMES),
     fixed={**_FIXED, "global_pool": ("token",), "reg_tokens": (0,), "dist_token": (False,), "no_embed_class": (True,)},
     # gamma_1 and gamma_2 are parameters of the block itself: no module to compare
     components=lambda config: tuple(pair for pair in timm_components(config) if ".ls" not in pair[0]),
@@ -105,7 +105,7 @@ def _dinov2_rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
     names = _DINOV2_NAMES if config.mlp_layer == "swiglu_packed" else _DINOV2_NAMES[:1]
     reason = "the projection head of self-supervised training"
     return (
-        *_respelled(_headless(config), *names),
+        *respelled(_headless(config), *names),
         Rule("mask_token", "mask_token", ROW),
         Drop("{kind}_head.mlp.{i}.{part}", reason),
         Drop("{kind}_head.last_layer.{part}", reason),

@@ -10,7 +10,13 @@ from vit_flax.models.linear import Linear
 
 
 def project_qkv(
-    module: nn.Module, x: Float[Array, "b n d"], bias: bool, key_bias: bool, dtype: Any, param_dtype: Any, precision: Any
+    module: nn.Module,
+    x: Float[Array, "b n d"],
+    bias: bool,
+    key_bias: bool,
+    dtype: Any,
+    param_dtype: Any,
+    precision: Any,
 ) -> Float[Array, "b n e"]:
     """Returns queries, keys and values side by side, with parameters of `module`.
 
