@@ -17,7 +17,7 @@ from vit_flax.presets import REFUSED, get_preset
 
 timm = import_timm()
 
-MODULES = ("vision_transformer", "deit", "eva")
+MODULES = ("vision_transformer", "deit", "eva", "beit")
 NAMES = [name for module in MODULES for name in timm.list_models(module=module) if name not in REFUSED]
 TOLERANCE = 1e-9  # relative, float64
 FAST = (
@@ -27,6 +27,7 @@ FAST = (
     "vit_medium_patch16_gap_240", "vit_betwixt_patch16_reg4_gap_256", "flexivit_small", "beit3_base_patch16_224",
     "eva02_tiny_patch14_224", "vit_pe_core_tiny_patch16_384", "vit_pe_spatial_tiny_patch16_512",
     "vit_small_patch16_rope_mixed_ape_224", "vit_small_plus_patch16_dinov3", "vit_tiny_patch16_dinov3_qkvb",
+    "beit_base_patch16_224",
 )  # fmt: skip
 SMALL = {"embed_dim": 32, "num_heads": 4}  # instead of the true width, in tests of what does not depend on it
 

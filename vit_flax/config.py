@@ -351,8 +351,33 @@ class RopeViTConfig(ViTConfig):
         return int(self.embed_dim * (self.attn_pool_mlp_ratio or self.mlp_ratio))
 
 
+_BEIT_FIELDS = (
+    "image_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias",
+    "qk_scale", "init_values", "activation", "norm_eps", "mask_token", "pos_embed", "final_norm", "fc_norm",
+    "global_pool", "rel_pos_bias", "shared_rel_pos_bias",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BeitConfig(ViTConfig):
+    """A Vision Transformer as BEiT has it: learned biases for every step from patch to patch, keys without bias.
+
+    `qkv_bias` is of queries and values.
+    """
+
+    pos_embed: str = "none"
+    init_values: float | None = 0.1
+    rel_pos_bias: bool = True  # every block has a table
+    shared_rel_pos_bias: bool = False  # all blocks have one together, beside their own if they have any
+
+    def __post_init__(self) -> None:
+        """Refuses what this family does not compute."""
+        super().__post_init__()
+        _require_defaults(self, *_BEIT_FIELDS)
+
+
 CONFIGS: dict[str, type[ViTConfig]] = {
-    c.__name__: c for c in (ViTConfig, T2TViTConfig, LucidrainsViTConfig, RopeViTConfig)
+    c.__name__: c for c in (ViTConfig, T2TViTConfig, LucidrainsViTConfig, RopeViTConfig, BeitConfig)
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from vit_flax.config import ViTConfig
+from vit_flax.convert.beit import BEIT
 from vit_flax.convert.checkpoint import Checkpoint, from_mapping
 from vit_flax.convert.config_files import Beside, Family, read_config
 from vit_flax.convert.eva import EVA
@@ -50,7 +51,7 @@ __all__ = [
 # whose evidence is found.
 _ORDER = (
     TIMM, DINO, DEIT, DEIT3, DINOV2, MAE, OPEN_CLIP_TIMM, OPEN_CLIP, TORCHVISION, GOOGLE_NPZ, BIG_VISION,
-    BIG_VISION_SCAN, EVA, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T, *VIT_LAYOUTS,
+    BIG_VISION_SCAN, EVA, BEIT, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T, *VIT_LAYOUTS,
     *DINOV2_LAYOUTS, *DINOV3_LAYOUTS, *CLIP_LAYOUTS,
 )  # fmt: skip
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ORDER}

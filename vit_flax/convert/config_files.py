@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from vit_flax.config import RopeViTConfig, ViTConfig, config_from_dict
+from vit_flax.config import BeitConfig, RopeViTConfig, ViTConfig, config_from_dict
 from vit_flax.convert.checkpoint import one_line
 from vit_flax.convert.rules import ConversionError
 from vit_flax.presets import PRESETS, get_preset
@@ -149,7 +149,7 @@ _TIMM_ONLY: dict[str, tuple[Any, ...]] = {
     "act_layer": (None,), "dynamic_img_pad": (False,), "dynamic_img_size": (False,), "norm_layer": (None,),
     "strict_img_size": (True,),
 }  # fmt: skip
-_TIMM_LAYOUTS: dict[type[ViTConfig], str] = {RopeViTConfig: "eva"}
+_TIMM_LAYOUTS: dict[type[ViTConfig], str] = {RopeViTConfig: "eva", BeitConfig: "beit"}
 _TIMM_POS_EMBEDS = {"learn": "learned", "none": "none", "": "none"}
 
 

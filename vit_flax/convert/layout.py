@@ -38,6 +38,7 @@ class Layout:
     hint: str = ""  # what else to pass when a required field is unknown
     # how the layout's own library resizes position tables: a mode of vit_flax.models.resample; '': it does not
     resample: Callable[[ViTConfig], str] = lambda config: ""
+    resample_windows: str = ""  # and how tables of relative positions: a mode of WINDOW_MODES there
     aliases: tuple[tuple[str, str], ...] = ()  # (older name, today's name), as templates: read, never written
     stack: str = ""  # where blocks are `stack_0/...` to the rules, and one tensor `stack/...` for all in the checkpoint
 

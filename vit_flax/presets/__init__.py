@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 
+from vit_flax.presets.beit import BEIT_MODELS
 from vit_flax.presets.clip import CLIP_MODELS
 from vit_flax.presets.deit import DEIT_MODELS
 from vit_flax.presets.eva import EVA_MODELS
@@ -28,6 +29,7 @@ PRESETS: dict[str, Preset] = {
     **SIGLIP_MODELS,
     **FOUNDATION_MODELS,
     **EVA_MODELS,
+    **BEIT_MODELS,
     **OPEN_CLIP_MODELS,
     **TORCHVISION_MODELS,
     **T2T_MODELS,
