@@ -47,6 +47,24 @@ CASES = {
     "mae": ("ViTMAEModel", SIZES, "mae"),
     "ijepa": ("IJepaModel", SIZES, "ijepa"),
     "ijepa, classifier": ("IJepaForImageClassification", {**SIZES, "num_labels": 3}, "ijepa"),
+    "beit": ("BeitModel", {**SIZES, "use_relative_position_bias": True, "use_mask_token": True}, "beit"),
+    "beit, classifier": (
+        "BeitForImageClassification",
+        {**SIZES, "num_labels": 3, "use_relative_position_bias": True, "hidden_act": "gelu_new"},
+        "beit",
+    ),
+    "beit, one table, class token": (
+        "BeitForImageClassification",
+        {
+            **SIZES,
+            "num_labels": 3,
+            "use_shared_relative_position_bias": True,
+            "layer_scale_init_value": 0.0,
+            "use_absolute_position_embeddings": True,
+            "use_mean_pooling": False,
+        },
+        "beit",
+    ),
     "dinov2": ("Dinov2Model", SHAPE, "dinov2"),
     "dinov2, gated": ("Dinov2Model", {**SHAPE, "use_swiglu_ffn": True, "use_mask_token": False}, "dinov2"),
     "dinov2, classifier": ("Dinov2ForImageClassification", {**SHAPE, "num_labels": 3, "mlp_ratio": 3}, "dinov2"),
@@ -170,7 +188,8 @@ def returning_the_output(module):
 
 
 COMPONENTS = [
-    "vit", "vit, classifier", "deit, two heads", "mae", "ijepa, classifier", "dinov2, gated", "registers, classifier",
+    "vit", "vit, classifier", "deit, two heads", "mae", "ijepa, classifier", "beit, classifier",
+    "dinov2, gated", "registers, classifier",
     "dinov3", "dinov3, gated, key bias", "clip, projection", "siglip", "siglip, classifier",
 ]  # fmt: skip
 
@@ -280,6 +299,15 @@ FAMILY_MUTATIONS: dict[str, dict[str, Mutation]] = {
         "wrong epsilon": {"norm_eps": 1e-6},
         "tanh for erf": {"activation": "gelu_tanh"},
         "positions moved": ROLLED,
+    },
+    "beit": {
+        "swapped q and k": exchanged("q_proj.weight", "k_proj.weight"),
+        "LayerScale dropped": changed("lambda_", np.ones_like),
+        "wrong epsilon": {"norm_eps": 1e-6},
+        "tanh for erf": {"activation": "gelu_tanh"},
+        "steps the other way": changed("bias_table", lambda a: np.concatenate([a[-4::-1], a[-3:]])),
+        "class token's row first": changed("bias_table", lambda a: np.roll(a, 1, axis=0)),
+        "class token for mean": {"global_pool": "token"},
     },
     "vit, classifier": VIT_MUTATIONS,
 }

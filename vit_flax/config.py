@@ -354,7 +354,7 @@ class RopeViTConfig(ViTConfig):
 _BEIT_FIELDS = (
     "image_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias",
     "qk_scale", "init_values", "activation", "norm_eps", "mask_token", "pos_embed", "final_norm", "fc_norm",
-    "global_pool", "rel_pos_bias", "shared_rel_pos_bias",
+    "global_pool", "crop_to_patches", "rel_pos_bias", "shared_rel_pos_bias",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from vit_flax.convert.explained import EXPLAINED, EXPLAINED_T2T
 from vit_flax.convert.facebook import DEIT, DEIT3, DINO, DINOV2, MAE
 from vit_flax.convert.files import read_checkpoint, write_checkpoint
 from vit_flax.convert.google import BIG_VISION, BIG_VISION_SCAN, GOOGLE_NPZ
+from vit_flax.convert.huggingface_beit import BEIT_FAMILIES, BEIT_LAYOUTS
 from vit_flax.convert.huggingface_clip import CLIP_FAMILIES, CLIP_LAYOUTS
 from vit_flax.convert.huggingface_dinov2 import DINOV2_FAMILIES, DINOV2_LAYOUTS
 from vit_flax.convert.huggingface_dinov3 import DINOV3_FAMILIES, DINOV3_LAYOUTS
@@ -52,12 +53,12 @@ __all__ = [
 _ORDER = (
     TIMM, DINO, DEIT, DEIT3, DINOV2, MAE, OPEN_CLIP_TIMM, OPEN_CLIP, TORCHVISION, GOOGLE_NPZ, BIG_VISION,
     BIG_VISION_SCAN, EVA, BEIT, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T, *VIT_LAYOUTS,
-    *DINOV2_LAYOUTS, *DINOV3_LAYOUTS, *CLIP_LAYOUTS,
+    *BEIT_LAYOUTS, *DINOV2_LAYOUTS, *DINOV3_LAYOUTS, *CLIP_LAYOUTS,
 )  # fmt: skip
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ORDER}
 
 # By the model_type of Hugging Face's config.json.
-FAMILIES: dict[str, Family] = {**VIT_FAMILIES, **DINOV2_FAMILIES, **DINOV3_FAMILIES, **CLIP_FAMILIES}
+FAMILIES: dict[str, Family] = {**VIT_FAMILIES, **BEIT_FAMILIES, **DINOV2_FAMILIES, **DINOV3_FAMILIES, **CLIP_FAMILIES}
 
 
 def get_layout(name: str) -> Layout:
