@@ -17,7 +17,7 @@ from parity_tests.agreement import (
     run_torch,
 )
 from parity_tests.mutations import Mutation, changed, exchanged, thirds_swapped
-from parity_tests.peers import import_timm
+from parity_tests.peers import import_timm, import_transformers
 from parity_tests.random_weights import random_images, randomise, relative_error
 from vit_flax.convert import ConversionError, from_mapping, get_layout
 from vit_flax.models.resample import resize_windows
@@ -128,6 +128,23 @@ def test_tables_that_are_not_square_need_their_grid():
         vit_flax.from_state_dict(tensors, num_heads=4, image_size=(32, 64))
     model, params = vit_flax.from_state_dict(tensors, num_heads=4, image_size=(32, 64), source_grid=(6, 4))
     assert_agrees(run_flax(model, params, random_images((32, 64))), run_torch(theirs, random_images((32, 64))))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (80, 80), (24, 56)])
+def test_tables_are_resized_as_hugging_face_does(size):
+    transformers = import_transformers()
+    config = transformers.BeitConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=48, patch_size=8,
+        use_relative_position_bias=True, use_shared_relative_position_bias=True, use_absolute_position_embeddings=True,
+    )  # fmt: skip
+    theirs = randomise(transformers.BeitModel(config))
+    images = random_images(size)
+    expected = run_torch(theirs, images).pooler_output
+    sized = {"config": config.to_dict(), "image_size": size}
+    model, params = vit_flax.from_state_dict(theirs.state_dict(), **sized)
+    assert_agrees(run_flax(model, params, images), expected)
+    model, params = vit_flax.from_state_dict(theirs.state_dict(), **sized, resample="bicubic")
+    assert relative_error(run_flax(model, params, images), expected) > 1e-6
 
 
 def test_what_becomes_of_tables_is_told():
