@@ -10,7 +10,8 @@ from vit_flax.convert.checkpoint import Checkpoint, from_mapping
 from vit_flax.convert.config_files import Beside, Family, read_config
 from vit_flax.convert.eva import EVA
 from vit_flax.convert.explained import EXPLAINED, EXPLAINED_T2T
-from vit_flax.convert.facebook import DEIT, DEIT3, DINO, DINOV2, MAE
+from vit_flax.convert.facebook import DEIT, DEIT3, DINO, DINOV2, IJEPA, MAE
+from vit_flax.convert.facebook_dinov3 import FACEBOOK_DINOV3
 from vit_flax.convert.files import read_checkpoint, write_checkpoint
 from vit_flax.convert.google import BIG_VISION, BIG_VISION_SCAN, GOOGLE_NPZ
 from vit_flax.convert.huggingface_beit import BEIT_FAMILIES, BEIT_LAYOUTS
@@ -51,8 +52,8 @@ __all__ = [
 # From the general to the special: a model is written in the first that can hold it, and tensors are taken for the last
 # whose evidence is found.
 _ORDER = (
-    TIMM, DINO, DEIT, DEIT3, DINOV2, MAE, OPEN_CLIP_TIMM, OPEN_CLIP, TORCHVISION, GOOGLE_NPZ, BIG_VISION,
-    BIG_VISION_SCAN, EVA, BEIT, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T, *VIT_LAYOUTS,
+    TIMM, DINO, DEIT, DEIT3, DINOV2, IJEPA, MAE, OPEN_CLIP_TIMM, OPEN_CLIP, TORCHVISION, GOOGLE_NPZ, BIG_VISION,
+    BIG_VISION_SCAN, EVA, FACEBOOK_DINOV3, BEIT, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T, *VIT_LAYOUTS,
     *BEIT_LAYOUTS, *DINOV2_LAYOUTS, *DINOV3_LAYOUTS, *CLIP_LAYOUTS,
 )  # fmt: skip
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ORDER}

@@ -1,4 +1,4 @@
-"""Layouts of the original DeiT, DeiT-III, DINO, DINOv2 and MAE repositories: timm's names, with a few of their own."""
+"""Layouts of the original DeiT, DeiT-III, DINO, DINOv2, I-JEPA and MAE repositories: timm's names, or nearly."""
 
 from __future__ import annotations
 
@@ -150,6 +150,18 @@ DINOV2 = dataclasses.replace(
     | {"mask_token": (True,), "no_embed_reg": (False, True), "mlp_layer": ("mlp", "swiglu_packed")},
     components=_dinov2_components,
     conditions=_dinov2_conditions,
+)
+
+
+IJEPA = dataclasses.replace(
+    DINO,
+    name="ijepa",
+    description="I-JEPA, its encoder or target encoder",
+    evidence=lambda names: None,  # without their entry in the file, the names are those of many models
+    infer=lambda shapes, known: {**timm_infer(shapes, known), "pos_embed": "sincos_2d", "global_pool": "avg"},
+    rules=_headless,
+    resample=lambda config: "bicubic",
+    fixed={**DINO.fixed, "class_token": (False,), "pos_embed": ("sincos_2d",), "global_pool": ("avg",)},
 )
 
 
