@@ -18,6 +18,7 @@ from parity_tests.random_weights import random_images, randomise, relative_error
 from vit_flax.convert import FAMILIES, get_layout, read_config
 from vit_flax.convert.config_files import activation
 from vit_flax.models.activations import get_activation
+from vit_flax.models.rope import rotary_frequencies
 from vit_flax.parity.compare import compare_gradients, subject_of
 
 transformers = import_transformers()
@@ -46,6 +47,24 @@ CASES = {
     "mae": ("ViTMAEModel", SIZES, "mae"),
     "ijepa": ("IJepaModel", SIZES, "ijepa"),
     "ijepa, classifier": ("IJepaForImageClassification", {**SIZES, "num_labels": 3}, "ijepa"),
+    "beit": ("BeitModel", {**SIZES, "use_relative_position_bias": True, "use_mask_token": True}, "beit"),
+    "beit, classifier": (
+        "BeitForImageClassification",
+        {**SIZES, "num_labels": 3, "use_relative_position_bias": True, "hidden_act": "gelu_new"},
+        "beit",
+    ),
+    "beit, one table, class token": (
+        "BeitForImageClassification",
+        {
+            **SIZES,
+            "num_labels": 3,
+            "use_shared_relative_position_bias": True,
+            "layer_scale_init_value": 0.0,
+            "use_absolute_position_embeddings": True,
+            "use_mean_pooling": False,
+        },
+        "beit",
+    ),
     "dinov2": ("Dinov2Model", SHAPE, "dinov2"),
     "dinov2, gated": ("Dinov2Model", {**SHAPE, "use_swiglu_ffn": True, "use_mask_token": False}, "dinov2"),
     "dinov2, classifier": ("Dinov2ForImageClassification", {**SHAPE, "num_labels": 3, "mlp_ratio": 3}, "dinov2"),
@@ -57,6 +76,7 @@ CASES = {
         {**SIZES, "use_gated_mlp": True, "hidden_act": "silu", "key_bias": True, "rope_theta": 25.0},
         "dinov3",
     ),
+    "dinov3, published heads": ("DINOv3ViTModel", {**SIZES, "hidden_size": 128, "num_attention_heads": 2}, "dinov3"),
     "clip": ("CLIPVisionModel", SIZES, "clip"),
     "clip, projection": ("CLIPVisionModelWithProjection", {**SIZES, "projection_dim": 5}, "clip"),
     "clip, gelu, pixels left over": ("CLIPVisionModel", {**SIZES, "hidden_act": "gelu", "image_size": 21}, "clip"),
@@ -168,7 +188,8 @@ def returning_the_output(module):
 
 
 COMPONENTS = [
-    "vit", "vit, classifier", "deit, two heads", "mae", "ijepa, classifier", "dinov2, gated", "registers, classifier",
+    "vit", "vit, classifier", "deit, two heads", "mae", "ijepa, classifier", "beit, classifier",
+    "dinov2, gated", "registers, classifier",
     "dinov3", "dinov3, gated, key bias", "clip, projection", "siglip", "siglip, classifier",
 ]  # fmt: skip
 
@@ -201,6 +222,8 @@ VIT_MUTATIONS = {
     "value skip": {"value_skip": True},
     "mean of the patches": {"global_pool": "avg"},
 }
+# seen in the tokens alone: what attends to registers does not know their order
+REGISTERS_REVERSED = changed("register_tokens", lambda a: a[:, ::-1])
 
 
 def first_register_first(tensors):
@@ -235,7 +258,6 @@ FAMILY_MUTATIONS: dict[str, dict[str, Mutation]] = {
         "LayerScales exchanged": exchanged("layer_scale1", "layer_scale2"),
         "wrong epsilon": {"norm_eps": 1e-12},
         "a register first": first_register_first,
-        "registers in another order": changed("register_tokens", lambda a: a * 1.001),
         "mean of registers too": {"pool_include_prefix": True},
         "class token after the patches": ROLLED,
     },
@@ -245,8 +267,12 @@ FAMILY_MUTATIONS: dict[str, dict[str, Mutation]] = {
         "LayerScale dropped": changed("lambda1", np.ones_like),
         "wrong epsilon": {"norm_eps": 1e-6},
         "another period": {"rope_theta": 10000.0},
-        "registers in another order": changed("register_tokens", lambda a: a * 1.001),
+        "registers in another order": REGISTERS_REVERSED,
+        "rows and columns exchanged": {"rope_grid_indexing": "xy"},
+        "neighbouring channels turned": {"rope_rotate_half": False},
+        "counted patches": {"rope_type": "cat"},
     },
+    "registers, gated": {"registers in another order": REGISTERS_REVERSED},
     "clip, projection": {
         "swapped q and k": exchanged("q_proj", "k_proj"),
         "erf for sigmoid": {"activation": "gelu"},
@@ -274,6 +300,15 @@ FAMILY_MUTATIONS: dict[str, dict[str, Mutation]] = {
         "tanh for erf": {"activation": "gelu_tanh"},
         "positions moved": ROLLED,
     },
+    "beit": {
+        "swapped q and k": exchanged("q_proj.weight", "k_proj.weight"),
+        "LayerScale dropped": changed("lambda_", np.ones_like),
+        "wrong epsilon": {"norm_eps": 1e-6},
+        "tanh for erf": {"activation": "gelu_tanh"},
+        "steps the other way": changed("bias_table", lambda a: np.concatenate([a[-4::-1], a[-3:]])),
+        "class token's row first": changed("bias_table", lambda a: np.roll(a, 1, axis=0)),
+        "class token for mean": {"global_pool": "token"},
+    },
     "vit, classifier": VIT_MUTATIONS,
 }
 MUTATIONS: dict[tuple[str, str], Mutation] = {
@@ -287,14 +322,25 @@ def test_a_wrong_conversion_is_seen(case, mutation):
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     config, change = theirs.config.to_dict(), MUTATIONS[case, mutation]
     hidden, pooled = outputs(theirs, images)
-    method, expected = ("features", hidden) if pooled is None else ("__call__", pooled)
+    methods = {"features": hidden, "__call__": pooled}
+    methods = {method: expected for method, expected in methods.items() if expected is not None}
     right, params = vit_flax.from_state_dict(tensors, config=config)
-    assert_agrees(run_flax(right, params, images, method), expected)
+    for method, expected in methods.items():
+        assert_agrees(run_flax(right, params, images, method), expected)
     overrides = {} if callable(change) else change
     model, params = vit_flax.from_state_dict(
         change(tensors) if callable(change) else tensors, config=config, **overrides
     )
-    assert relative_error(run_flax(model, params, images, method), expected) > 1e-7
+    errors = [relative_error(run_flax(model, params, images, m), expected) for m, expected in methods.items()]
+    assert max(errors) > 1e-7
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])  # of all published models
+@pytest.mark.parametrize("theta", [100.0, 10000.0])
+def test_rotary_frequencies_have_the_bits_of_the_buffer(head_dim, theta):
+    sizes = {**SIZES, "hidden_size": head_dim, "num_attention_heads": 1, "rope_theta": theta}
+    theirs = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**sizes)).rope_embeddings.inv_freq
+    assert np.array_equal(rotary_frequencies(head_dim, theta), theirs.numpy())
 
 
 TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 40}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import MethodType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -41,11 +42,37 @@ def relative_error(ours: Any, theirs: Any) -> float:
 
 
 def in_float64(torch_model: Any) -> Any:
-    """Returns a timm model whose differential attention does not round its weight to float32, as timm does in all."""
+    """Returns a timm model that does not round to float32 what timm rounds in models of any precision.
+
+    That is the weight of differential attention, and the angles of rotations with their sines and cosines.
+    """
     for module in torch_model.modules():
         if hasattr(module, "lambda_q1"):
             module._compute_lambda = MethodType(_lambda, module)
+        if hasattr(module, "bands"):
+            bands = module._compute_bands().double()
+            module.pos_embed = module._build_embed_cat(module.feat_shape, bands, dtype=bands.dtype)
+        if hasattr(module, "freqs"):
+            module.get_embed = MethodType(_mixed, module)
+        if hasattr(module, "periods"):
+            module.periods = (1 / module._compute_periods()).double() ** -1
+            module._get_pos_embed_from_coords = MethodType(_turned, module)
+            if module.pos_embed_cached is not None:
+                module.pos_embed_cached = module._create_embed(module.feat_shape)
     return torch_model
+
+
+def _mixed(self: Any, *arguments: Any) -> Any:
+    import torch
+
+    with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+        return type(self).get_embed(self, *arguments)
+
+
+def _turned(self: Any, coordinates: Any) -> Any:
+    # transformers and DINOv3 itself round full turns and the inverse of periods to float32; timm in double does not
+    turns = 2 * np.pi * coordinates
+    return type(self)._get_pos_embed_from_coords(self, turns.double() / (2 * np.pi))
 
 
 def _lambda(self: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 import vit_flax
 from parity_tests.agreement import assert_agrees, run_flax, run_torch
 from parity_tests.peers import import_timm, import_torchvision
-from parity_tests.random_weights import random_images, randomise, relative_error
+from parity_tests.random_weights import in_float64, random_images, randomise, relative_error
 
 SIZES = [(32, 32), (80, 80), (24, 56)]  # of models made for 48 pixels and patches of 8
 
@@ -28,6 +28,7 @@ def _float64(monkeypatch):
         ("deit_tiny_distilled_patch16_224", {}),  # two prefix tokens
         ("vit_base_patch16_siglip_224", {"embed_dim": 48, "num_heads": 4, "mlp_ratio": 2}),  # none
         ("vit_small_patch14_reg4_dinov2", {}),
+        ("eva02_tiny_patch14_224", {}),  # its rotations are stretched as well
     ],
 )
 def test_timm(name, arguments, size):
@@ -35,13 +36,14 @@ def test_timm(name, arguments, size):
     module = randomise(timm.create_model(name, depth=2, img_size=48, patch_size=8, **arguments))
     state = {key: value.clone() for key, value in module.state_dict().items()}
     module.set_input_size(size)
+    in_float64(module)
     native = {"depth": 2, "image_size": 48, "patch_size": 8, "num_classes": module.num_classes}
     config = vit_flax.create_model(name, **native, **arguments).config
-    model, params = vit_flax.from_state_dict(state, "timm", config, image_size=size)
+    model, params = vit_flax.from_state_dict(state, config=config, image_size=size)
     images = random_images(size)
     expected = run_torch(module, images)
     assert_agrees(run_flax(model, params, images), expected)
-    model, params = vit_flax.from_state_dict(state, "timm", config, image_size=size, resample="bicubic")
+    model, params = vit_flax.from_state_dict(state, config=config, image_size=size, resample="bicubic")
     assert relative_error(run_flax(model, params, images), expected) > 1e-6
 
 

@@ -1,4 +1,4 @@
-"""Every timm entry point of class VisionTransformer and of deit.py, converted, compared in float64, and taken back."""
+"""Every timm entry point of a plain ViT, converted, compared in float64, and taken back."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ import torch
 import vit_flax
 from parity_tests.peers import import_timm
 from parity_tests.random_weights import in_float64, random_images, randomise, relative_error
-from vit_flax.presets import get_preset
+from vit_flax.presets import REFUSED, get_preset
 
 timm = import_timm()
 
-NAMES = [name for module in ("vision_transformer", "deit") for name in timm.list_models(module=module)]
+MODULES = ("vision_transformer", "deit", "eva", "beit")
+NAMES = [name for module in MODULES for name in timm.list_models(module=module) if name not in REFUSED]
 TOLERANCE = 1e-9  # relative, float64
 FAST = (
     "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "test_vit3", "test_vit4",
     "vit_wee_patch16_reg1_gap_256", "vit_xsmall_patch16_clip_224", "vit_base_patch32_clip_quickgelu_224",
     "vit_base_patch16_siglip_gap_224", "vit_small_patch14_reg4_dinov2", "vit_small_patch14_dinov2",
     "vit_medium_patch16_gap_240", "vit_betwixt_patch16_reg4_gap_256", "flexivit_small", "beit3_base_patch16_224",
+    "eva02_tiny_patch14_224", "vit_pe_core_tiny_patch16_384", "vit_pe_spatial_tiny_patch16_512",
+    "vit_small_patch16_rope_mixed_ape_224", "vit_small_plus_patch16_dinov3", "vit_tiny_patch16_dinov3_qkvb",
+    "beit_base_patch16_224",
 )  # fmt: skip
 SMALL = {"embed_dim": 32, "num_heads": 4}  # instead of the true width, in tests of what does not depend on it
 

@@ -167,6 +167,16 @@ class ViTConfig:
         """Width of one attention head."""
         return self.embed_dim // self.num_heads
 
+    @property
+    def pool_num_heads(self) -> int:
+        """Heads of the attention pooling."""
+        return self.num_heads
+
+    @property
+    def pool_mlp_dim(self) -> int:
+        """Hidden width of the attention pooling's MLP."""
+        return self.mlp_dim
+
     def replace(self, **changes: Any) -> Self:
         """Returns a copy with some fields changed, or ValueError for a name that is no field."""
         check_fields(type(self), changes)
@@ -279,34 +289,95 @@ class LucidrainsViTConfig(ViTConfig):
 
 
 _ROPE_FIELDS = (
-    "image_size", "patch_size", "crop_to_patches", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio",
-    "mlp_layer", "mlp_bias", "qkv_bias", "qk_scale", "proj_bias", "init_values", "activation", "norm_eps",
-    "num_classes", "reg_tokens", "mask_token", "global_pool", "rope_theta", "key_bias",
+    "image_size", "patch_size", "crop_to_patches", "patch_bias", "in_chans", "embed_dim", "depth", "num_heads",
+    "mlp_ratio", "mlp_layer", "mlp_bias", "scale_mlp_norm", "qkv_bias", "qk_scale", "proj_bias", "scale_attn_norm",
+    "init_values", "activation", "norm_eps", "num_classes", "class_token", "reg_tokens", "mask_token", "pos_embed",
+    "no_embed_class", "pre_norm", "final_norm", "fc_norm", "global_pool", "pool_include_prefix", "block",
 )  # fmt: skip
+ROPE_TYPES = ("dinov3", "cat", "mixed", "none")
+GRID_INDEXINGS = ("ij", "xy")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeViTConfig(ViTConfig):
-    """A Vision Transformer as DINOv3 has it: no position table, the queries and keys of patches are rotated."""
+    """A Vision Transformer as DINOv3 and EVA have it: queries and keys of patches are rotated, keys have no bias."""
 
     norm_eps: float | None = 1e-5
     init_values: float | None = 1.0
     pos_embed: str = "none"
-    rope_theta: float = 100.0  # the longest period of the rotation, the shortest being 1 (the image's half side)
+    # 'dinov3' turns by where a patch is in the image, 'cat' by its number; 'mixed' by its number, in learned directions
+    rope_type: str = "dinov3"
+    rope_theta: float = 100.0  # of the periods of rotation the longest, the shortest being 1 (patch, or half side)
+    rope_rotate_half: bool = True  # turns channel j with j + head_dim / 2; False: channel 2 j with 2 j + 1
+    rope_grid_indexing: str = "ij"  # the first channels follow the row; 'xy': the column
+    rope_grid_offset: float = 0.0  # the first patch's number
+    rope_ref_grid: tuple[int, int] | None = None  # numbers are stretched to a grid of this (height, width)
     key_bias: bool = False  # qkv_bias is of queries and values
+    qkv_fused: bool = True  # computes the same: timm's checkpoints hold q, k and v as one layer, or as three
+    attn_pool_num_heads: int | None = None  # None: num_heads
+    attn_pool_mlp_ratio: float | None = None  # None: mlp_ratio
+
+    def __post_init__(self) -> None:
+        """Refuses what this family does not compute."""
+        if self.rope_ref_grid is not None:
+            object.__setattr__(self, "rope_ref_grid", _pair("rope_ref_grid", self.rope_ref_grid))
+        super().__post_init__()
+        own = (f.name for f in dataclasses.fields(RopeViTConfig) if f.name not in ViTConfig.__dataclass_fields__)
+        _require_defaults(self, *_ROPE_FIELDS, *own)
+        _require_choice("block", self.block, ("standard", "res_post"))
+        _require_choice("rope_type", self.rope_type, ROPE_TYPES)
+        _require_choice("rope_grid_indexing", self.rope_grid_indexing, GRID_INDEXINGS)
+        if self.rope_type != "none" and self.head_dim % 4:
+            raise ValueError(f"a rotation in two axes needs heads of a width divisible by 4, got {self.head_dim}")
+        if not self.rope_theta > 0:
+            raise ValueError(f"rope_theta must be positive, got {self.rope_theta!r}")
+        if self.rope_type == "mixed" and self.rope_rotate_half:
+            raise ValueError("rope_type='mixed' needs rope_rotate_half=False")
+        if self.rope_type == "dinov3" and (self.rope_grid_offset or self.rope_ref_grid):
+            raise ValueError("rope_type='dinov3' takes neither rope_grid_offset nor rope_ref_grid")
+        if self.embed_dim % self.pool_num_heads:
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not divisible by the pooling's {self.pool_num_heads} heads"
+            )
+
+    @property
+    def pool_num_heads(self) -> int:
+        """Heads of the attention pooling."""
+        return self.attn_pool_num_heads or self.num_heads
+
+    @property
+    def pool_mlp_dim(self) -> int:
+        """Hidden width of the attention pooling's MLP."""
+        return int(self.embed_dim * (self.attn_pool_mlp_ratio or self.mlp_ratio))
+
+
+_BEIT_FIELDS = (
+    "image_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias",
+    "qk_scale", "init_values", "activation", "norm_eps", "mask_token", "pos_embed", "final_norm", "fc_norm",
+    "global_pool", "crop_to_patches", "rel_pos_bias", "shared_rel_pos_bias",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BeitConfig(ViTConfig):
+    """A Vision Transformer as BEiT has it: learned biases for every step from patch to patch, keys without bias.
+
+    `qkv_bias` is of queries and values.
+    """
+
+    pos_embed: str = "none"
+    init_values: float | None = 0.1
+    rel_pos_bias: bool = True  # every block has a table
+    shared_rel_pos_bias: bool = False  # all blocks have one together, beside their own if they have any
 
     def __post_init__(self) -> None:
         """Refuses what this family does not compute."""
         super().__post_init__()
-        _require_defaults(self, *_ROPE_FIELDS)
-        if self.head_dim % 4:
-            raise ValueError(f"a rotation in two axes needs heads of a width divisible by 4, got {self.head_dim}")
-        if not self.rope_theta > 0:
-            raise ValueError(f"rope_theta must be positive, got {self.rope_theta!r}")
+        _require_defaults(self, *_BEIT_FIELDS)
 
 
 CONFIGS: dict[str, type[ViTConfig]] = {
-    c.__name__: c for c in (ViTConfig, T2TViTConfig, LucidrainsViTConfig, RopeViTConfig)
+    c.__name__: c for c in (ViTConfig, T2TViTConfig, LucidrainsViTConfig, RopeViTConfig, BeitConfig)
 }
 
 

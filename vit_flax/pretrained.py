@@ -34,7 +34,7 @@ from vit_flax.convert.rules import Fate, plan, to_params
 from vit_flax.models import VisionTransformer, build_model
 from vit_flax.models.resample import Grid
 from vit_flax.presets import get_preset
-from vit_flax.resizing import TABLE, Resize, find_resize
+from vit_flax.resizing import TABLE, Resize, WindowResize, find_resize, find_window_resizes
 
 Params = dict[str, Any]
 _ALIGNMENT = 64  # bytes; JAX's arrays on the CPU begin at multiples of it
@@ -126,8 +126,8 @@ def save(path: str | os.PathLike[str], model: VisionTransformer, params: Any, la
     write_checkpoint(path, _export(model, params, chosen), {**model.config.to_dict(), "layout": chosen.name}, file)
 
 
-def find_layout(checkpoint: Checkpoint, layout: str | None) -> tuple[Layout, str]:
-    """Returns the layout of a checkpoint and what it was told by."""
+def find_layout(checkpoint: Checkpoint, layout: str | None, config: Any = None) -> tuple[Layout, str]:
+    """Returns the layout of a checkpoint and what it was told by; `config` is what the caller gave."""
     if layout is not None:
         return get_layout(layout), "given"
     try:
@@ -143,7 +143,7 @@ def find_layout(checkpoint: Checkpoint, layout: str | None) -> tuple[Layout, str
             if named and (named.belongs or named.evidence)(checkpoint.shapes.keys()):
                 return named, beside.origin
     try:
-        found, evidence = detect_layout(checkpoint.shapes.keys())
+        found, evidence = detect_layout(checkpoint.shapes.keys(), _config_class(config))
     except ConversionError as error:
         raise ConversionError(f"{checkpoint.source}: {error}") from error
     return found, f"has {evidence}"
@@ -187,7 +187,7 @@ def build_from(
 ) -> tuple[VisionTransformer, Params]:
     """Returns the model of an opened checkpoint and its parameters; see `from_state_dict`."""
     checkpoint, config = _with_config(checkpoint, config)
-    found, _ = find_layout(checkpoint, layout)
+    found, _ = find_layout(checkpoint, layout, config)
     checkpoint = found.read(checkpoint)
     resolved = find_config(checkpoint, found, config, overrides)
     model = build_model(resolved.config)
@@ -197,14 +197,19 @@ def build_from(
     resize, obstacle = find_resize(
         found, resolved.config, rules, checkpoint.shapes, expected, resample, source_grid, native, asked
     )
+    windows, window_obstacle = find_window_resizes(
+        found, resolved.config, rules, checkpoint.shapes, expected, resample, source_grid, native, asked
+    )
+    obstacle = obstacle or window_obstacle
     try:
-        flat = to_params(checkpoint, rules, _as_stored(expected, resize), on_device)
+        flat = to_params(checkpoint, rules, _as_stored(expected, resize, windows), on_device)
     except ConversionError as error:
         if not obstacle:
             raise
         raise ConversionError(f"{error}\n  {obstacle}") from error
     if resize:
         flat[TABLE] = on_device(resize(flat[TABLE]))
+    flat.update((path, on_device(window(flat[path]))) for path, window in windows.items())
     return model, unflatten_dict(flat, sep="/")
 
 
@@ -215,8 +220,11 @@ def _with_config(checkpoint: Checkpoint, config: Any) -> tuple[Checkpoint, Any]:
     return checkpoint, config
 
 
-def _as_stored(expected: Mapping[str, tuple[int, ...]], resize: Resize | None) -> Mapping[str, tuple[int, ...]]:
-    return {**expected, TABLE: resize.stored_shape} if resize else expected
+def _as_stored(
+    expected: Mapping[str, tuple[int, ...]], resize: Resize | None, windows: Mapping[str, WindowResize]
+) -> Mapping[str, tuple[int, ...]]:
+    resizes = {**({TABLE: resize} if resize else {}), **windows}
+    return {**expected, **{path: way.stored_shape for path, way in resizes.items()}}
 
 
 def _native_grid(checkpoint: Checkpoint, layout: Layout, config: Any, overrides: Mapping[str, Any]) -> Grid | None:
@@ -238,7 +246,7 @@ def describe(
         ValueError: a field given does not exist, or values do not fit each other.
     """
     checkpoint, config = _with_config(checkpoint, config)
-    found, evidence = find_layout(checkpoint, layout)
+    found, evidence = find_layout(checkpoint, layout, config)
     checkpoint = found.read(checkpoint)
     shapes = checkpoint.shapes
     answer: dict[str, Any] = {
@@ -262,20 +270,31 @@ def describe(
     native = _native_grid(checkpoint, found, config, overrides)
     asked = config is not None or "image_size" in overrides
     resize, obstacle = find_resize(found, resolved.config, rules, shapes, expected, native_grid=native, asked=asked)
-    steps = plan(shapes, rules, _as_stored(expected, resize))
+    windows, window_obstacle = find_window_resizes(
+        found, resolved.config, rules, shapes, expected, native_grid=native, asked=asked
+    )
+    obstacle = obstacle or window_obstacle
+    steps = plan(shapes, rules, _as_stored(expected, resize, windows))
     answer["tensors"] = [
-        {"name": fate.name, "shape": list(fate.shape), "fate": _fate(fate, resize)} for fate in steps.fates
+        {"name": fate.name, "shape": list(fate.shape), "fate": _fate(fate, resize, windows)} for fate in steps.fates
     ]
     answer["problems"] = [*steps.problems, *([obstacle] if obstacle and steps.problems else [])]
     return answer
 
 
-def _fate(fate: Fate, resize: Resize | None) -> str:
-    if fate.target == TABLE and resize:
-        return f"-> {fate.target} ({fate.operation}; resized {resize})"
+def _fate(fate: Fate, resize: Resize | None, windows: Mapping[str, WindowResize]) -> str:
+    way = resize if fate.target == TABLE else windows.get(fate.target or "")
+    if way:
+        return f"-> {fate.target} ({fate.operation}; resized {way})"
     if fate.target:
         return f"-> {fate.target} ({fate.operation})"
     return f"dropped: {fate.dropped}" if fate.dropped else "unexpected"
+
+
+def _config_class(config: str | ViTConfig | Mapping[str, Any] | None) -> type[ViTConfig] | None:
+    if config is None or isinstance(config, ViTConfig):
+        return type(config) if config else None
+    return type(get_preset(config).config if isinstance(config, str) else config_from_dict(config))
 
 
 def _fields(config: ViTConfig) -> dict[str, Any]:

@@ -12,9 +12,11 @@ import numpy as np
 from vit_flax.config import ViTConfig
 from vit_flax.convert import ConversionError, Drop, Layout, Rule
 from vit_flax.convert.rules import sources_of
-from vit_flax.models.resample import MODES, Grid, resize_pos_embed
+from vit_flax.models.beit import relative_rows
+from vit_flax.models.resample import MODES, Grid, resize_pos_embed, resize_windows
 
 TABLE = "pos_embed"  # the parameter's path
+WINDOWS = "relative_position_bias_table"  # how the paths of such parameters end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +109,59 @@ def find_resize(
             f"{found}: layout {layout.name!r} does not say how to resize it, pass resample= {' or '.join(MODES)}",
         )
     return Resize(old_grid, new_grid, prefix, mode, stored), ""
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowResize:
+    """The way of a table of relative positions from the checkpoint's grid of patches to the model's."""
+
+    old_grid: Grid
+    new_grid: Grid
+    mode: str
+    stored_shape: tuple[int, ...]
+
+    def __call__(self, table: Any) -> np.ndarray:
+        """Returns the table resized, computed in float64 whatever its dtype."""
+        return resize_windows(np.asarray(table), self.old_grid, self.new_grid, self.mode)
+
+    def __str__(self) -> str:
+        """Says it in a few words."""
+        return f"{_by(self.old_grid)} -> {_by(self.new_grid)}, {self.mode}"
+
+
+def find_window_resizes(
+    layout: Layout,
+    config: ViTConfig,
+    rules: Iterable[Rule | Drop],
+    shapes: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    mode: str | None = None,
+    source_grid: Grid | None = None,
+    native_grid: Grid | None = None,
+    asked: bool = True,
+) -> tuple[dict[str, WindowResize], str]:
+    """Returns by its path how each table of relative positions comes to the model's grid, and what stands in the way.
+
+    The arguments are those of `find_resize`.
+    """
+    rules, resizes = list(rules), {}
+    for path in expected:
+        if not path.endswith(WINDOWS):
+            continue
+        stored = shapes.get(sources_of(path, rules)[1][0], ())
+        if len(stored) != 2:
+            continue  # what is missing or misshapen is reported with everything else
+        side = math.isqrt(max(stored[0] - 3, 0))
+        square = ((side + 1) // 2, (side + 1) // 2)
+        candidates = [grid for grid in (source_grid, native_grid, square) if grid and relative_rows(grid) == stored[0]]
+        if not candidates or candidates[0] == config.grid_size:
+            continue
+        if not asked:
+            found = f"the relative positions are for a {_by(candidates[0])} grid, the model has {_by(config.grid_size)}"
+            return {}, f"{found}: pass image_size= to say that they are to be resized"
+        mode = mode or layout.resample_windows
+        resizes[path] = WindowResize(candidates[0], config.grid_size, mode, stored)
+    return resizes, ""
 
 
 def _stored_shape(rules: Iterable[Rule | Drop], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:

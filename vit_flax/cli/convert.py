@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     jax.config.update("jax_enable_x64", True)  # so that float64 tensors stay what they are
     from vit_flax.pretrained import build_from, find_layout, save
 
-    found, _ = find_layout(checkpoint, options.source_layout)
+    found, _ = find_layout(checkpoint, options.source_layout, options.config)
     model, params = build_from(checkpoint, found.name, options.config, dict(options.overrides))
     target = options.layout or found.name
     save(options.target, model, params, target)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from vit_flax.config import ViTConfig
+from vit_flax.convert.beit import BEIT
 from vit_flax.convert.checkpoint import Checkpoint, from_mapping
 from vit_flax.convert.config_files import Beside, Family, read_config
+from vit_flax.convert.eva import EVA
 from vit_flax.convert.explained import EXPLAINED, EXPLAINED_T2T
-from vit_flax.convert.facebook import DEIT, DEIT3, DINO, DINOV2, MAE
+from vit_flax.convert.facebook import DEIT, DEIT3, DINO, DINOV2, IJEPA, MAE
+from vit_flax.convert.facebook_dinov3 import FACEBOOK_DINOV3
 from vit_flax.convert.files import read_checkpoint, write_checkpoint
 from vit_flax.convert.google import BIG_VISION, BIG_VISION_SCAN, GOOGLE_NPZ
+from vit_flax.convert.huggingface_beit import BEIT_FAMILIES, BEIT_LAYOUTS
 from vit_flax.convert.huggingface_clip import CLIP_FAMILIES, CLIP_LAYOUTS
 from vit_flax.convert.huggingface_dinov2 import DINOV2_FAMILIES, DINOV2_LAYOUTS
 from vit_flax.convert.huggingface_dinov3 import DINOV3_FAMILIES, DINOV3_LAYOUTS
@@ -48,14 +52,14 @@ __all__ = [
 # From the general to the special: a model is written in the first that can hold it, and tensors are taken for the last
 # whose evidence is found.
 _ORDER = (
-    TIMM, DINO, DEIT, DEIT3, DINOV2, MAE, OPEN_CLIP_TIMM, OPEN_CLIP, TORCHVISION, GOOGLE_NPZ, BIG_VISION,
-    BIG_VISION_SCAN, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T, *VIT_LAYOUTS,
-    *DINOV2_LAYOUTS, *DINOV3_LAYOUTS, *CLIP_LAYOUTS,
+    TIMM, DINO, DEIT, DEIT3, DINOV2, IJEPA, MAE, OPEN_CLIP_TIMM, OPEN_CLIP, TORCHVISION, GOOGLE_NPZ, BIG_VISION,
+    BIG_VISION_SCAN, EVA, FACEBOOK_DINOV3, BEIT, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T,
+    *VIT_LAYOUTS, *BEIT_LAYOUTS, *DINOV2_LAYOUTS, *DINOV3_LAYOUTS, *CLIP_LAYOUTS,
 )  # fmt: skip
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ORDER}
 
 # By the model_type of Hugging Face's config.json.
-FAMILIES: dict[str, Family] = {**VIT_FAMILIES, **DINOV2_FAMILIES, **DINOV3_FAMILIES, **CLIP_FAMILIES}
+FAMILIES: dict[str, Family] = {**VIT_FAMILIES, **BEIT_FAMILIES, **DINOV2_FAMILIES, **DINOV3_FAMILIES, **CLIP_FAMILIES}
 
 
 def get_layout(name: str) -> Layout:
@@ -65,12 +69,18 @@ def get_layout(name: str) -> Layout:
     return LAYOUTS[name]
 
 
-def detect_layout(names: Collection[str]) -> tuple[Layout, str]:
+def detect_layout(names: Collection[str], config_class: type[ViTConfig] | None = None) -> tuple[Layout, str]:
     """Returns the layout that tensor names belong to, and the name that gives it away.
+
+    Where the caller's config names the family, its layouts come first, and names that others have too are enough.
 
     Raises:
         ConversionError: no layout matches; the message shows some of the names.
     """
+    family = [layout for layout in reversed(LAYOUTS.values()) if layout.config_class is config_class]
+    for layout, tell in [*((f, f.evidence) for f in family), *((f, f.belongs) for f in family)]:
+        if tell and (evidence := tell(names)):
+            return layout, evidence
     for layout in reversed(LAYOUTS.values()):
         evidence = layout.evidence(names)
         if evidence:

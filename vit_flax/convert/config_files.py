@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from vit_flax.config import ViTConfig, config_from_dict
+from vit_flax.config import BeitConfig, RopeViTConfig, ViTConfig, config_from_dict
 from vit_flax.convert.checkpoint import one_line
 from vit_flax.convert.rules import ConversionError
 from vit_flax.presets import PRESETS, get_preset
@@ -149,6 +149,7 @@ _TIMM_ONLY: dict[str, tuple[Any, ...]] = {
     "act_layer": (None,), "dynamic_img_pad": (False,), "dynamic_img_size": (False,), "norm_layer": (None,),
     "strict_img_size": (True,),
 }  # fmt: skip
+_TIMM_LAYOUTS: dict[type[ViTConfig], str] = {RopeViTConfig: "eva", BeitConfig: "beit"}
 _TIMM_POS_EMBEDS = {"learn": "learned", "none": "none", "": "none"}
 
 
@@ -194,7 +195,7 @@ def _timm(values: Mapping[str, Any]) -> Beside:
         told = {field: value for field, value in told.items() if field not in ("fc_norm", "final_norm")}
     else:
         told = _public(preset.replace(**fields))
-    return Beside(f"config.json ({name})", "timm", told)
+    return Beside(f"config.json ({name})", _TIMM_LAYOUTS.get(type(preset), "timm"), told)
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Layouts of the original DeiT, DeiT-III, DINO, DINOv2 and MAE repositories: timm's names, with a few of their own."""
+"""Layouts of the original DeiT, DeiT-III, DINO, DINOv2, I-JEPA and MAE repositories: timm's names, or nearly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vit_flax.convert.rules import ROW, Drop, Rule
 from vit_flax.convert.timm import PLAIN, TIMM, named, timm_components, timm_infer, timm_rules
 
 
-def _respelled(rules: tuple[Rule, ...], *names: tuple[str, str]) -> tuple[Rule, ...]:
+def respelled(rules: tuple[Rule, ...], *names: tuple[str, str]) -> tuple[Rule, ...]:
     """Returns the rules with timm's spelling of some names replaced."""
     for old, new in names:
         rules = tuple(
@@ -65,7 +65,7 @@ DEIT3 = dataclasses.replace(
     description="DeiT-III",
     evidence=named("blocks.0.gamma_1", "blocks.0.attn.qkv.bias", "pos_embed"),
     infer=_infer((r"gamma_(\d)$", r"ls\1.gamma")),
-    rules=lambda config: _respelled(timm_rules(config), _DEIT3_NAMES),
+    rules=lambda config: respelled(timm_rules(config), _DEIT3_NAMES),
     fixed={**_FIXED, "global_pool": ("token",), "reg_tokens": (0,), "dist_token": (False,), "no_embed_class": (True,)},
     # gamma_1 and gamma_2 are parameters of the block itself: no module to compare
     components=lambda config: tuple(pair for pair in timm_components(config) if ".ls" not in pair[0]),
@@ -105,7 +105,7 @@ def _dinov2_rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
     names = _DINOV2_NAMES if config.mlp_layer == "swiglu_packed" else _DINOV2_NAMES[:1]
     reason = "the projection head of self-supervised training"
     return (
-        *_respelled(_headless(config), *names),
+        *respelled(_headless(config), *names),
         Rule("mask_token", "mask_token", ROW),
         Drop("{kind}_head.mlp.{i}.{part}", reason),
         Drop("{kind}_head.last_layer.{part}", reason),
@@ -150,6 +150,18 @@ DINOV2 = dataclasses.replace(
     | {"mask_token": (True,), "no_embed_reg": (False, True), "mlp_layer": ("mlp", "swiglu_packed")},
     components=_dinov2_components,
     conditions=_dinov2_conditions,
+)
+
+
+IJEPA = dataclasses.replace(
+    DINO,
+    name="ijepa",
+    description="I-JEPA, its encoder or target encoder",
+    evidence=lambda names: None,  # without their entry in the file, the names are those of many models
+    infer=lambda shapes, known: {**timm_infer(shapes, known), "pos_embed": "sincos_2d", "global_pool": "avg"},
+    rules=_headless,
+    resample=lambda config: "bicubic",
+    fixed={**DINO.fixed, "class_token": (False,), "pos_embed": ("sincos_2d",), "global_pool": ("avg",)},
 )
 
 

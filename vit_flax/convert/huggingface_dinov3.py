@@ -11,16 +11,18 @@ from vit_flax.config import RopeViTConfig, ViTConfig
 from vit_flax.convert import huggingface as hf
 from vit_flax.convert.config_files import Family
 from vit_flax.convert.layout import Layout, Shapes, any_match, vote
-from vit_flax.convert.rules import CONV, ConversionError, Drop, Rule, join_dense
+from vit_flax.convert.rules import CONV, ConversionError, Drop, Rule, join, join_dense
 from vit_flax.convert.timm_blocks import joined, linear, norm
 
 _FIELDS = {
     **hf.FIELDS, "rope_theta": "rope_theta", "key_bias": "key_bias", "proj_bias": "proj_bias", "mlp_bias": "mlp_bias",
     "layerscale_value": "init_values",
 }  # fmt: skip
+JOINED = join(1, 1, 1)
 
 
 def _rules(config: ViTConfig, names: hf.Names) -> tuple[Rule | Drop, ...]:
+    assert isinstance(config, RopeViTConfig)
     source, target = names.block, "blocks_{i}"
     projections = {"q": names.query, "k": names.key, "v": names.value}
     gated = config.mlp_layer == "swiglu"
@@ -39,7 +41,11 @@ def _rules(config: ViTConfig, names: hf.Names) -> tuple[Rule | Drop, ...]:
             f"{target}/attn/qkv/kernel",
             join_dense(1, 1, 1),
         ),
-        *(Rule(f"{source}.{part}.bias", f"{target}/attn/{letter}_bias") for letter, part in projections.items()),
+        *(
+            (Rule(tuple(f"{source}.{part}.bias" for part in projections.values()), f"{target}/attn/qkv/bias", JOINED),)
+            if config.qkv_bias and config.key_bias
+            else (Rule(f"{source}.{part}.bias", f"{target}/attn/{letter}_bias") for letter, part in projections.items())
+        ),
         *linear(f"{source}.{names.out}", f"{target}/attn/proj"),
         Rule(f"{source}.layer_scale{{n}}.lambda1", f"{target}/ls{{n}}/gamma"),
         *(

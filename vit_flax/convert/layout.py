@@ -38,7 +38,11 @@ class Layout:
     hint: str = ""  # what else to pass when a required field is unknown
     # how the layout's own library resizes position tables: a mode of vit_flax.models.resample; '': it does not
     resample: Callable[[ViTConfig], str] = lambda config: ""
+    resample_windows: str = ""  # and how tables of relative positions: a mode of WINDOW_MODES there
     aliases: tuple[tuple[str, str], ...] = ()  # (older name, today's name), as templates: read, never written
+    # between tensors that are parts of one in the checkpoint, and those parts as the rules know them
+    split: Callable[[Checkpoint], Checkpoint] | None = None
+    join: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None = None
     stack: str = ""  # where blocks are `stack_0/...` to the rules, and one tensor `stack/...` for all in the checkpoint
 
     prefixes: tuple[str, ...] = ()  # a larger model's name for this one; rules have names without it
@@ -55,6 +59,7 @@ class Layout:
             ConversionError: a tensor is there under two names.
         """
         checkpoint = checkpoint.renamed(self.renamed(checkpoint.shapes))
+        checkpoint = self.split(checkpoint) if self.split else checkpoint
         return unstack(checkpoint, self.stack) if self.stack else checkpoint
 
     def write(self, params: Mapping[str, Any], config: ViTConfig) -> dict[str, np.ndarray]:
@@ -64,6 +69,7 @@ class Layout:
             ConversionError: lists every parameter that the layout has no place for.
         """
         tensors = to_tensors(params, self.rules(config))
+        tensors = self.join(tensors) if self.join else tensors
         prefix = self.prefix(config)
         tensors = {name if name.startswith(self.outside) else prefix + name: a for name, a in tensors.items()}
         return stack(tensors, self.stack) if self.stack else tensors

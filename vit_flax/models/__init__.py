@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from vit_flax.config import LucidrainsViTConfig, RopeViTConfig, T2TViTConfig, ViTConfig
+from vit_flax.config import BeitConfig, LucidrainsViTConfig, RopeViTConfig, T2TViTConfig, ViTConfig
 from vit_flax.models.attention import Attention
 from vit_flax.models.attention_pool import AttentionPool
+from vit_flax.models.beit import Beit
 from vit_flax.models.block import Block
 from vit_flax.models.layer_scale import LayerScale
 from vit_flax.models.linear import Linear
@@ -23,6 +24,7 @@ __all__ = [
     "MODELS",
     "Attention",
     "AttentionPool",
+    "Beit",
     "Block",
     "LayerNorm",
     "LayerScale",
@@ -51,6 +53,7 @@ MODELS: dict[type[ViTConfig], type[VisionTransformer]] = {
     T2TViTConfig: T2TViT,
     LucidrainsViTConfig: LucidrainsViT,
     RopeViTConfig: RopeViT,
+    BeitConfig: Beit,
 }
 
 

@@ -15,13 +15,17 @@ from vit_flax.models.norm import NORM_LAYERS
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def dot_product_attention(q: Array, k: Array, v: Array, scale: float, precision: Any) -> Array:
-    """Mixes the values of (B, H, N, E) heads by softmax(q k^T scale); products accumulate in float32 or wider.
+def dot_product_attention(
+    q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None
+) -> Array:
+    """Mixes the values of (B, H, N, E) heads by softmax(q k^T scale + bias), the bias being of shape (1, H, N, N).
+
+    Products accumulate in float32 or wider.
 
     The softmax is normalised after the product with the values, on (N, E) numbers instead of (N, N); the backward pass
     is written out for the same reason as in `vit_flax.models.linear.matmul`.
     """
-    return _attention_forward(q, k, v, scale, precision)[0]
+    return _attention_forward(q, k, v, scale, precision, bias)[0]
 
 
 def _heads_dot(a: Array, b: Array, a_axis: int, b_axis: int, precision: Any) -> Array:
@@ -30,27 +34,33 @@ def _heads_dot(a: Array, b: Array, a_axis: int, b_axis: int, precision: Any) -> 
     return lax.dot_general(a, b, dims, precision, preferred_element_type=accumulator_dtype(a.dtype))
 
 
-def _attention_forward(q: Array, k: Array, v: Array, scale: float, precision: Any) -> tuple[Array, Any]:
+def _attention_forward(
+    q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None
+) -> tuple[Array, Any]:
     dtype = q.dtype
     logits = _heads_dot((q * scale).astype(dtype), k, 3, 3, precision)
+    if bias is not None:
+        logits = logits + bias
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))
     total = weights.sum(-1, keepdims=True)
     weights = weights.astype(dtype)
     out = _heads_dot(weights, v, 3, 2, precision) / total
-    return out, (q, k, v, weights, total, out)
+    return out, (q, k, v, weights, total, out, bias)
 
 
-def _attention_backward(scale: float, precision: Any, residuals: Any, g: Array) -> tuple[Array, Array, Array]:
-    q, k, v, weights, total, out = residuals
+def _attention_backward(scale: float, precision: Any, residuals: Any, g: Array) -> tuple[Array | None, ...]:
+    q, k, v, weights, total, out, bias = residuals
     dtype = q.dtype
     g = g / total
     row = (g * out).sum(-1, keepdims=True)
     g = g.astype(dtype)
     dv = _heads_dot(weights, g, 2, 2, precision)
-    dlogits = (weights * (_heads_dot(g, v, 3, 3, precision) - row)).astype(dtype)
+    dlogits = weights * (_heads_dot(g, v, 3, 3, precision) - row)
+    dbias = None if bias is None else dlogits.sum(0, keepdims=True).astype(bias.dtype)
+    dlogits = dlogits.astype(dtype)
     dq = _heads_dot(dlogits, k, 3, 2, precision) * scale
     dk = _heads_dot(dlogits, q, 2, 2, precision) * scale
-    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype)
+    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), dbias
 
 
 dot_product_attention.defvjp(_attention_forward, _attention_backward)

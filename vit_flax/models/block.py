@@ -60,10 +60,10 @@ class Block(nn.Module):
         runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
         self.attn = build_attention(self.config, **runtime)
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        """Returns the tokens after both residual steps."""
+    def __call__(self, x: Float[Array, "b n d"], *positions: Any) -> Float[Array, "b n d"]:
+        """Returns the tokens after both residual steps; `positions` go to an attention that takes them."""
         if self.config.init_values is None:
-            x = x + self.attn(self.norm1(x))
+            x = x + self.attn(self.norm1(x), *positions)
             return x + self.mlp(self.norm2(x))
-        x = x + self.ls1(self.attn(self.norm1(x)))
+        x = x + self.ls1(self.attn(self.norm1(x), *positions))
         return x + self.ls2(self.mlp(self.norm2(x)))

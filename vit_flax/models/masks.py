@@ -4,16 +4,18 @@ from typing import Any
 
 from flax.traverse_util import path_aware_map
 
-from vit_flax.config import FIXED_POS_EMBEDS, ViTConfig
+from vit_flax.config import FIXED_POS_EMBEDS, RopeViTConfig, ViTConfig
 
 
 def no_weight_decay(config: ViTConfig) -> set[str]:
     """Returns the parameters that weight decay spares.
 
-    Reference: ViT_Backbone.no_weight_decay() of the tutorial; timm spares the other prefix tokens and a learned
-    position table as well.
+    Reference: ViT_Backbone.no_weight_decay() of the tutorial; timm spares the other prefix tokens, a learned
+    position table and learned frequencies of rotation as well.
     """
-    return {"cls_token", "dist_token", "reg_token", *(["pos_embed"] if config.pos_embed == "learned" else [])}
+    learned = ["pos_embed"] * (config.pos_embed == "learned")
+    learned += ["rope_freqs"] * (isinstance(config, RopeViTConfig) and config.rope_type == "mixed")
+    return {"cls_token", "dist_token", "reg_token", *learned}
 
 
 def weight_decay_mask(config: ViTConfig, params: Any) -> Any:

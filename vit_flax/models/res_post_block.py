@@ -1,5 +1,7 @@
 """The transformer block that normalises last."""
 
+from typing import Any
+
 from jaxtyping import Array, Float
 
 from vit_flax.models.block import Block
@@ -11,7 +13,7 @@ class ResPostBlock(Block):
     Reference: timm's ResPostBlock; Swin V2's residual post-norm, arXiv 2111.09883.
     """
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        """Returns the tokens after both residual steps."""
-        x = x + self.norm1(self.attn(x))
+    def __call__(self, x: Float[Array, "b n d"], *positions: Any) -> Float[Array, "b n d"]:
+        """Returns the tokens after both residual steps; `positions` go to an attention that takes them."""
+        x = x + self.norm1(self.attn(x, *positions))
         return x + self.norm2(self.mlp(x))

@@ -13,6 +13,7 @@ float64, JAX arrays by JAX in float32 or wider, and the result has the dtype of 
 | `bilinear` | torch bilinear | timm's loader of Google's .npz, TensorFlow's resize |
 | `bilinear_antialias` | torch bilinear antialias=True | NaFlex: big_vision, HF SigLIP2 |
 | `zoom` | scipy.ndimage.zoom(order=1): linear, corners aligned | Google's vision_transformer, big_vision, scenic |
+| `geometric` | linear, samples closer together near the middle; for tables of relative positions alone | BEiT, timm |
 """
 
 from __future__ import annotations
@@ -52,6 +53,24 @@ def resize_pos_embed(pos_embed: Any, old_grid: Grid, new_grid: Grid, num_prefix_
     grid = grid.reshape(*batch, old_height, old_width, dim)
     grid = _apply("ih,jw,...hwd->...ijd", (old_height, new_height), (old_width, new_width), MODES[mode], grid)
     return numpy.concatenate([prefix, grid.reshape(*batch, new_height * new_width, dim)], axis=-2)
+
+
+def resize_windows(table: Any, old_grid: Grid, new_grid: Grid, mode: str) -> Any:
+    """Resizes a table of relative positions (steps from patch to patch, then three, heads) to those of another grid.
+
+    Raises:
+        ValueError: no such mode, or the table has not as many rows as the old grid asks for.
+    """
+    _check_mode(mode, WINDOW_MODES)
+    (old_height, old_width), (height, width) = (tuple(2 * side - 1 for side in grid) for grid in (old_grid, new_grid))
+    if table.shape[0] != old_height * old_width + 3:
+        raise ValueError(f"a table for a {old_grid[0]}x{old_grid[1]} grid has {old_height * old_width + 3} rows")
+    if tuple(old_grid) == tuple(new_grid):
+        return table
+    numpy = jnp if isinstance(table, jax.Array) else np
+    steps = table[:-3].reshape(old_height, old_width, -1)
+    steps = _apply("ih,jw,hwd->ijd", (old_height, height), (old_width, width), WINDOW_MODES[mode], steps)
+    return numpy.concatenate([steps.reshape(height * width, -1), table[-3:]], axis=0)
 
 
 def resize_patch_embed(kernel: Any, new_size: Grid, mode: str) -> Any:
@@ -170,6 +189,28 @@ def _zoom(old: int, new: int) -> np.ndarray:
     return matrix
 
 
+@functools.cache
+def _geometric(old: int, new: int) -> np.ndarray:
+    # Samples lie closer together near the middle: their distances grow by a factor that makes the outermost land on
+    # the outermost new one. The factor is found by halving 1.01..1.5, no further.
+    low, high = 1.01, 1.5
+    factor = low
+    while high - low > 1e-6:
+        factor = (low + high) / 2
+        if (1 - factor ** (old // 2)) / (1 - factor) > new // 2:
+            high = factor
+        else:
+            low = factor
+    distances = 1 + np.concatenate([[0], np.cumsum(factor ** np.arange(1, old // 2))])[: old // 2]
+    samples = np.concatenate([-distances[::-1], [0], distances])
+    places = np.clip(np.arange(new) - new // 2, samples[0], samples[-1])
+    right = np.clip(np.searchsorted(samples, places), 1, old - 1)
+    share = (places - samples[right - 1]) / (samples[right] - samples[right - 1])
+    matrix = np.zeros((new, old))
+    matrix[np.arange(new), right - 1], matrix[np.arange(new), right] = 1 - share, share
+    return matrix
+
+
 def _inverse(matrix: Callable[[int, int], np.ndarray]) -> Callable[[int, int], np.ndarray]:
     @functools.cache
     def pseudo_inverse(old: int, new: int) -> np.ndarray:
@@ -188,6 +229,7 @@ MODES: dict[str, Callable[[int, int], np.ndarray]] = {
     "bilinear_antialias": _bilinear_antialias,
     "zoom": _zoom,
 }
+WINDOW_MODES: dict[str, Callable[[int, int], np.ndarray]] = {**MODES, "geometric": _geometric}
 PATCH_MODES: dict[str, Callable[[int, int], np.ndarray]] = {
     name: _inverse(MODES[name]) for name in ("bicubic", "bicubic_antialias", "bilinear", "bilinear_antialias")
 }

@@ -1,4 +1,4 @@
-"""The Vision Transformer of DINOv3: positions are rotations of the patches' queries and keys."""
+"""The Vision Transformer of EVA and DINOv3: positions are rotations of the patches' queries and keys."""
 
 from typing import Any
 
@@ -12,40 +12,83 @@ from vit_flax.config import RopeViTConfig
 from vit_flax.models.attention import dot_product_attention
 from vit_flax.models.block import Block
 from vit_flax.models.linear import PRECISION, Linear
+from vit_flax.models.norm import NORM_LAYERS
+from vit_flax.models.qkv import project_qkv
+from vit_flax.models.res_post_block import ResPostBlock
 from vit_flax.models.vision_transformer import VisionTransformer
 
 
-def rotary_angles(grid_size: tuple[int, int], head_dim: int, theta: float) -> np.ndarray:
-    """Computes the angle of every patch and channel, shape (H W, head_dim), in float64.
+def rotary_frequencies(head_dim: int, theta: float) -> np.ndarray:
+    """Computes theta^(-j / n) for the n = head_dim / 4 channels of an axis, each step rounded to float32.
 
-    The centre of a patch is at (row, column) in -1..1; coordinate c turns channel j of n by 2 pi c / theta^(j / n). A
-    quarter of the channels follows the row, one the column, and the second half repeats the first. 2 pi c and
-    theta^(-j / n) are rounded to float32, as the reference has them in every precision.
+    The power is rounded from float64, so correctly. So is torch's for heads of width 64 and 128 at every theta in use;
+    for other widths torch's last bit differs between processors, and between its `arange` and a quotient.
 
-    Reference: transformers' DINOv3ViTRopePositionEmbedding.
+    Reference: `inv_freq` of transformers' DINOv3ViTRopePositionEmbedding, timm.layers.pos_embed_sincos.freq_bands.
     """
-    coordinates = [2 * (np.arange(0.5, side, dtype=np.float32) / np.float32(side)) - 1 for side in grid_size]
-    exponents = np.arange(0, 1, 4 / head_dim, dtype=np.float32)
-    frequencies = (1 / np.float32(theta) ** exponents).astype(np.float64)
-    turns = [(np.float32(2 * np.pi) * axis).astype(np.float64) for axis in coordinates]
-    rows, columns = np.meshgrid(*turns, indexing="ij")
-    angles = [axis.reshape(-1, 1) * frequencies for axis in (rows, columns)]
-    return np.tile(np.concatenate(angles, axis=1), 2)
+    count = head_dim // 4
+    exponents = np.arange(count, dtype=np.float32) / np.float32(count)
+    return np.float32(1) / np.power(float(theta), exponents.astype(np.float64)).astype(np.float32)
 
 
-def rotate(x: Float[Array, "b h p e"], angles: np.ndarray) -> Float[Array, "b h p e"]:
-    """Turns channel j together with channel j + e/2 by their angle."""
-    cos, sin = jnp.asarray(np.cos(angles), x.dtype), jnp.asarray(np.sin(angles), x.dtype)
-    first, second = jnp.split(x, 2, axis=-1)
-    return x * cos + jnp.concatenate([-second, first], axis=-1) * sin
+def rotary_axes(cfg: RopeViTConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for every patch what its two coordinates are multiplied by frequencies as, rounded to float32.
+
+    'dinov3': 2 pi times the patch centre's place in -1..1; else the patch's number in its row or column, counted from
+    `rope_grid_offset` and stretched so that the grid has the size of `rope_ref_grid`.
+    """
+    sides = cfg.grid_size
+    if cfg.rope_type == "dinov3":
+        places = [2 * (np.arange(0.5, side, dtype=np.float32) / np.float32(side)) - 1 for side in sides]
+        axes = [np.float32(2 * np.pi) * place for place in places]
+    else:
+        axes = [np.arange(side, dtype=np.float32) + np.float32(cfg.rope_grid_offset) for side in sides]
+        if cfg.rope_ref_grid is not None:
+            stretched = zip(axes, sides, cfg.rope_ref_grid, strict=True)
+            axes = [axis / np.float32(side) * np.float32(ref) for axis, side, ref in stretched]
+    rows, columns = (axis.reshape(-1).astype(np.float64) for axis in np.meshgrid(*axes, indexing="ij"))
+    return (columns, rows) if cfg.rope_grid_indexing == "xy" else (rows, columns)
+
+
+def rotary_angles(cfg: RopeViTConfig) -> np.ndarray:
+    """Computes the angle of every patch and pair of channels, shape (H W, head_dim / 2), in float64.
+
+    A quarter of the head's channels follows the row and one the column, or the other way round for 'xy'.
+
+    Reference: transformers' DINOv3ViTRopePositionEmbedding; timm's RotaryEmbeddingDinoV3 and RotaryEmbeddingCat.
+    """
+    frequencies = rotary_frequencies(cfg.head_dim, cfg.rope_theta).astype(np.float64)
+    return np.concatenate([axis[:, None] * frequencies for axis in rotary_axes(cfg)], axis=1)
+
+
+def mixed_angles(cfg: RopeViTConfig, freqs: Float[Array, "2 l h f"]) -> Float[Array, "l h p f"]:
+    """Computes the angles of learned frequencies, of every block and head.
+
+    Reference: timm's RotaryEmbeddingMixed; arXiv 2403.13298.
+    """
+    dtype = jnp.promote_types(freqs.dtype, jnp.float32)
+    first, second = (jnp.asarray(axis, dtype)[:, None] for axis in rotary_axes(cfg))
+    freqs = freqs.astype(dtype)[:, :, :, None]
+    return first * freqs[0] + second * freqs[1]
+
+
+def rotate(x: Float[Array, "b h p e"], angles: Any, half: bool) -> Float[Array, "b h p e"]:
+    """Turns pairs of channels by their angle: j with j + e/2 if `half`, else 2 j with 2 j + 1."""
+    numpy = np if isinstance(angles, np.ndarray) else jnp
+    angles = numpy.concatenate([angles, angles], axis=-1) if half else numpy.repeat(angles, 2, axis=-1)
+    cos, sin = (jnp.asarray(table, x.dtype) for table in (numpy.cos(angles), numpy.sin(angles)))
+    if half:
+        first, second = jnp.split(x, 2, axis=-1)
+        turned = jnp.concatenate([-second, first], axis=-1)
+    else:
+        turned = jnp.stack([-x[..., 1::2], x[..., ::2]], axis=-1).reshape(x.shape)
+    return x * cos + turned * sin
 
 
 class RopeAttention(nn.Module):
     """Lets every token gather from every other; the queries and keys of patches are rotated, of prefix tokens not.
 
-    Biases are parameters of this module, as keys may have none where queries and values do.
-
-    Reference: transformers' DINOv3ViTAttention.
+    Reference: transformers' DINOv3ViTAttention; timm's EvaAttention and AttentionRope.
     """
 
     config: RopeViTConfig
@@ -54,33 +97,26 @@ class RopeAttention(nn.Module):
     precision: Any = PRECISION
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        """Returns the attended tokens."""
+    def __call__(self, x: Float[Array, "b n d"], angles: Any = None) -> Float[Array, "b n d"]:
+        """Returns the attended tokens; angles ([H,] P, E/2) None: nothing is rotated."""
         cfg = self.config
         batch, tokens, dim = x.shape
         runtime = (self.dtype, self.param_dtype, self.precision)
-        qkv = Linear(3 * dim, False, *runtime, name="qkv")(x)
-        biases = {"q_bias": cfg.qkv_bias, "k_bias": cfg.key_bias, "v_bias": cfg.qkv_bias}
-        if any(biases.values()):
-            parts = [
-                self.param(name, nn.initializers.zeros, (dim,), self.param_dtype)
-                if there
-                else jnp.zeros((dim,), self.param_dtype)
-                for name, there in biases.items()
-            ]
-            qkv = qkv + jnp.concatenate(parts)
+        qkv = project_qkv(self, x, cfg.qkv_bias, cfg.key_bias, *runtime)
         # (B, N, 3 H E) -> (3, B, H, N, E)
-        heads = qkv.reshape(batch, tokens, 3, cfg.num_heads, cfg.head_dim).transpose(2, 0, 3, 1, 4)
-        compute_dtype = self.dtype or qkv.dtype
-        angles = rotary_angles(cfg.grid_size, cfg.head_dim, cfg.rope_theta)
-        prefix = cfg.num_prefix_tokens
-        q, k = (
-            jnp.concatenate([part[:, :, :prefix], rotate(part[:, :, prefix:], angles)], axis=2).astype(compute_dtype)
-            for part in (heads[0], heads[1])
-        )
-        scale = cfg.qk_scale or cfg.head_dim**-0.5
-        out: Any = dot_product_attention(q, k, heads[2].astype(compute_dtype), scale, self.precision)
-        return Linear(dim, cfg.proj_bias, *runtime, name="proj")(out.transpose(0, 2, 1, 3).reshape(batch, tokens, dim))
+        q, k, v = qkv.reshape(batch, tokens, 3, cfg.num_heads, cfg.head_dim).transpose(2, 0, 3, 1, 4)
+        if angles is not None:
+            prefix, half = cfg.num_prefix_tokens, cfg.rope_rotate_half
+            q, k = (
+                jnp.concatenate([part[:, :, :prefix], rotate(part[:, :, prefix:], angles, half)], axis=2)
+                for part in (q, k)
+            )
+        heads = (part.astype(self.dtype or qkv.dtype) for part in (q, k, v))
+        out: Any = dot_product_attention(*heads, cfg.qk_scale or cfg.head_dim**-0.5, self.precision)
+        out = out.transpose(0, 2, 1, 3).reshape(batch, tokens, dim)
+        if cfg.scale_attn_norm:
+            out = NORM_LAYERS[cfg.norm_layer](cfg.norm_eps, self.param_dtype, name="norm")(out)
+        return Linear(dim, cfg.proj_bias, *runtime, name="proj")(out)
 
 
 class RopeBlock(Block):
@@ -93,14 +129,54 @@ class RopeBlock(Block):
         self.attn = RopeAttention(self.config, self.dtype, self.param_dtype, self.precision)
 
 
-class RopeViT(VisionTransformer):
-    """A Vision Transformer with `RopeBlock`.
+class RopeResPostBlock(RopeBlock, ResPostBlock):
+    """A block that normalises last, with `RopeAttention`.
 
-    Reference: transformers' DINOv3ViTModel; arXiv 2508.10104.
+    Reference: timm's EvaBlockPostNorm.
     """
 
     config: RopeViTConfig
 
+
+class RopeViT(VisionTransformer):
+    """A Vision Transformer with `RopeBlock`.
+
+    Reference: transformers' DINOv3ViTModel, arXiv 2508.10104; timm's Eva.
+    """
+
+    config: RopeViTConfig
+
+    def setup_backbone(self) -> None:
+        """Builds everything after the tokens."""
+        cfg = self.config
+        if cfg.rope_type == "mixed":
+            shape = (2, cfg.depth, cfg.num_heads, cfg.head_dim // 2)
+            self.rope_freqs = self.param("rope_freqs", self._init_freqs, shape)
+        super().setup_backbone()
+
+    def _init_freqs(self, key: Array, shape: tuple[int, ...]) -> Array:
+        # every head of every block begins with axes turned by an angle of its own
+        magnitude = rotary_frequencies(self.config.head_dim, self.config.rope_theta)
+        turn = nn.initializers.uniform(2 * np.pi)(key, (*shape[1:3], 1), self.param_dtype)
+        both = jnp.concatenate([turn, turn + np.pi / 2], axis=-1)[..., None]
+        freqs = jnp.stack([jnp.cos(both), jnp.sin(both)]) * jnp.asarray(magnitude, self.param_dtype)
+        return freqs.reshape(shape)
+
     def make_block(self, index: int) -> nn.Module:
         """Returns a block; all are alike."""
-        return RopeBlock(self.config, self.dtype, self.param_dtype, self.precision)
+        kind = RopeBlock if self.config.block == "standard" else RopeResPostBlock
+        return kind(self.config, self.dtype, self.param_dtype, self.precision)
+
+    def run_blocks(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        """Runs the blocks, each with its angles."""
+        cfg = self.config
+        if cfg.rope_type == "none":
+            return super().run_blocks(tokens)
+        angles: Any
+        if cfg.rope_type == "mixed":
+            angles = mixed_angles(cfg, self.rope_freqs)
+        else:
+            angles = [rotary_angles(cfg)] * cfg.depth
+        for block, turn in zip(self.blocks, angles, strict=True):
+            tokens = block(tokens, turn)
+        return tokens

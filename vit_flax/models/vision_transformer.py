@@ -68,7 +68,7 @@ class VisionTransformer(nn.Module):
         if cfg.final_norm and not cfg.fc_norm:
             self.norm = norm()
         if cfg.global_pool == "map":
-            fields = (cfg.num_heads, cfg.mlp_dim, cfg.activation, cfg.norm_layer, cfg.norm_eps)
+            fields = (cfg.pool_num_heads, cfg.pool_mlp_dim, cfg.activation, cfg.norm_layer, cfg.norm_eps)
             self.attn_pool = AttentionPool(*fields, *runtime)
         if cfg.fc_norm:
             self.fc_norm = norm()
@@ -124,9 +124,14 @@ class VisionTransformer(nn.Module):
         tokens = self._add_prefix(tokens)
         if cfg.pre_norm:
             tokens = self.norm_pre(tokens)
+        tokens = self.run_blocks(tokens)
+        return self.norm(tokens) if cfg.final_norm and not cfg.fc_norm else tokens
+
+    def run_blocks(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        """Runs the blocks; a family whose blocks need more than tokens says so here."""
         for block in self.blocks:
             tokens = block(tokens)
-        return self.norm(tokens) if cfg.final_norm and not cfg.fc_norm else tokens
+        return tokens
 
     def _pos_table(self) -> Array:
         cfg = self.config

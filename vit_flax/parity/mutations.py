@@ -175,8 +175,8 @@ def _attention_without_row(q: Any, k: Any, v: Any, scale: float, precision: Any)
 
 
 def _attention_without_row_backward(scale: float, precision: Any, residuals: Any, g: Any) -> Any:
-    *rest, out = residuals
-    return attention._attention_backward(scale, precision, (*rest, jnp.zeros_like(out)), g)
+    *rest, out, bias = residuals
+    return attention._attention_backward(scale, precision, (*rest, jnp.zeros_like(out), bias), g)[:3]
 
 
 _attention_without_row.defvjp(attention._attention_forward, _attention_without_row_backward)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import difflib
 
+from vit_flax.presets.beit import BEIT_MODELS
 from vit_flax.presets.clip import CLIP_MODELS
 from vit_flax.presets.deit import DEIT_MODELS
+from vit_flax.presets.eva import EVA_MODELS
 from vit_flax.presets.explained import EXPLAINED
 from vit_flax.presets.foundation import FOUNDATION_MODELS
 from vit_flax.presets.open_clip import OPEN_CLIP_MODELS
@@ -26,23 +28,39 @@ PRESETS: dict[str, Preset] = {
     **CLIP_MODELS,
     **SIGLIP_MODELS,
     **FOUNDATION_MODELS,
+    **EVA_MODELS,
+    **BEIT_MODELS,
     **OPEN_CLIP_MODELS,
     **TORCHVISION_MODELS,
     **T2T_MODELS,
     **EXPLAINED,
 }
 
+_NO_CONVOLUTION = "its tokens come from a convolutional network, which this library does not have"
+_NO_GROUPS = (
+    "several queries share a key, and LayerScale is after attention alone: this library does not have such a block"
+)
+
 # Names that exist elsewhere and look like ours, and why there is no model for them.
 # fmt: off
-REFUSED: dict[str, str] = dict.fromkeys(
-    (
-        "vit_base_mci_224", "vit_base_r26_s32_224", "vit_base_r50_s16_224", "vit_base_r50_s16_384",
-        "vit_base_resnet26d_224", "vit_base_resnet50d_224", "vit_large_r50_s32_224", "vit_large_r50_s32_384",
-        "vit_small_r26_s32_224", "vit_small_r26_s32_384", "vit_small_resnet26d_224", "vit_small_resnet50d_s16_224",
-        "vit_tiny_r_s16_p8_224", "vit_tiny_r_s16_p8_384",
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "vit_base_mci_224", "vit_base_r26_s32_224", "vit_base_r50_s16_224", "vit_base_r50_s16_384",
+            "vit_base_resnet26d_224", "vit_base_resnet50d_224", "vit_large_r50_s32_224", "vit_large_r50_s32_384",
+            "vit_small_r26_s32_224", "vit_small_r26_s32_384", "vit_small_resnet26d_224",
+            "vit_small_resnet50d_s16_224", "vit_tiny_r_s16_p8_224", "vit_tiny_r_s16_p8_384",
+        ),
+        _NO_CONVOLUTION,
     ),
-    "its tokens come from a convolutional network, which this library does not have",
-)
+    **dict.fromkeys(
+        (
+            "vit_base_patch16_sapiens2", "vit_large_patch16_sapiens2", "vit_huge_patch16_sapiens2",
+            "vit_giant_patch16_sapiens2", "vit_5b_patch16_sapiens2",
+        ),
+        _NO_GROUPS,
+    ),
+}
 # fmt: on
 
 
