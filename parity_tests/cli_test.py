@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from parity_tests.asserting import randomize
+from parity_tests.random_weights import randomise
 from vit_flax.cli.main import main
 from vit_flax.reference import ViT_Model
 
@@ -24,7 +24,7 @@ SET = ["--set", "num_heads=4", "--set", "image_size=8,12"]
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    module = randomize(ViT_Model((3, 8, 12), 4, 24, 5, 4, depth=2)).float()
+    module = randomise(ViT_Model((3, 8, 12), 4, 24, 5, 4, depth=2)).float()
     save_file(module.state_dict(), tmp_path / "tutorial.safetensors")
     return tmp_path / "tutorial.safetensors"
 

@@ -220,12 +220,14 @@ def _as_stored(expected: Mapping[str, tuple[int, ...]], resize: Resize | None) -
 
 
 def _native_grid(checkpoint: Checkpoint, layout: Layout, config: Any, overrides: Mapping[str, Any]) -> Grid | None:
-    """Returns the grid that everything but the caller's own image_size tells."""
+    """Returns the grid that a config tells, whatever image_size the caller asks for."""
     others = {name: value for name, value in overrides.items() if name != "image_size"}
     try:
-        return find_config(checkpoint, layout, config, others).config.grid_size
+        resolved = find_config(checkpoint, layout, config, others)
     except ValueError:
         return None
+    # a layout that tells the size by the tensors takes the grid for square
+    return None if resolved.origins["image_size"] == "tensor shapes" else resolved.config.grid_size
 
 
 def describe(

@@ -49,7 +49,8 @@ def find_resize(
 ) -> tuple[Resize | None, str]:
     """Returns how the checkpoint's position table comes to the model's grid, or None and what stands in the way.
 
-    A table of as many rows as the model's is taken for one of the same grid, unless `source_grid` says otherwise.
+    A table of as many rows as the model's is taken for one of the same grid, unless `source_grid` or `native_grid` says
+    otherwise.
 
     Args:
         layout: the layout of the tensors; its mode is taken where `mode` is None.
@@ -80,10 +81,10 @@ def find_resize(
                 f"source_grid={old_grid} has {math.prod(old_grid)} patches; the position table has {patches} "
                 f"({stored[-2]} rows, {prefix} of them for prefix tokens)"
             )
-    elif stored == wanted:
-        return None, ""
     elif native_grid is not None and math.prod(native_grid) == patches:
         old_grid = native_grid
+    elif stored == wanted:
+        return None, ""
     else:
         side = math.isqrt(max(patches, 0))
         old_grid = (side, side) if side and side * side == patches else None

@@ -42,13 +42,22 @@ def _tower_rules() -> tuple[Rule | Drop, ...]:
 
 
 def _clip_rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
+    projection = (Rule("visual_projection.weight", "head/kernel", DENSE),)
     return (
         *_tower_rules(),
         Rule("embeddings.class_embedding", "cls_token", VECTOR),
         *norm("pre_layrnorm", "norm_pre"),
-        *norm("post_layernorm", "fc_norm"),
-        Rule("visual_projection.weight", "head/kernel", DENSE),
+        *(norm("post_layernorm", "fc_norm") if config.fc_norm else _unread_norm(config.embed_dim)),
+        *(linear("classifier", "head") if config.head_bias else projection),
         Drop("text_projection.weight", _TEXT),
+    )
+
+
+def _unread_norm(width: int) -> tuple[Drop, Drop]:
+    reason = "the classifier looks at the tokens before it; written as the identity"
+    return (
+        Drop("post_layernorm.weight", reason, np.ones(width, np.float32)),
+        Drop("post_layernorm.bias", reason, np.zeros(width, np.float32)),
     )
 
 
@@ -83,16 +92,16 @@ def _infer(shapes: Shapes) -> dict[str, Any]:
     return {**hf.block_infer(shapes, hf.CLIP), **hf.patch_infer(shapes, "embeddings.patch_embedding.weight")}
 
 
+# CLIPForImageClassification: of the mean of the patches' tokens, before any norm
+_CLASSIFIER = {"global_pool": "avg", "head_bias": True, "final_norm": False, "fc_norm": False}
+
+
 def _clip_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **_infer(shapes),
-        "num_classes": vote(shapes, ("visual_projection.weight", 0)) or 0,
-        "patch_bias": False,
-        "pre_norm": True,
-        "fc_norm": True,
-        "head_bias": False,
-        "global_pool": "token",
-    }
+    values = {**_infer(shapes), "patch_bias": False, "pre_norm": True}
+    if classes := vote(shapes, ("classifier.weight", 0), ("classifier.bias", 0)):
+        return {**values, "num_classes": classes, **_CLASSIFIER}
+    projected = vote(shapes, ("visual_projection.weight", 0)) or 0
+    return {**values, "num_classes": projected, "fc_norm": True, "head_bias": False, "global_pool": "token"}
 
 
 def _siglip_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,15 +112,13 @@ def _siglip_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _clip_write(config: ViTConfig) -> dict[str, Any]:
-    projected = bool(config.num_classes)
-    return {
-        "architectures": ["CLIPVisionModelWithProjection" if projected else "CLIPVisionModel"],
-        "model_type": "clip_vision_model",
-        **hf.write(config),
-        **hf.write_sizes(config),
-        **hf.write_mlp(config),
-        **({"projection_dim": config.num_classes} if projected else {}),
-    }
+    tower = {"model_type": "clip_vision_model", **hf.write(config), **hf.write_sizes(config), **hf.write_mlp(config)}
+    if config.head_bias:
+        name = "CLIPForImageClassification"
+        return {"architectures": [name], "model_type": "clip", "vision_config": tower, **hf.write_labels(config)}
+    if config.num_classes:
+        return {"architectures": ["CLIPVisionModelWithProjection"], **tower, "projection_dim": config.num_classes}
+    return {"architectures": ["CLIPVisionModel"], **tower}
 
 
 def _siglip_write(config: ViTConfig) -> dict[str, Any]:
@@ -136,6 +143,18 @@ def _conditions(config: ViTConfig) -> list[str]:
     return hf.conditions(config) + hf.square(config)
 
 
+def _clip_conditions(config: ViTConfig) -> list[str]:
+    lines = _conditions(config)
+    told = {name: getattr(config, name) for name in _CLASSIFIER}
+    other = {"global_pool": "token", "head_bias": False, "final_norm": True, "fc_norm": True}
+    if told != other and (told != _CLASSIFIER or not config.num_classes):
+        lines.append(
+            ", ".join(f"{name}={value!r}" for name, value in told.items())
+            + " (it pools the class token, then normalises; or classifies the mean of tokens that are not normalised)"
+        )
+    return lines
+
+
 def _siglip_conditions(config: ViTConfig) -> list[str]:
     lines = _conditions(config)
     if (config.global_pool == "avg") != bool(config.num_classes):
@@ -149,7 +168,10 @@ def _siglip_conditions(config: ViTConfig) -> list[str]:
 def _components(config: ViTConfig, prefix: str) -> tuple[tuple[str, str], ...]:
     pairs = hf.block_components(hf.CLIP, prefix)
     if config.pre_norm:  # CLIP
-        pairs += ((f"{prefix}pre_layrnorm", "norm_pre"), (f"{prefix}post_layernorm", "fc_norm"))
+        pairs += ((f"{prefix}pre_layrnorm", "norm_pre"),)
+        if config.head_bias:
+            return (*pairs, ("classifier:input", "head:input"), ("classifier", "head"))
+        pairs += ((f"{prefix}post_layernorm", "fc_norm"),)
         return (*pairs, *((("visual_projection", "head"),) if config.num_classes else ()))
     pairs += ((f"{prefix}post_layernorm", "norm"),)
     if config.global_pool == "map":
@@ -211,10 +233,10 @@ CLIP_LAYOUTS: tuple[Layout, ...] = (
     *_family(
         "clip", "pre_layrnorm.weight", _clip_infer, _clip_rules,
         hf.fixed(
-            patch_bias=(False,), pre_norm=(True,), fc_norm=(True,), head_bias=(False,), qkv_bias=(True,),
-            global_pool=("token",),
+            patch_bias=(False,), pre_norm=(True,), fc_norm=(True, False), final_norm=(True, False),
+            head_bias=(False, True), qkv_bias=(True,), global_pool=("token", "avg"),
         ),
-        _clip_write, _conditions,
+        _clip_write, _clip_conditions,
     ),
 )  # fmt: skip
 
