@@ -231,7 +231,12 @@ def _native_grid(checkpoint: Checkpoint, layout: Layout, config: Any, overrides:
 
 
 def describe(
-    checkpoint: Checkpoint, layout: str | None, config: str | ViTConfig | Mapping[str, Any] | None, overrides: Any
+    checkpoint: Checkpoint,
+    layout: str | None,
+    config: str | ViTConfig | Mapping[str, Any] | None,
+    overrides: Any,
+    resample: str | None = None,
+    source_grid: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Returns what a checkpoint is, as JSON types: layout, config with origins, every tensor's fate, problems.
 
@@ -263,7 +268,9 @@ def describe(
     rules, expected = found.rules(resolved.config), expected_shapes(build_model(resolved.config))
     native = _native_grid(checkpoint, found, config, overrides)
     asked = config is not None or "image_size" in overrides
-    resize, obstacle = find_resize(found, resolved.config, rules, shapes, expected, native_grid=native, asked=asked)
+    resize, obstacle = find_resize(
+        found, resolved.config, rules, shapes, expected, resample, source_grid, native, asked
+    )
     steps = plan(shapes, rules, _as_stored(expected, resize))
     answer["tensors"] = [
         {"name": fate.name, "shape": list(fate.shape), "fate": _fate(fate, resize)} for fate in steps.fates

@@ -106,12 +106,13 @@ class TestSourceGrid:
         table = state["backbone.pos_embed"]
         resized = resize_pos_embed(table, (4, 4), (2, 8), 1, "bicubic")
         wide = CONFIG.replace(image_size=(8, 32))
-        for expected, arguments in (
+        cases: list[tuple[Any, dict[str, Any]]] = [
             (table, {"config": wide}),
             (resized, {"config": wide, "source_grid": (4, 4)}),
             (resized, {"image_size": (8, 32)}),  # the config says 4 x 4
             (table, {"image_size": (8, 32), "source_grid": (2, 8)}),
-        ):
+        ]
+        for expected, arguments in cases:
             _, params = load(state, **arguments)
             np.testing.assert_array_equal(params["pos_embed"], expected)
 

@@ -121,7 +121,8 @@ def compare_gradients(subject: Subject, images: np.ndarray, seed: int = 0) -> li
     flax64, flax32 = (_flax_gradients(subject, images, bits, seed) for bits in (64, 32))
     largest = max(float(np.linalg.norm(g)) for g in torch64.values())
     if subject.export is None:
-        return [compare_arrays("image", "image", *(g["image"] for g in (torch64, flax64, torch32, flax32)))]
+        image = [gradients["image"] for gradients in (torch64, flax64, torch32, flax32)]
+        return [compare_arrays("image", "image", image[0], image[1], image[2], image[3])]
     return [
         compare_arrays(name, name, torch64[name], flax64[name], torch32[name], flax32[name], largest)
         if name in flax64
@@ -132,7 +133,8 @@ def compare_gradients(subject: Subject, images: np.ndarray, seed: int = 0) -> li
 
 def _not_exported(name: str, gradient: np.ndarray) -> Row:
     """Returns the row of a parameter that Flax does not have: right only where torch does not read it either."""
-    return Row(name, "(none)", (), *(float(np.abs(gradient).max(initial=0.0)),) * 2, None, None, not gradient.any())
+    largest = float(np.abs(gradient).max(initial=0.0))
+    return Row(name, "(none)", (), largest, float(largest > 0), None, None, largest == 0)
 
 
 def _cotangent(shape: tuple[int, ...], seed: int) -> np.ndarray:

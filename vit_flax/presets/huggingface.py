@@ -40,7 +40,10 @@ def _rope(width: int, depth: int, heads: int, **fields: Any) -> RopeViTConfig:
     return RopeViTConfig(embed_dim=width, depth=depth, num_heads=heads, **fields)
 
 
-SQUASHED = {"crop_mode": "squash", "interpolation": "bilinear"}  # resized to a square, whatever it was
+SQUASHED: dict[str, Any] = {"crop_mode": "squash", "interpolation": "bilinear"}  # resized to a square, whatever it was
+
+
+CROPPED = 224 / 256  # the centre of an image whose shorter side is 256
 
 
 def _google_vit() -> dict[str, Preset]:
@@ -63,7 +66,7 @@ def _deit() -> dict[str, Preset]:
     for name in list(rows):
         size, _, rest = name.partition("-")
         rows[f"{size}-distilled-{rest}"] = rows[name].replace(dist_token=True, head_dist=True)
-    crops = {224: 224 / 256, 384: 384 / 438}
+    crops = {224: CROPPED, 384: 384 / 438}
     return {
         f"facebook/deit-{name}": _row(config, IMAGENET, crop_pct=crops[config.image_size[0]])
         for name, config in rows.items()
@@ -85,9 +88,8 @@ def _dinov2() -> dict[str, Preset]:
             more = {**fields, **(GATED if name == "giant" else {})}
             backbone = vit(*_NAMES[name], 14, 518, num_classes=0, **more)
             classifier = backbone.replace(num_classes=1000, global_pool="token_avg")
-            crop = {"crop_pct": 224 / 256}  # published for images of 224 pixels
-            presets[f"facebook/{kind}-{name}"] = _row(backbone, IMAGENET, **crop)
-            presets[f"facebook/{kind}-{name}-imagenet1k-1-layer"] = _row(classifier, IMAGENET, **crop)
+            presets[f"facebook/{kind}-{name}"] = _row(backbone, IMAGENET, crop_pct=CROPPED)
+            presets[f"facebook/{kind}-{name}-imagenet1k-1-layer"] = _row(classifier, IMAGENET, crop_pct=CROPPED)
     return presets
 
 
