@@ -34,7 +34,7 @@ from vit_flax.convert.rules import Fate, plan, to_params
 from vit_flax.models import VisionTransformer, build_model
 from vit_flax.models.resample import Grid
 from vit_flax.presets import get_preset
-from vit_flax.resizing import TABLE, Resize, find_resize
+from vit_flax.resizing import KERNEL, TABLE, PatchResize, Resize, find_patch_resize, find_resize
 
 Params = dict[str, Any]
 _ALIGNMENT = 64  # bytes; JAX's arrays on the CPU begin at multiples of it
@@ -68,8 +68,9 @@ def from_state_dict(
         config: what tensors cannot tell: a preset's name, a ViTConfig or its `to_dict()`, or the contents of a
             config.json.
         entry: which weights of a training checkpoint to take where it holds several, for example 'teacher'.
-        resample: how to resize learned positions when `image_size` asks for another grid of patches: a mode of
-            vit_flax.models.resample. None takes the mode of the layout's own library.
+        resample: how to resize learned positions when `image_size` asks for another grid of patches, and the patch
+            kernel when `patch_size` asks for other patches (as FlexiViT does): a mode of vit_flax.models.resample. None
+            takes the mode of the layout's own library.
         source_grid: (height, width) of the checkpoint's grid of patches, needed where that is not square.
         **overrides: single fields of the config, for example `num_heads=12`; they win over `config`.
 
@@ -143,7 +144,7 @@ def find_layout(checkpoint: Checkpoint, layout: str | None) -> tuple[Layout, str
             if named and (named.belongs or named.evidence)(checkpoint.shapes.keys()):
                 return named, beside.origin
     try:
-        found, evidence = detect_layout(checkpoint.shapes.keys())
+        found, evidence = detect_layout(checkpoint.shapes)
     except ConversionError as error:
         raise ConversionError(f"{checkpoint.source}: {error}") from error
     return found, f"has {evidence}"
@@ -192,19 +193,17 @@ def build_from(
     resolved = find_config(checkpoint, found, config, overrides)
     model = build_model(resolved.config)
     rules, expected = found.rules(resolved.config), expected_shapes(model)
-    native = _native_grid(checkpoint, found, config, overrides)
-    asked = config is not None or "image_size" in overrides
-    resize, obstacle = find_resize(
-        found, resolved.config, rules, checkpoint.shapes, expected, resample, source_grid, native, asked
+    resizes, obstacle = _find_resizes(
+        checkpoint, found, resolved.config, rules, expected, config, overrides, resample, source_grid
     )
     try:
-        flat = to_params(checkpoint, rules, _as_stored(expected, resize), on_device)
+        flat = to_params(checkpoint, rules, _as_stored(expected, resizes), on_device)
     except ConversionError as error:
         if not obstacle:
             raise
         raise ConversionError(f"{error}\n  {obstacle}") from error
-    if resize:
-        flat[TABLE] = on_device(resize(flat[TABLE]))
+    for path, resize in resizes.items():
+        flat[path] = on_device(resize(flat[path]))
     return model, unflatten_dict(flat, sep="/")
 
 
@@ -215,13 +214,36 @@ def _with_config(checkpoint: Checkpoint, config: Any) -> tuple[Checkpoint, Any]:
     return checkpoint, config
 
 
-def _as_stored(expected: Mapping[str, tuple[int, ...]], resize: Resize | None) -> Mapping[str, tuple[int, ...]]:
-    return {**expected, TABLE: resize.stored_shape} if resize else expected
+Resizes = dict[str, Resize | PatchResize]  # by the parameter's path
+
+
+def _find_resizes(
+    checkpoint: Checkpoint,
+    layout: Layout,
+    resolved: ViTConfig,
+    rules: Any,
+    expected: Mapping[str, tuple[int, ...]],
+    config: Any,
+    overrides: Mapping[str, Any],
+    resample: str | None,
+    source_grid: tuple[int, int] | None,
+) -> tuple[Resizes, str]:
+    native = _native_grid(checkpoint, layout, config, overrides)
+    asked = config is not None or "image_size" in overrides or "patch_size" in overrides
+    shapes = checkpoint.shapes
+    table, obstacle = find_resize(layout, resolved, rules, shapes, expected, resample, source_grid, native, asked)
+    kernel = find_patch_resize(resolved, rules, shapes, expected, resample) if "patch_size" in overrides else None
+    found = {TABLE: table, KERNEL: kernel}
+    return {path: resize for path, resize in found.items() if resize is not None}, obstacle
+
+
+def _as_stored(expected: Mapping[str, tuple[int, ...]], resizes: Resizes) -> Mapping[str, tuple[int, ...]]:
+    return {**expected, **{path: resize.stored_shape for path, resize in resizes.items()}}
 
 
 def _native_grid(checkpoint: Checkpoint, layout: Layout, config: Any, overrides: Mapping[str, Any]) -> Grid | None:
-    """Returns the grid that a config tells, whatever image_size the caller asks for."""
-    others = {name: value for name, value in overrides.items() if name != "image_size"}
+    """Returns the grid that a config tells, whatever image_size and patch_size the caller asks for."""
+    others = {name: value for name, value in overrides.items() if name not in ("image_size", "patch_size")}
     try:
         resolved = find_config(checkpoint, layout, config, others)
     except ValueError:
@@ -266,21 +288,19 @@ def describe(
         return answer
     answer["config"], answer["origins"] = resolved.config.to_dict(), {"model_config": "layout", **resolved.origins}
     rules, expected = found.rules(resolved.config), expected_shapes(build_model(resolved.config))
-    native = _native_grid(checkpoint, found, config, overrides)
-    asked = config is not None or "image_size" in overrides
-    resize, obstacle = find_resize(
-        found, resolved.config, rules, shapes, expected, resample, source_grid, native, asked
+    resizes, obstacle = _find_resizes(
+        checkpoint, found, resolved.config, rules, expected, config, overrides, resample, source_grid
     )
-    steps = plan(shapes, rules, _as_stored(expected, resize))
+    steps = plan(shapes, rules, _as_stored(expected, resizes))
     answer["tensors"] = [
-        {"name": fate.name, "shape": list(fate.shape), "fate": _fate(fate, resize)} for fate in steps.fates
+        {"name": fate.name, "shape": list(fate.shape), "fate": _fate(fate, resizes)} for fate in steps.fates
     ]
     answer["problems"] = [*steps.problems, *([obstacle] if obstacle and steps.problems else [])]
     return answer
 
 
-def _fate(fate: Fate, resize: Resize | None) -> str:
-    if fate.target == TABLE and resize:
+def _fate(fate: Fate, resizes: Resizes) -> str:
+    if resize := resizes.get(fate.target or ""):
         return f"-> {fate.target} ({fate.operation}; resized {resize})"
     if fate.target:
         return f"-> {fate.target} ({fate.operation})"

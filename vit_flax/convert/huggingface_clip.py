@@ -6,16 +6,17 @@ transformers 5 has in memory where there is something beside the tower.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import NaFlexViTConfig, ViTConfig
 from vit_flax.convert import huggingface as hf
 from vit_flax.convert.config_files import Family
 from vit_flax.convert.layout import Layout, Shapes, any_match, vote
-from vit_flax.convert.rules import CONV, DENSE, UNBATCHED, Drop, Operation, Rule
+from vit_flax.convert.rules import CONV, DENSE, UNBATCHED, ConversionError, Drop, Operation, Rule
 from vit_flax.convert.timm_blocks import linear, norm
 
 VECTOR = Operation("(D,) -> (1, 1, D)", lambda a: np.reshape(a, (1, 1, -1)), lambda a: (np.reshape(a, -1),))
@@ -139,6 +140,57 @@ def _siglip_write(config: ViTConfig) -> dict[str, Any]:
     }
 
 
+_KERNEL = "embeddings.patch_embedding.weight"
+
+
+def _naflex_evidence(names: Collection[str]) -> str | None:
+    found = hf.ending(f"{hf.CLIP.block.format(i=0)}.{hf.CLIP.norm1}.weight", "post_layernorm.weight")(names)
+    if not found or not isinstance(names, Mapping):
+        return None
+    # the names are SigLIP's: the patch embedding is no convolution
+    flat = next((name for name, shape in names.items() if f".{name}".endswith(f".{_KERNEL}") and len(shape) == 2), None)
+    return flat and f"{flat} of two axes"
+
+
+def _naflex_rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
+    height, width = config.patch_size
+    flat = Operation(
+        "(out, p p C) -> (p, p, C, out)",
+        lambda a: np.moveaxis(np.reshape(a, (len(a), height, width, -1)), 0, -1),
+        lambda a: (np.moveaxis(a, -1, 0).reshape(a.shape[-1], -1),),
+    )
+    rules = (rule for rule in _siglip_rules(config) if rule.source != _KERNEL)
+    return (*rules, Rule(_KERNEL, "patch_embed/proj/kernel", flat))
+
+
+def _naflex_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
+    values = _siglip_infer(shapes, known)
+    rows, patch = vote(shapes, ("embeddings.position_embedding.weight", 0)), known.get("patch_size")
+    if rows is None or patch is None:
+        return values
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    side = math.isqrt(rows)
+    return {**values, "image_size": (side * height, side * width)} if side * side == rows else values
+
+
+def _naflex_read(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    patch, side = attributes["patch_size"], math.isqrt(attributes["num_patches"])
+    if side * side != attributes["num_patches"]:
+        raise ConversionError(f"num_patches={attributes['num_patches']} is no square")
+    sizes = {"image_size": (side * patch, side * patch), "patch_size": (patch, patch)}
+    return {**hf.read(attributes), **hf.read_mlp(attributes), **sizes}
+
+
+def _naflex_write(config: ViTConfig) -> dict[str, Any]:
+    values = _siglip_write(config)
+    tower = values.get("vision_config", values)
+    del tower["image_size"]
+    tower |= {"model_type": "siglip2_vision_model", "num_patches": config.num_patches}
+    if tower is values:
+        return {**values, "architectures": ["Siglip2VisionModel"]}
+    return {**values, "architectures": ["Siglip2ForImageClassification"], "model_type": "siglip2"}
+
+
 def _conditions(config: ViTConfig) -> list[str]:
     return hf.conditions(config) + hf.square(config)
 
@@ -187,30 +239,34 @@ def _family(
     fixed: Mapping[str, tuple[Any, ...]],
     write: Callable[[ViTConfig], dict[str, Any]],
     conditions: Callable[[ViTConfig], list[str]],
+    **more: Any,
 ) -> tuple[Layout, Layout]:
     """Returns the layouts of a tower in memory and on disk; files without the tower's name are both."""
 
     def layout(suffix: str, where: str, prefix: Callable[[ViTConfig], str]) -> Layout:
         block = f"{hf.CLIP.block.format(i=0)}.{hf.CLIP.norm1}.weight"
+        fields: dict[str, Any] = {
+            "config_class": ViTConfig,
+            "evidence": hf.ending(block, needle),
+            "required": hf.REQUIRED,
+            "resample": lambda config: "bicubic",
+        }
         return Layout(
             name=f"huggingface_{name}{suffix}",
             description=f"Hugging Face's image tower of {name}, {where}",
-            config_class=ViTConfig,
-            evidence=hf.ending(block, needle),
             infer=infer,
             rules=rules,
-            required=hf.REQUIRED,
             defaults=lambda known: {},
             fixed=fixed,
             components=lambda config: _components(config, prefix(config)),
             conditions=conditions,
             hint=hf.HINT,
-            resample=lambda config: "bicubic",
             prefixes=("vision_model.",),
             prefix=prefix,
             outside=("visual_projection.", "classifier."),
             belongs=hf.ending(block),
             config_file=write,
+            **{**fields, **more},
         )
 
     return (
@@ -229,6 +285,16 @@ CLIP_LAYOUTS: tuple[Layout, ...] = (
         "siglip", "post_layernorm.weight", _siglip_infer, _siglip_rules,
         hf.fixed(class_token=(False,), qkv_bias=(True,), global_pool=("map", "avg", "none")),
         _siglip_write, _siglip_conditions,
+    ),
+    *_family(
+        "siglip2", "", _naflex_infer, _naflex_rules,
+        hf.fixed(
+            config_class=NaFlexViTConfig, qkv_bias=(True,), qk_scale=(None,), crop_to_patches=(False,),
+            global_pool=("map", "avg", "none"),
+        ),
+        _naflex_write, _siglip_conditions, config_class=NaFlexViTConfig, evidence=_naflex_evidence,
+        required=(("num_heads", "norm_eps", "activation", "patch_size", "in_chans"), ("image_size",)),
+        resample=lambda config: "",
     ),
     *_family(
         "clip", "pre_layrnorm.weight", _clip_infer, _clip_rules,
@@ -264,7 +330,19 @@ _SIGLIP = Family(
     harmless=(*hf.HARMLESS, "vision_use_head"),  # the tensors tell
     part="vision_config",
 )  # fmt: skip
+_NAFLEX = Family(
+    layout="huggingface_siglip2",
+    defaults={
+        **{name: value for name, value in hf.SIZES.items() if name != "image_size"}, "intermediate_size": 3072,
+        "patch_size": 16, "num_patches": 256, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
+    },
+    fields=_naflex_read,
+    harmless=(*hf.HARMLESS, "vision_use_head"),  # the tensors tell
+    part="vision_config",
+)  # fmt: skip
 CLIP_FAMILIES: dict[str, Family] = {
+    "siglip2": _NAFLEX,
+    "siglip2_vision_model": _NAFLEX,
     "clip": _CLIP,
     "clip_vision_model": _CLIP,
     "siglip": _SIGLIP,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vit_flax.config import LucidrainsViTConfig, RopeViTConfig, T2TViTConfig, ViTConfig
+from vit_flax.config import LucidrainsViTConfig, NaFlexViTConfig, RopeViTConfig, T2TViTConfig, ViTConfig
 from vit_flax.models.attention import Attention
 from vit_flax.models.attention_pool import AttentionPool
 from vit_flax.models.block import Block
@@ -11,6 +11,7 @@ from vit_flax.models.linear import Linear
 from vit_flax.models.lucidrains import LucidrainsViT
 from vit_flax.models.masks import no_weight_decay, trainable_mask, weight_decay_mask
 from vit_flax.models.mlp import Mlp
+from vit_flax.models.naflex import NaFlexViT
 from vit_flax.models.norm import LayerNorm, RMSNorm
 from vit_flax.models.patch_embed import PatchEmbed
 from vit_flax.models.pos_embed import simple_sincos_2d, sincos_2d, sinusoid_1d
@@ -29,6 +30,7 @@ __all__ = [
     "Linear",
     "LucidrainsViT",
     "Mlp",
+    "NaFlexViT",
     "PatchEmbed",
     "RMSNorm",
     "RopeViT",
@@ -51,6 +53,7 @@ MODELS: dict[type[ViTConfig], type[VisionTransformer]] = {
     T2TViTConfig: T2TViT,
     LucidrainsViTConfig: LucidrainsViT,
     RopeViTConfig: RopeViT,
+    NaFlexViTConfig: NaFlexViT,
 }
 
 
