@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ transformers = import_transformers()
 NAMES = [name for name in PRESETS if "/" in name]
 
 
-def layout_of(name):
+def layout_of(name) -> Any:
     """Returns the layout that the repository's files have, the first of Hugging Face's that can hold the model."""
     config = PRESETS[name].config
     family = "mae" if "vit-mae" in name else "ijepa" if "ijepa" in name else ""
@@ -52,6 +53,7 @@ def test_its_config_file_says_the_same(name):
     config = PRESETS[name].config
     layout = layout_of(name)
     beside = read_config(layout.config_file(config), FAMILIES, name)
+    assert beside is not None
     assert beside.layout == layout.name
     for field, value in beside.fields.items():
         assert getattr(config, field) == pytest.approx(value), field

@@ -7,6 +7,8 @@ float32 whatever the model's type, and so agrees with exact arithmetic to float3
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,7 +58,7 @@ def published(request, tmp_path_factory):
     return folder, registers, theirs
 
 
-def ways(folder, registers):
+def ways(folder, registers) -> Iterator[tuple[Any, Any]]:
     preset = "facebook/dinov2-with-registers-small" if registers else "facebook/dinov2-small"
     alone, config = folder / "alone" / "pytorch_model.bin", json.loads((folder / "config.json").read_text())
     tokens = {"reg_tokens": 4, "no_embed_reg": True, "mask_token": True} if registers else {}
@@ -88,7 +90,7 @@ def test_every_way_gives_the_same_model(published):
     assert np.array_equal(np.asarray(params["pos_embed"]), position)
 
 
-def _compare(theirs, model, params, images):
+def _compare(theirs, model, params, images) -> list[Any]:
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     double = type(theirs)(theirs.config).double().eval()
     double.load_state_dict(theirs.state_dict())
@@ -98,7 +100,9 @@ def _compare(theirs, model, params, images):
     ours32 = run(params, images.astype(np.float32))
     ours64 = run(jax.tree.map(lambda leaf: leaf.astype(np.float64), params), images)
     return [
-        compare_arrays(name, name, in64[name].numpy(), *(np.asarray(a, np.float64) for a in (b, in32[name], c)))
+        compare_arrays(
+            name, name, in64[name].numpy(), np.asarray(b), in32[name].double().numpy(), np.asarray(c, np.float64)
+        )
         for name, b, c in zip(("last_hidden_state", "pooler_output"), ours64, ours32, strict=True)
     ]
 

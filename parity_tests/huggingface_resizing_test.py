@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_another_image_size(kind, tmp_path):
         images = random_images(size)
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         patches = size[0] * size[1] // 64
-        more = {"noise": torch.arange(patches).double().expand(2, -1)} if "MAE" in kind else {}
+        more: dict[str, Any] = {"noise": torch.arange(patches).double().expand(2, -1)} if "MAE" in kind else {}
         if "interpolate_pos_encoding" in str(inspect.signature(model_class.forward)) or "MAE" in kind:
             more["interpolate_pos_encoding"] = True
         with torch.no_grad():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -61,7 +63,7 @@ def outputs(theirs):
     return out.get("last_hidden_state"), pooled
 
 
-def run(model, params, method="__call__"):
+def run(model: Any, params: Any, method: str = "__call__") -> Any:
     apply = jax.jit(lambda p, *inputs: model.apply({"params": p}, *inputs, method=method))
     return apply(params, *INPUTS)
 
@@ -110,7 +112,8 @@ MUTATIONS = {
 def test_a_wrong_conversion_is_seen(mutation):
     theirs = build("pooled")
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-    change, config = MUTATIONS[mutation], theirs.config.to_dict()
+    change: Any = MUTATIONS[mutation]
+    config = theirs.config.to_dict()
     overrides = {} if callable(change) else change
     model, params = vit_flax.from_state_dict(
         change(tensors) if callable(change) else tensors, config=config, **overrides
@@ -153,7 +156,7 @@ def test_gradients_are_torchs():
     patches, mask, grids = INPUTS
     out = theirs(torch.from_numpy(patches), torch.from_numpy(mask).int(), torch.from_numpy(grids).long())
     out.pooler_output.square().sum().backward()
-    gradient = jax.grad(lambda p: (model.apply({"params": p}, *INPUTS) ** 2).sum())(params)
+    gradient = jax.grad(lambda p: jnp.square(jnp.asarray(model.apply({"params": p}, *INPUTS))).sum())(params)
     ours = vit_flax.to_state_dict(model, gradient, "huggingface_siglip2_memory")
     largest = max(float(p.grad.norm()) for p in theirs.parameters())
     for name, parameter in theirs.named_parameters():
