@@ -111,7 +111,7 @@ MUTATIONS = {
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_wrong_conversion_is_seen(mutation):
     theirs = build("pooled")
-    tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    tensors: Any = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     change: Any = MUTATIONS[mutation]
     config = theirs.config.to_dict()
     overrides = {} if callable(change) else change
