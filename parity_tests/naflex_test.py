@@ -115,9 +115,8 @@ def test_a_wrong_conversion_is_seen(mutation):
     change: Any = MUTATIONS[mutation]
     config = theirs.config.to_dict()
     overrides = {} if callable(change) else change
-    model, params = vit_flax.from_state_dict(
-        change(tensors) if callable(change) else tensors, config=config, **overrides
-    )
+    given: Any = change(tensors) if callable(change) else tensors
+    model, params = vit_flax.from_state_dict(given, config=config, **overrides)
     assert relative_error(run(model, params), outputs(theirs)[1]) > 1e-7
 
 
