@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 import vit_flax
-from parity_tests.random_weights import relative_error
+from parity_tests.random_weights import randomise, relative_error
 from vit_flax.convert import get_layout
-from vit_flax.parity.compare import compare_components, compare_gradients, subject_of
+from vit_flax.parity import Row, Subject, compare_components, compare_gradients, subject_of
 
 RELATIVE = 1e-9  # float64 rounding stays near 1e-13; any difference of definition is above 1e-6
 
@@ -57,6 +57,19 @@ def assert_components_agree(module: torch.nn.Module, model: Any, params: Any, la
     channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     blocks = [flax for _, flax in subject.pairs if flax.startswith("blocks_")]
     assert len(blocks) >= 6 * model.config.depth
-    rows = compare_components(subject, channels_first) + compare_gradients(subject, channels_first)
-    worst = [f"{row.name}: {row.relative_difference:.3g}" for row in rows if not row.agrees]
-    assert not worst, ", ".join(worst)
+    assert_rows_agree(compare_components(subject, channels_first) + compare_gradients(subject, channels_first))
+
+
+def assert_rows_agree(rows: Iterable[Row]) -> None:
+    """Fails with every row that disagrees; an empty comparison fails too."""
+    rows = list(rows)
+    assert rows, "nothing was compared"
+    wrong = [row for row in rows if not row.agrees]
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+def converted(module: torch.nn.Module, layout: str, **overrides: Any) -> tuple[Subject, Any]:
+    """Returns the Subject of a torch model with random weights, and its Flax model."""
+    randomise(module)
+    model, params = vit_flax.from_state_dict(module.state_dict(), layout, **overrides)
+    return subject_of(module, model, params, get_layout(layout)), model

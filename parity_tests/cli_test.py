@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from parity_tests.asserting import randomize
+from parity_tests.random_weights import randomise
 from vit_flax.cli.main import main
 from vit_flax.reference import ViT_Model
 
@@ -24,7 +24,7 @@ SET = ["--set", "num_heads=4", "--set", "image_size=8,12"]
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    module = randomize(ViT_Model((3, 8, 12), 4, 24, 5, 4, depth=2)).float()
+    module = randomise(ViT_Model((3, 8, 12), 4, 24, 5, 4, depth=2)).float()
     save_file(module.state_dict(), tmp_path / "tutorial.safetensors")
     return tmp_path / "tutorial.safetensors"
 
@@ -105,6 +105,25 @@ def test_convert_there_and_back(checkpoint: Path, tmp_path: Path) -> None:
     first, last = load_file(checkpoint), torch.load(tmp_path / "c.pth", weights_only=True)
     assert first.keys() == last.keys()
     assert all(torch.equal(tensor, last[name]) for name, tensor in first.items())
+
+
+def test_another_image_size_is_resized_as_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from parity_tests.peers import import_timm
+
+    model = import_timm().create_model("vit_tiny_patch16_224", depth=1, img_size=(32, 48), num_classes=2)
+    save_file(model.state_dict(), tmp_path / "a.safetensors")
+    told = ["--config", "vit_tiny_patch16_224"]
+    for field in ("depth=1", "num_classes=2", "image_size=64"):
+        told += ["--set", field]
+    assert main(["inspect", str(tmp_path / "a.safetensors"), *told]) == 1
+    assert "pass source_grid=(height, width)" in capsys.readouterr().out
+    told += ["--source-grid", "2x3", "--resample", "bilinear"]
+    assert main(["inspect", str(tmp_path / "a.safetensors"), *told]) == 0
+    assert "resized 2x3 -> 4x4, bilinear" in capsys.readouterr().out
+    assert main(["convert", str(tmp_path / "a.safetensors"), str(tmp_path / "b.npz"), *told]) == 0
+    assert np.load(tmp_path / "b.npz")["pos_embed"].shape == (1, 17, 192)
+    assert main(["inspect", str(tmp_path / "a.safetensors"), *told, "--resample", "nearest"]) == 2
+    assert "unknown resampling mode 'nearest'" in capsys.readouterr().err
 
 
 class _RunsCode:

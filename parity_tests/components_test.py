@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from parity_tests.asserting import assert_agree, randomize
+from parity_tests.agreement import assert_rows_agree
+from parity_tests.random_weights import randomise
 from vit_flax import reference
 from vit_flax.config import T2TViTConfig, ViTConfig
 from vit_flax.convert import get_layout
@@ -57,7 +58,7 @@ def _check(
     """Compares a component with its linen module on random tokens, or on images."""
     from flax.traverse_util import flatten_dict, unflatten_dict
 
-    randomize(module)
+    randomise(module)
     config = config or ViTConfig()
     tensors = module.state_dict()
     moves = _moves(layout, config, prefix, target, list(tensors))
@@ -78,10 +79,10 @@ def _check(
     )
     x = RNG.standard_normal(shape)
     for offset in (0.0, 256.0):  # activations of a large mean too
-        assert_agree(compare_components(subject, x + offset))
+        assert_rows_agree(compare_components(subject, x + offset))
     rows = compare_gradients(subject, x)
     assert len(rows) == 1 + len(tensors)
-    assert_agree(rows)
+    assert_rows_agree(rows)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_soft_split_is_torch_unfold(kernel: int, size: tuple[int, int]) -> None:
 
 
 def test_non_finite_inputs_spread_as_in_torch() -> None:
-    module = randomize(reference.ViT_Model((1, 4, 8), 2, 16, 3, 2, depth=1))
+    module = randomise(reference.ViT_Model((1, 4, 8), 2, 16, 3, 2, depth=1))
     from vit_flax import from_state_dict
 
     model, params = from_state_dict(module.state_dict(), num_heads=2, image_size=(4, 8))
@@ -190,7 +191,7 @@ def test_second_derivatives_agree_with_torch() -> None:
     """Forward-over-reverse and reverse-over-reverse through the hand-written backward passes."""
     from vit_flax import from_state_dict
 
-    module = randomize(reference.ViT_Model((1, 4, 4), 2, 16, 1, 2, depth=1))
+    module = randomise(reference.ViT_Model((1, 4, 4), 2, 16, 1, 2, depth=1))
     model, params = from_state_dict(module.state_dict(), num_heads=2, image_size=4)
     images, direction = RNG.standard_normal((2, 1, 4, 4)), RNG.standard_normal((2, 1, 4, 4))
     x = torch.from_numpy(images).requires_grad_()
@@ -203,3 +204,21 @@ def test_second_derivatives_agree_with_torch() -> None:
     reverse = jax.jit(jax.grad(lambda x: (gradient_of(x) * along).sum()))(ours)
     for product in (forward, reverse):
         np.testing.assert_allclose(np.asarray(product).transpose(0, 3, 1, 2), theirs.numpy(), rtol=1e-9, atol=1e-11)
+
+
+def test_a_parameter_that_flax_does_not_have_is_reported() -> None:
+    module = torch.nn.Linear(4, 3).double()
+    bias = jnp.asarray(module.bias.detach().numpy())
+    subject = Subject(
+        module,
+        lambda p, x: x @ p["kernel"] + bias,
+        {"kernel": jnp.asarray(module.weight.detach().numpy().T)},
+        (),
+        lambda tree: {"weight": np.asarray(tree["kernel"]).T},
+        to_flax=lambda x: x,
+        from_flax=lambda x: x,
+    )
+    rows = compare_gradients(subject, RNG.standard_normal((2, 4)))
+    assert [(row.name, row.agrees) for row in rows] == [("image", True), ("weight", True), ("bias", False)]
+    module.register_parameter("unread", torch.nn.Parameter(torch.ones(2)))
+    assert compare_gradients(subject, RNG.standard_normal((2, 4)))[-1].agrees

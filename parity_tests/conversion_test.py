@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from parity_tests.asserting import randomize
+from parity_tests.random_weights import randomise
 from vit_flax import ConversionError, T2TViTConfig, ViTConfig, from_state_dict, load, save, to_state_dict
 from vit_flax.convert import write_checkpoint
 from vit_flax.reference import T2T_ViT, ViT_Model
@@ -26,7 +26,7 @@ KNOWN: dict[str, Any] = {"num_heads": 4, "image_size": (8, 12)}
 
 
 def _tensors() -> dict[str, torch.Tensor]:
-    return randomize(ViT_Model(**SMALL)).float().state_dict()
+    return randomise(ViT_Model(**SMALL)).float().state_dict()
 
 
 def test_what_tensors_cannot_tell_is_asked_for_by_name() -> None:

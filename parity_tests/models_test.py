@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from parity_tests.asserting import assert_agree, converted
+from parity_tests.agreement import assert_rows_agree, converted
 from vit_flax.parity import compare_components, compare_gradients
 from vit_flax.reference import T2T_ViT, ViT_Model
 
@@ -61,8 +61,8 @@ def _check(module: nn.Module, layout: str, size: tuple[int, int, int], **overrid
     named = {row.name.removesuffix(":input") for row in rows}
     owners = {name.rpartition(".")[0] for name, _ in module.named_parameters() if name.count(".") > 1}
     assert owners <= named, f"components with parameters that were not compared: {owners - named}"
-    assert_agree(rows)
-    assert_agree(compare_gradients(subject, images))
+    assert_rows_agree(rows)
+    assert_rows_agree(compare_gradients(subject, images))
     assert subject.export is not None
     back, tensors = subject.export(subject.params), module.state_dict()
     assert back.keys() == tensors.keys()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from parity_tests.asserting import assert_agree, converted
+from parity_tests.agreement import assert_rows_agree, converted
 from vit_flax.models import tokens_to_token
 from vit_flax.parity import compare_components, first_divergence
 from vit_flax.parity.digits import UNBROKEN, DigitsCase
@@ -75,7 +75,7 @@ def test_t2t_mutation_is_caught_where_it_acts(name: str | None) -> None:
     images = np.random.default_rng(0).standard_normal((2, 2, 16, 16))
     with ExitStack() as stack:
         if name is None:
-            assert_agree(compare_components(subject, images))
+            assert_rows_agree(compare_components(subject, images))
             return
         patch, first = T2T_MUTATIONS[name]
         stack.enter_context(mock.patch.object(*patch))

@@ -63,6 +63,19 @@ def test_agrees_in_float64_and_goes_back_bit_for_bit(case):
     load_strictly(theirs, back)
 
 
+def test_a_tower_by_itself():
+    theirs, values, images = build("OpenAI")
+    tower = {name.removeprefix("visual."): a for name, a in theirs.state_dict().items() if name.startswith("visual.")}
+    model, params = vit_flax.from_state_dict(tower, **values)
+    assert_agrees(run_flax(model, params, images), run_torch(theirs, images))
+    assert_same_tensors(vit_flax.to_state_dict(model, params, layout="open_clip_tower"), tower)
+    assert_components_agree(theirs.visual, model, params, "open_clip_tower", images)
+    name = "transformer.resblocks.1.attn.in_proj_weight"
+    query, key, value = tower[name].chunk(3)
+    _, params = vit_flax.from_state_dict({**tower, name: torch.cat([key, query, value])}, **values)
+    assert relative_error(run_flax(model, params, images), run_torch(theirs, images)) > 1e-6
+
+
 @pytest.mark.parametrize("case", ["OpenAI", "LayerScale"])
 def test_every_component_and_gradient_agrees(case):
     theirs, values, images = build(case)

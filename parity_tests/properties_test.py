@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from parity_tests.asserting import randomize
+from parity_tests.random_weights import randomise
 from vit_flax import from_state_dict, to_state_dict
 from vit_flax.models import PatchEmbed
 from vit_flax.parity.compare import compare_arrays
@@ -21,7 +21,7 @@ ACTIVATIONS = {"gelu": nn.GELU, "silu": nn.SiLU, "elu": nn.ELU, "tanhshrink": nn
 
 
 def _agree(module: nn.Module, size: tuple[int, int, int], batch: int, **overrides: Any) -> None:
-    randomize(module)
+    randomise(module)
     tensors = module.state_dict()
     model, params = from_state_dict(tensors, image_size=size[1:], **overrides)
     images = torch.randn(batch, *size, dtype=torch.float64)

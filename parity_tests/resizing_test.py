@@ -78,3 +78,24 @@ def test_dinov2_resizes_in_its_two_ways(registers):
     _, resized = vit_flax.from_state_dict(state, "dinov2", **sized)
     _, expected = vit_flax.from_state_dict(state, "dinov2", **sized, resample=mode)
     assert relative_error(resized["pos_embed"], expected["pos_embed"]) == 0
+
+
+@pytest.mark.parametrize("patch", [12, 4, (8, 16)])
+def test_another_patch_size_as_timm_resizes_flexivit(patch, monkeypatch):
+    timm: Any = import_timm()
+    layer = timm.layers.patch_embed
+    monkeypatch.setattr(layer, "DTYPE_INTERMEDIATE", torch.float64)
+    for function in (layer._compute_resize_matrix, layer._apply_resampling):
+        monkeypatch.setattr(function, "__defaults__", (torch.float64,))
+    sizes = {"embed_dim": 32, "num_heads": 4, "depth": 2}
+    module = randomise(timm.create_model("flexivit_small", img_size=48, patch_size=8, **sizes))
+    state = {key: value.clone() for key, value in module.state_dict().items()}
+    other = timm.create_model("flexivit_small", img_size=48, patch_size=patch, **sizes).double().eval()
+    other.load_state_dict(timm.models.vision_transformer.checkpoint_filter_fn(dict(state), other))
+    config = vit_flax.create_model("flexivit_small", image_size=48, patch_size=8, **sizes).config
+    model, params = vit_flax.from_state_dict(state, "timm", config, patch_size=patch)
+    images = random_images((48, 48))
+    expected = run_torch(other, images)
+    assert_agrees(run_flax(model, params, images), expected)
+    model, params = vit_flax.from_state_dict(state, "timm", config, patch_size=patch, resample="bilinear")
+    assert relative_error(run_flax(model, params, images), expected) > 1e-6

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import vit_flax
-from parity_tests.asserting import assert_agree
+from parity_tests.agreement import assert_rows_agree
 from parity_tests.peers import import_timm
 from parity_tests.random_weights import in_float64, random_images, randomise, relative_error
 from vit_flax.convert import ConversionError, get_layout
@@ -94,12 +94,20 @@ def test_components_and_what_tensors_tell(name: str) -> None:
     }
     if name == "post-norm":
         told["block"] = "res_post"  # the same names and shapes as the standard block's
+    if name == "no biases":
+        told["block"] = "standard"
     told["pool_include_prefix"] = changes.get("pool_include_prefix", False)
     model, params = vit_flax.from_state_dict(torch_model.state_dict(), **{**PLAIN, **told})
     images = random_images((48, 32)).transpose(0, 3, 1, 2).copy()
-    assert_agree(compare_components(subject_of(torch_model, model, params, get_layout("timm")), images))
+    assert_rows_agree(compare_components(subject_of(torch_model, model, params, get_layout("timm")), images))
     assert error(torch_model, model, params, "features") < TOLERANCE
     round_trip(model, params, "timm", tensors_of(torch_model))
+
+
+def test_the_block_is_asked_for_where_two_kinds_have_the_same_tensors() -> None:
+    tensors = timm_model(qkv_bias=False).state_dict()
+    with pytest.raises(vit_flax.ConversionError, match="do not tell block; pass block='standard' or 'res_post'"):
+        vit_flax.from_state_dict(tensors, **PLAIN)
 
 
 def test_gradients_of_a_model_with_everything() -> None:
@@ -110,7 +118,7 @@ def test_gradients_of_a_model_with_everything() -> None:
         torch_model.state_dict(), **{**PLAIN, "pool_include_prefix": True, "global_pool": "map"}
     )
     images = random_images((48, 32)).transpose(0, 3, 1, 2).copy()
-    assert_agree(compare_gradients(subject_of(torch_model, model, params, get_layout("timm")), images))
+    assert_rows_agree(compare_gradients(subject_of(torch_model, model, params, get_layout("timm")), images))
 
 
 def test_the_two_heads_of_a_distilled_model() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict
 
-from parity_tests.asserting import assert_agree, converted
+from parity_tests.agreement import assert_rows_agree, converted
 from vit_flax import reference, to_state_dict
 from vit_flax.config import T2TViTConfig, ViTConfig
 from vit_flax.models import build_model, no_weight_decay, trainable_mask, weight_decay_mask
@@ -30,7 +30,7 @@ def test_fifty_adamw_steps(kind: str) -> None:
     steps = compare_steps(subject, batches, mask, no_weight_decay(model.config), AdamW(learning_rate=3e-3))
     assert len(steps.flax_losses) == 50
     assert steps.flax_losses[-1] != steps.flax_losses[0]
-    assert_agree(steps.rows)
+    assert_rows_agree(steps.rows)
 
 
 def test_the_decay_mask_is_the_references_exemption() -> None:
@@ -48,7 +48,7 @@ def test_fractional_labels_mean_squared_error() -> None:
     subject, model = converted(module, "explained", num_heads=2, image_size=4)
     batches = [(RNG.standard_normal((4, 1, 4, 4)), RNG.standard_normal((4, 1))) for _ in range(3)]
     mask = weight_decay_mask(model.config, subject.params)
-    assert_agree(compare_steps(subject, batches, mask, no_weight_decay(model.config)).rows)
+    assert_rows_agree(compare_steps(subject, batches, mask, no_weight_decay(model.config)).rows)
 
 
 def _moments(sample: np.ndarray) -> tuple[float, float, float]:

@@ -376,8 +376,34 @@ class BeitConfig(ViTConfig):
         _require_defaults(self, *_BEIT_FIELDS)
 
 
+_NAFLEX_FIELDS = (
+    "image_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "activation", "norm_eps",
+    "num_classes", "class_token", "global_pool",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NaFlexViTConfig(ViTConfig):
+    """A Vision Transformer for images of any aspect ratio, as SigLIP 2's NaFlex models are.
+
+    `image_size` is what the position table was made for; the model resizes it for every image.
+    """
+
+    class_token: bool = False
+    global_pool: str = "map"
+    num_classes: int = 0
+    activation: str = "gelu_tanh"
+
+    def __post_init__(self) -> None:
+        """Refuses what this family does not compute."""
+        super().__post_init__()
+        _require_defaults(self, *_NAFLEX_FIELDS)
+        if self.class_token or self.global_pool not in ("map", "avg", "none"):
+            raise ValueError("NaFlexViTConfig has no class token, and global_pool is map, avg or none")
+
+
 CONFIGS: dict[str, type[ViTConfig]] = {
-    c.__name__: c for c in (ViTConfig, T2TViTConfig, LucidrainsViTConfig, RopeViTConfig, BeitConfig)
+    c.__name__: c for c in (ViTConfig, T2TViTConfig, LucidrainsViTConfig, RopeViTConfig, BeitConfig, NaFlexViTConfig)
 }
 
 

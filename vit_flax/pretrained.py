@@ -34,7 +34,16 @@ from vit_flax.convert.rules import Fate, plan, to_params
 from vit_flax.models import VisionTransformer, build_model
 from vit_flax.models.resample import Grid
 from vit_flax.presets import get_preset
-from vit_flax.resizing import TABLE, Resize, WindowResize, find_resize, find_window_resizes
+from vit_flax.resizing import (
+    KERNEL,
+    TABLE,
+    PatchResize,
+    Resize,
+    WindowResize,
+    find_patch_resize,
+    find_resize,
+    find_window_resizes,
+)
 
 Params = dict[str, Any]
 _ALIGNMENT = 64  # bytes; JAX's arrays on the CPU begin at multiples of it
@@ -68,8 +77,9 @@ def from_state_dict(
         config: what tensors cannot tell: a preset's name, a ViTConfig or its `to_dict()`, or the contents of a
             config.json.
         entry: which weights of a training checkpoint to take where it holds several, for example 'teacher'.
-        resample: how to resize learned positions when `image_size` asks for another grid of patches: a mode of
-            vit_flax.models.resample. None takes the mode of the layout's own library.
+        resample: how to resize learned positions when `image_size` asks for another grid of patches, and the patch
+            kernel when `patch_size` asks for other patches (as FlexiViT does): a mode of vit_flax.models.resample. None
+            takes the mode of the layout's own library.
         source_grid: (height, width) of the checkpoint's grid of patches, needed where that is not square.
         **overrides: single fields of the config, for example `num_heads=12`; they win over `config`.
 
@@ -143,7 +153,7 @@ def find_layout(checkpoint: Checkpoint, layout: str | None, config: Any = None) 
             if named and (named.belongs or named.evidence)(checkpoint.shapes.keys()):
                 return named, beside.origin
     try:
-        found, evidence = detect_layout(checkpoint.shapes.keys(), _config_class(config))
+        found, evidence = detect_layout(checkpoint.shapes, _config_class(config))
     except ConversionError as error:
         raise ConversionError(f"{checkpoint.source}: {error}") from error
     return found, f"has {evidence}"
@@ -192,24 +202,17 @@ def build_from(
     resolved = find_config(checkpoint, found, config, overrides)
     model = build_model(resolved.config)
     rules, expected = found.rules(resolved.config), expected_shapes(model)
-    native = _native_grid(checkpoint, found, config, overrides)
-    asked = config is not None or "image_size" in overrides
-    resize, obstacle = find_resize(
-        found, resolved.config, rules, checkpoint.shapes, expected, resample, source_grid, native, asked
+    resizes, obstacle = _find_resizes(
+        checkpoint, found, resolved.config, rules, expected, config, overrides, resample, source_grid
     )
-    windows, window_obstacle = find_window_resizes(
-        found, resolved.config, rules, checkpoint.shapes, expected, resample, source_grid, native, asked
-    )
-    obstacle = obstacle or window_obstacle
     try:
-        flat = to_params(checkpoint, rules, _as_stored(expected, resize, windows), on_device)
+        flat = to_params(checkpoint, rules, _as_stored(expected, resizes), on_device)
     except ConversionError as error:
         if not obstacle:
             raise
         raise ConversionError(f"{error}\n  {obstacle}") from error
-    if resize:
-        flat[TABLE] = on_device(resize(flat[TABLE]))
-    flat.update((path, on_device(window(flat[path]))) for path, window in windows.items())
+    for path, resize in resizes.items():
+        flat[path] = on_device(resize(flat[path]))
     return model, unflatten_dict(flat, sep="/")
 
 
@@ -220,24 +223,54 @@ def _with_config(checkpoint: Checkpoint, config: Any) -> tuple[Checkpoint, Any]:
     return checkpoint, config
 
 
-def _as_stored(
-    expected: Mapping[str, tuple[int, ...]], resize: Resize | None, windows: Mapping[str, WindowResize]
-) -> Mapping[str, tuple[int, ...]]:
-    resizes = {**({TABLE: resize} if resize else {}), **windows}
-    return {**expected, **{path: way.stored_shape for path, way in resizes.items()}}
+Resizes = dict[str, Resize | PatchResize | WindowResize]  # by the parameter's path
+
+
+def _find_resizes(
+    checkpoint: Checkpoint,
+    layout: Layout,
+    resolved: ViTConfig,
+    rules: Any,
+    expected: Mapping[str, tuple[int, ...]],
+    config: Any,
+    overrides: Mapping[str, Any],
+    resample: str | None,
+    source_grid: tuple[int, int] | None,
+) -> tuple[Resizes, str]:
+    native = _native_grid(checkpoint, layout, config, overrides)
+    asked = config is not None or "image_size" in overrides or "patch_size" in overrides
+    shapes = checkpoint.shapes
+    table, obstacle = find_resize(layout, resolved, rules, shapes, expected, resample, source_grid, native, asked)
+    windows, window_obstacle = find_window_resizes(
+        layout, resolved, rules, shapes, expected, resample, source_grid, native, asked
+    )
+    kernel = find_patch_resize(resolved, rules, shapes, expected, resample) if "patch_size" in overrides else None
+    found = {TABLE: table, KERNEL: kernel, **windows}
+    return {path: resize for path, resize in found.items() if resize is not None}, obstacle or window_obstacle
+
+
+def _as_stored(expected: Mapping[str, tuple[int, ...]], resizes: Resizes) -> Mapping[str, tuple[int, ...]]:
+    return {**expected, **{path: resize.stored_shape for path, resize in resizes.items()}}
 
 
 def _native_grid(checkpoint: Checkpoint, layout: Layout, config: Any, overrides: Mapping[str, Any]) -> Grid | None:
-    """Returns the grid that everything but the caller's own image_size tells."""
-    others = {name: value for name, value in overrides.items() if name != "image_size"}
+    """Returns the grid that a config tells, whatever image_size and patch_size the caller asks for."""
+    others = {name: value for name, value in overrides.items() if name not in ("image_size", "patch_size")}
     try:
-        return find_config(checkpoint, layout, config, others).config.grid_size
+        resolved = find_config(checkpoint, layout, config, others)
     except ValueError:
         return None
+    # a layout that tells the size by the tensors takes the grid for square
+    return None if resolved.origins["image_size"] == "tensor shapes" else resolved.config.grid_size
 
 
 def describe(
-    checkpoint: Checkpoint, layout: str | None, config: str | ViTConfig | Mapping[str, Any] | None, overrides: Any
+    checkpoint: Checkpoint,
+    layout: str | None,
+    config: str | ViTConfig | Mapping[str, Any] | None,
+    overrides: Any,
+    resample: str | None = None,
+    source_grid: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Returns what a checkpoint is, as JSON types: layout, config with origins, every tensor's fate, problems.
 
@@ -267,25 +300,20 @@ def describe(
         return answer
     answer["config"], answer["origins"] = resolved.config.to_dict(), {"model_config": "layout", **resolved.origins}
     rules, expected = found.rules(resolved.config), expected_shapes(build_model(resolved.config))
-    native = _native_grid(checkpoint, found, config, overrides)
-    asked = config is not None or "image_size" in overrides
-    resize, obstacle = find_resize(found, resolved.config, rules, shapes, expected, native_grid=native, asked=asked)
-    windows, window_obstacle = find_window_resizes(
-        found, resolved.config, rules, shapes, expected, native_grid=native, asked=asked
+    resizes, obstacle = _find_resizes(
+        checkpoint, found, resolved.config, rules, expected, config, overrides, resample, source_grid
     )
-    obstacle = obstacle or window_obstacle
-    steps = plan(shapes, rules, _as_stored(expected, resize, windows))
+    steps = plan(shapes, rules, _as_stored(expected, resizes))
     answer["tensors"] = [
-        {"name": fate.name, "shape": list(fate.shape), "fate": _fate(fate, resize, windows)} for fate in steps.fates
+        {"name": fate.name, "shape": list(fate.shape), "fate": _fate(fate, resizes)} for fate in steps.fates
     ]
     answer["problems"] = [*steps.problems, *([obstacle] if obstacle and steps.problems else [])]
     return answer
 
 
-def _fate(fate: Fate, resize: Resize | None, windows: Mapping[str, WindowResize]) -> str:
-    way = resize if fate.target == TABLE else windows.get(fate.target or "")
-    if way:
-        return f"-> {fate.target} ({fate.operation}; resized {way})"
+def _fate(fate: Fate, resizes: Resizes) -> str:
+    if resize := resizes.get(fate.target or ""):
+        return f"-> {fate.target} ({fate.operation}; resized {resize})"
     if fate.target:
         return f"-> {fate.target} ({fate.operation})"
     return f"dropped: {fate.dropped}" if fate.dropped else "unexpected"

@@ -1,4 +1,4 @@
-"""Position tables of a checkpoint that was made for another image size than the model is."""
+"""Position tables and patch kernels of a checkpoint that was made for other sizes than the model is."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ from vit_flax.config import ViTConfig
 from vit_flax.convert import ConversionError, Drop, Layout, Rule
 from vit_flax.convert.rules import sources_of
 from vit_flax.models.beit import relative_rows
-from vit_flax.models.resample import MODES, Grid, resize_pos_embed, resize_windows
+from vit_flax.models.resample import (
+    MODES,
+    PATCH_MODES,
+    Grid,
+    resize_patch_embed,
+    resize_pos_embed,
+    resize_windows,
+)
 
 TABLE = "pos_embed"  # the parameter's path
+KERNEL = "patch_embed/proj/kernel"
 WINDOWS = "relative_position_bias_table"  # how the paths of such parameters end
 
 
@@ -38,6 +46,43 @@ class Resize:
         return f"{_by(self.old_grid)} -> {_by(self.new_grid)}, {self.mode}"
 
 
+@dataclasses.dataclass(frozen=True)
+class PatchResize:
+    """A patch kernel's way from the checkpoint's patch size to the model's."""
+
+    old_size: Grid
+    new_size: Grid
+    mode: str
+    stored_shape: tuple[int, ...]
+
+    def __call__(self, kernel: Any) -> np.ndarray:
+        """Returns the kernel resized, computed in float64 whatever its dtype."""
+        return resize_patch_embed(np.asarray(kernel), self.new_size, self.mode)
+
+    def __str__(self) -> str:
+        """Says it in a few words."""
+        return f"{_by(self.old_size)} -> {_by(self.new_size)}, {self.mode}"
+
+
+def find_patch_resize(
+    config: ViTConfig,
+    rules: Iterable[Rule | Drop],
+    shapes: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    mode: str | None = None,
+) -> PatchResize | None:
+    """Returns how the checkpoint's patch kernel comes to the patch size that the caller asks for, or None if it has it.
+
+    Modes are those of vit_flax.models.resample.PATCH_MODES; where `mode` is none of them (it is for positions as well)
+    or None, it is timm's, 'bicubic_antialias'.
+    """
+    stored, wanted = _stored_shape(rules, shapes, KERNEL), expected.get(KERNEL, ())
+    if len(stored) != 4 or len(wanted) != 4 or stored[2:] != wanted[2:] or stored[:2] == wanted[:2]:
+        return None
+    mode = mode if mode in PATCH_MODES else "bicubic_antialias"
+    return PatchResize((stored[0], stored[1]), config.patch_size, mode, stored)
+
+
 def find_resize(
     layout: Layout,
     config: ViTConfig,
@@ -51,7 +96,8 @@ def find_resize(
 ) -> tuple[Resize | None, str]:
     """Returns how the checkpoint's position table comes to the model's grid, or None and what stands in the way.
 
-    A table of as many rows as the model's is taken for one of the same grid, unless `source_grid` says otherwise.
+    A table of as many rows as the model's is taken for one of the same grid, unless `source_grid` or `native_grid` says
+    otherwise.
 
     Args:
         layout: the layout of the tensors; its mode is taken where `mode` is None.
@@ -69,7 +115,7 @@ def find_resize(
     """
     if mode is not None and mode not in MODES:
         raise ConversionError(f"unknown resampling mode {mode!r}; known: {', '.join(MODES)}")
-    stored, wanted = _stored_shape(rules, shapes), expected.get(TABLE, ())
+    stored, wanted = _stored_shape(rules, shapes, TABLE), expected.get(TABLE, ())
     if len(wanted) < 2 or len(stored) != len(wanted) or stored[:-2] + stored[-1:] != wanted[:-2] + wanted[-1:]:
         return None, ""
     new_grid = config.grid_size
@@ -82,10 +128,10 @@ def find_resize(
                 f"source_grid={old_grid} has {math.prod(old_grid)} patches; the position table has {patches} "
                 f"({stored[-2]} rows, {prefix} of them for prefix tokens)"
             )
-    elif stored == wanted:
-        return None, ""
     elif native_grid is not None and math.prod(native_grid) == patches:
         old_grid = native_grid
+    elif stored == wanted:
+        return None, ""
     else:
         side = math.isqrt(max(patches, 0))
         old_grid = (side, side) if side and side * side == patches else None
@@ -164,9 +210,9 @@ def find_window_resizes(
     return resizes, ""
 
 
-def _stored_shape(rules: Iterable[Rule | Drop], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+def _stored_shape(rules: Iterable[Rule | Drop], shapes: Mapping[str, tuple[int, ...]], path: str) -> tuple[int, ...]:
     try:
-        rule, names = sources_of(TABLE, rules)
+        rule, names = sources_of(path, rules)
         probes = [np.broadcast_to(np.zeros((), np.int8), shapes[name]) for name in names]
         return rule.operation.forward(*probes).shape
     except (KeyError, ValueError):  # what is missing or misshapen is reported with everything else

@@ -101,13 +101,20 @@ class TestSourceGrid:
         expected = resize_pos_embed(self.state["backbone.pos_embed"], (2, 6), (6, 6), 1, "bicubic")
         np.testing.assert_array_equal(params["pos_embed"], expected)
 
-    def test_of_as_many_patches_as_the_models_is_the_models_unless_given(self):
+    def test_of_as_many_patches_as_the_models_is_the_models_unless_a_config_or_the_caller_says_otherwise(self):
         state = tensors()
-        _, params = load(state, image_size=(8, 32))
-        np.testing.assert_array_equal(params["pos_embed"], state["backbone.pos_embed"])
-        _, params = load(state, image_size=(8, 32), source_grid=(4, 4))
-        expected = resize_pos_embed(state["backbone.pos_embed"], (4, 4), (2, 8), 1, "bicubic")
-        np.testing.assert_array_equal(params["pos_embed"], expected)
+        table = state["backbone.pos_embed"]
+        resized = resize_pos_embed(table, (4, 4), (2, 8), 1, "bicubic")
+        wide = CONFIG.replace(image_size=(8, 32))
+        cases: list[tuple[Any, dict[str, Any]]] = [
+            (table, {"config": wide}),
+            (resized, {"config": wide, "source_grid": (4, 4)}),
+            (resized, {"image_size": (8, 32)}),  # the config says 4 x 4
+            (table, {"image_size": (8, 32), "source_grid": (2, 8)}),
+        ]
+        for expected, arguments in cases:
+            _, params = load(state, **arguments)
+            np.testing.assert_array_equal(params["pos_embed"], expected)
 
 
 def test_other_faults_are_still_listed_all():

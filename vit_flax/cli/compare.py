@@ -7,11 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vit_flax.cli.options import add_checkpoint_options
+
+LIBRARIES = ("timm", "transformers")
 EXAMPLE = """example:
   vit-flax compare                                  the trained digits ViT that ships with the package
   vit-flax compare --steps 50 --html report.html    with more optimiser steps and a page of pictures
   vit-flax compare --mutate gelu_tanh               break the Flax side on purpose: must exit with 1
-  vit-flax compare --mutate list                    the names of all such errors"""
+  vit-flax compare --mutate list                    the names of all such errors
+  vit-flax compare dinov2-small/                    a checkpoint, as it is loaded here, with the installed transformers
+  vit-flax compare deit.pth --config deit_tiny_patch16_224.fb_in1k      or with timm"""
 
 
 def add_parser(commands: Any) -> None:
@@ -20,12 +25,17 @@ def add_parser(commands: Any) -> None:
         "compare",
         help="compare a torch model with its Flax twin",
         description="Converts a torch model and compares components, gradients and optimiser steps, in float64 and "
-        "float32. Exit status 0: they agree; 1: they differ; 2: unusable input.",
+        "float32. With a checkpoint: compares what is loaded from it, components and outputs, with the installed timm "
+        "or transformers model of the same weights. Exit status 0: they agree; 1: they differ; 2: unusable input.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--steps", type=int, default=10, metavar="N", help="optimiser steps to compare (default 10)")
+    parser.add_argument("checkpoint", nargs="?", help=".safetensors, .npz, .pth or .bin file, or a folder")
+    parser.add_argument("--against", choices=LIBRARIES, help="library (default: the one that the layout belongs to)")
+    parser.add_argument("--model", metavar="NAME", help="timm's name of the model (default: that of --config)")
+    add_checkpoint_options(parser, resizing=False)
+    parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps to compare (default 10)")
     parser.add_argument(
         "--mutate", metavar="NAME", help="put a deliberate error into the Flax side ('list' lists them)"
     )
@@ -43,6 +53,12 @@ def run(options: argparse.Namespace) -> int:
         for mutation in MUTATIONS.values():
             print(f"{mutation.name:<{width}}  {mutation.description}")
         return 0
+    if options.checkpoint is not None:
+        return _run_checkpoint(options)
+    given = [name for name in _OF_A_CHECKPOINT if getattr(options, name)]
+    if given:
+        raise ValueError(f"--{given[0].replace('source_', '').replace('overrides', 'set')} needs a checkpoint")
+    options.steps = 10 if options.steps is None else options.steps
     if options.steps < 0:
         raise ValueError(f"--steps must not be negative, got {options.steps}")
     mutation = get_mutation(options.mutate) if options.mutate else None
@@ -67,6 +83,41 @@ def run(options: argparse.Namespace) -> int:
         _write(options.json, report.to_json() + "\n")
     if options.html:
         _write(options.html, format_page(report))
+    return 0 if report.agrees else 1
+
+
+_OF_A_CHECKPOINT = ("against", "model", "source_layout", "entry", "config", "overrides")
+
+
+def _run_checkpoint(options: argparse.Namespace) -> int:
+    for name in ("steps", "mutate", "html"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} is of the comparison without a checkpoint")
+    if options.json not in (None, "-") and not Path(options.json).absolute().parent.is_dir():
+        raise ValueError(f"{options.json}: its folder does not exist")
+    from vit_flax.convert import read_checkpoint, unwrap
+
+    checkpoint = unwrap(read_checkpoint(options.checkpoint), options.entry)
+
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_x64", True)
+    from vit_flax.parity.libraries import compare_checkpoint
+    from vit_flax.parity.text import format_report
+
+    report = compare_checkpoint(
+        checkpoint,
+        options.source_layout,
+        options.config,
+        dict(options.overrides),
+        options.against,
+        options.model,
+    )
+    if options.json != "-":
+        print(format_report(report))
+    if options.json:
+        _write(options.json, report.to_json() + "\n")
     return 0 if report.agrees else 1
 
 

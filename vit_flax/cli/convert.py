@@ -10,6 +10,7 @@ from vit_flax.convert import LAYOUTS
 
 EXAMPLE = """example:
   vit-flax convert tutorial.pth tutorial.safetensors --set num_heads=4 --set image_size=60,100
+  vit-flax convert dinov2/ small.safetensors --set image_size=224 --resample bicubic
   vit-flax convert timm.safetensors vit.npz --config vit_base_patch16_224.augreg_in21k --layout torchvision"""
 
 
@@ -44,7 +45,9 @@ def run(options: argparse.Namespace) -> int:
     from vit_flax.pretrained import build_from, find_layout, save
 
     found, _ = find_layout(checkpoint, options.source_layout, options.config)
-    model, params = build_from(checkpoint, found.name, options.config, dict(options.overrides))
+    model, params = build_from(
+        checkpoint, found.name, options.config, dict(options.overrides), options.resample, options.source_grid
+    )
     target = options.layout or found.name
     save(options.target, model, params, target)
     print(f"wrote {options.target}: {len(checkpoint.shapes)} tensors from {found.name} to {target}")

@@ -41,7 +41,14 @@ def run(options: argparse.Namespace) -> int:
     jax.config.update("jax_platforms", "cpu")
     from vit_flax.pretrained import describe
 
-    found = describe(checkpoint, options.source_layout, options.config, dict(options.overrides))
+    found = describe(
+        checkpoint,
+        options.source_layout,
+        options.config,
+        dict(options.overrides),
+        options.resample,
+        options.source_grid,
+    )
     if options.json:
         print(json.dumps(found, indent=1))
         return 1 if found["problems"] else 0

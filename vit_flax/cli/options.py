@@ -9,7 +9,7 @@ from typing import Any
 from vit_flax.convert import LAYOUTS
 
 
-def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--layout") -> None:
+def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--layout", resizing: bool = True) -> None:
     """Adds what tells a command how to read a checkpoint; `layout` is the option that names its layout."""
     parser.add_argument(
         layout,
@@ -19,6 +19,14 @@ def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--lay
     )
     parser.add_argument("--entry", help="weights to take where a training checkpoint holds several: teacher, say")
     parser.add_argument("--config", metavar="PRESET", help="preset that tells what tensors cannot")
+    if resizing:
+        parser.add_argument("--resample", metavar="MODE", help="how positions and patch kernels are resized")
+        parser.add_argument(
+            "--source-grid",
+            type=_grid,
+            metavar="HxW",
+            help="the checkpoint's grid of patches, where that is not square",
+        )
     parser.add_argument(
         "--set",
         action="append",
@@ -28,6 +36,13 @@ def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--lay
         dest="overrides",
         help="a field of the config, for example num_heads=4 or image_size=60,100; may be repeated",
     )
+
+
+def _grid(text: str) -> tuple[int, int]:
+    height, cross, width = text.partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form HEIGHTxWIDTH, for example 14x14")
+    return int(height), int(width)
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -21,7 +21,7 @@ from vit_flax.convert.huggingface_dinov3 import DINOV3_FAMILIES, DINOV3_LAYOUTS
 from vit_flax.convert.huggingface_vit import VIT_FAMILIES, VIT_LAYOUTS
 from vit_flax.convert.layout import Layout, Resolved, resolve_config
 from vit_flax.convert.lucidrains import LUCIDRAINS, SIMPLE_VIT
-from vit_flax.convert.open_clip import OPEN_CLIP, OPEN_CLIP_TIMM
+from vit_flax.convert.open_clip import OPEN_CLIP, OPEN_CLIP_TIMM, OPEN_CLIP_TOWER
 from vit_flax.convert.rules import ConversionError, Drop, Rule
 from vit_flax.convert.t2t_vit import T2T_VIT
 from vit_flax.convert.timm import TIMM
@@ -52,8 +52,8 @@ __all__ = [
 # From the general to the special: a model is written in the first that can hold it, and tensors are taken for the last
 # whose evidence is found.
 _ORDER = (
-    TIMM, DINO, DEIT, DEIT3, DINOV2, IJEPA, MAE, OPEN_CLIP_TIMM, OPEN_CLIP, TORCHVISION, GOOGLE_NPZ, BIG_VISION,
-    BIG_VISION_SCAN, EVA, FACEBOOK_DINOV3, BEIT, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T,
+    TIMM, DINO, DEIT, DEIT3, DINOV2, IJEPA, MAE, OPEN_CLIP_TIMM, OPEN_CLIP, OPEN_CLIP_TOWER, TORCHVISION, GOOGLE_NPZ,
+    BIG_VISION, BIG_VISION_SCAN, EVA, FACEBOOK_DINOV3, BEIT, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T,
     *VIT_LAYOUTS, *BEIT_LAYOUTS, *DINOV2_LAYOUTS, *DINOV3_LAYOUTS, *CLIP_LAYOUTS,
 )  # fmt: skip
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ORDER}

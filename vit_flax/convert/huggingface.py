@@ -9,7 +9,7 @@ from typing import Any
 from vit_flax.config import ViTConfig
 from vit_flax.convert.config_files import ACTIVATIONS, activation
 from vit_flax.convert.layout import Shapes, any_match, count_blocks, only, ratio_for, vote
-from vit_flax.convert.rules import ConversionError, Rule
+from vit_flax.convert.rules import IDENTITY, ConversionError, Drop, Operation, Rule
 from vit_flax.convert.timm_blocks import joined, linear, norm
 
 
@@ -50,6 +50,14 @@ DINOV3 = Names(
     "mlp.up_proj", "mlp.down_proj",
 )  # fmt: skip
 DINOV3_MEMORY = dataclasses.replace(DINOV3, block="model.layer.{i}")
+
+
+def mask_rule(config: ViTConfig, operation: Operation = IDENTITY) -> Rule | Drop:
+    """Returns the rule of the mask token, which a config may leave out: evaluation does not read it."""
+    name = "embeddings.mask_token"
+    if config.mask_token:
+        return Rule(name, "mask_token", operation)
+    return Drop(name, "stands for masked patches in training, and the config says mask_token=False")
 
 
 def block_rules(names: Names) -> tuple[Rule, ...]:

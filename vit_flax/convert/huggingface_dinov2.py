@@ -32,7 +32,7 @@ def _rules(config: ViTConfig, names: hf.Names) -> tuple[Rule | Drop, ...]:
         blocks = (*(rule for rule in blocks if "/mlp/" not in rule.target), *_gated(names))
     return (
         Rule("embeddings.cls_token", "cls_token"),
-        Rule("embeddings.mask_token", "mask_token", ROW),
+        hf.mask_rule(config, ROW),
         Rule("embeddings.register_tokens", "reg_token"),
         Rule("embeddings.position_embeddings", "pos_embed"),
         Rule("embeddings.patch_embeddings.projection.weight", "patch_embed/proj/kernel", CONV),

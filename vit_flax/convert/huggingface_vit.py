@@ -17,7 +17,6 @@ from vit_flax.convert.rules import CONV, Drop, Rule
 from vit_flax.convert.timm_blocks import linear, norm
 
 _CLASSIFIERS = ("classifier.", "cls_classifier.", "distillation_classifier.")
-_MASKED = "stands for masked patches in training"
 
 
 def _rules(config: ViTConfig, names: hf.Names) -> tuple[Rule | Drop, ...]:
@@ -34,7 +33,7 @@ def _rules(config: ViTConfig, names: hf.Names) -> tuple[Rule | Drop, ...]:
         Rule("embeddings.position_embeddings", "pos_embed"),
         Rule("embeddings.patch_embeddings.projection.weight", "patch_embed/proj/kernel", CONV),
         Rule("embeddings.patch_embeddings.projection.bias", "patch_embed/proj/bias"),
-        Drop("embeddings.mask_token", _MASKED),
+        hf.mask_rule(config),
         Drop("decoder.{i}.{part}", "rebuilds masked patches in training"),
         *hf.block_rules(names),
         *norm("layernorm", "norm"),
@@ -67,6 +66,7 @@ def _infer(names: hf.Names) -> Callable[[Shapes, Mapping[str, Any]], dict[str, A
             "num_classes": classes,
             "representation_size": None if classes else pooler,
             "dist_token": any_match(shapes, "embeddings.distillation_token"),
+            "mask_token": any_match(shapes, "embeddings.mask_token"),
             "head_dist": any_match(shapes, "distillation_classifier.weight"),
         }
 
@@ -186,16 +186,22 @@ VIT_LAYOUTS: tuple[Layout, ...] = (
         "ijepa.",
         "IJepa",
         ("embeddings.position_embeddings",),
-        hf.fixed("representation_size", class_token=(False,), global_pool=("avg",)),
+        hf.fixed("representation_size", "mask_token", class_token=(False,), global_pool=("avg",)),
         {"class_token": False, "global_pool": "avg"},
     ),
-    *_family("vit", "vit.", "ViT", ("embeddings.cls_token",), hf.fixed("representation_size", global_pool=("token",))),
+    *_family(
+        "vit",
+        "vit.",
+        "ViT",
+        ("embeddings.cls_token",),
+        hf.fixed("representation_size", "mask_token", global_pool=("token",)),
+    ),
     *_family(
         "deit",
         "deit.",
         "DeiT",
         ("embeddings.distillation_token",),
-        hf.fixed("representation_size", "head_dist", dist_token=(True,), global_pool=("token",)),
+        hf.fixed("representation_size", "mask_token", "head_dist", dist_token=(True,), global_pool=("token",)),
     ),
     *_family(
         "vit_mae",

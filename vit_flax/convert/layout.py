@@ -165,6 +165,7 @@ EXAMPLES = {
     "activation": "'gelu'",
     "global_pool": "'token'",
     "attn_head_dim": "64",
+    "block": "'standard' or 'res_post'",
     "qk_scale": "None (head_dim ** -0.5, as the published weights) or what the model was built with",
 }
 

@@ -1,4 +1,7 @@
-"""Layouts of OpenAI's CLIP and open_clip: `open_clip` (their own image tower) and `open_clip_timm` (timm's)."""
+"""Layouts of OpenAI's CLIP and open_clip.
+
+`open_clip` has their own image tower, `open_clip_tower` it alone, `open_clip_timm` one of timm.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 from vit_flax.config import ViTConfig
 from vit_flax.convert.layout import Layout, Shapes, any_match, containing, count_blocks, only, ratio_for, vote
 from vit_flax.convert.rules import CONV, DENSE, UNBATCHED, VECTOR, ConversionError, Drop, Rule
-from vit_flax.convert.timm import TIMM, linear, norm, timm_components, timm_infer, timm_rules
+from vit_flax.convert.timm import TIMM, linear, named, norm, timm_components, timm_infer, timm_rules
 
 _BLOCK = "visual.transformer.resblocks.{i}"
 _CUSTOM = {"head_scale", "logit_scale", "ln_q", "ln_k", "ln_inner", "ln_attn"}  # parts of open_clip's custom block
@@ -128,6 +131,24 @@ OPEN_CLIP = Layout(
     resample=lambda config: "bicubic_antialias",
     hint="; OpenAI's weights and some of others' want activation='quick_gelu', most of LAION's 'gelu'",
 )  # fmt: skip
+
+_VISUAL = "visual."
+
+
+def _tower_rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
+    whole = (rule for rule in _rules(config) if isinstance(rule, Rule))
+    return tuple(dataclasses.replace(rule, source=rule.sources[0].removeprefix(_VISUAL)) for rule in whole)
+
+
+OPEN_CLIP_TOWER = dataclasses.replace(
+    OPEN_CLIP,
+    name="open_clip_tower",
+    description="the image tower of OpenAI's CLIP and of open_clip, by itself",
+    evidence=named("class_embedding", "conv1", "transformer.resblocks.0"),
+    infer=lambda shapes, known: _infer({f"{_VISUAL}{name}": shape for name, shape in shapes.items()}, known),
+    rules=_tower_rules,
+    components=lambda config: tuple((a.removeprefix(_VISUAL), b) for a, b in _components(config)),
+)
 
 _TRUNK = "visual.trunk."
 

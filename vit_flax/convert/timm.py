@@ -73,6 +73,8 @@ def timm_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     }
     if has("attn_pool.latent"):
         values["global_pool"] = "map"
+    if kind == "standard" and not values["qkv_bias"] and values["init_values"] is None:
+        del values["block"]  # as likely the post-norm block of timm's 'rpn' models, which has the same tensors
     hidden = vote(shapes, (f"{block}.mlp.fc2.weight", 1), (f"{block}.mlp_bias", 0))
     if hidden is None and (joint := vote(shapes, (f"{block}.in_proj.weight", 0))):
         hidden = joint - 3 * dim  # one layer for hidden layer, q, k and v
@@ -157,7 +159,7 @@ TIMM = Layout(
     infer=timm_infer,
     rules=timm_rules,
     # Facebook's DINO, MAE and DeiT have the same names and shapes, and within timm CLIP's models other numerics
-    required=(("num_heads", "image_size", "norm_eps", "activation", "global_pool"),),
+    required=(("num_heads", "image_size", "norm_eps", "activation", "global_pool"), ("block",)),
     defaults=lambda values: {},
     fixed=PLAIN,
     components=timm_components,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vit_flax.config import BeitConfig, LucidrainsViTConfig, RopeViTConfig, T2TViTConfig, ViTConfig
+from vit_flax.config import BeitConfig, LucidrainsViTConfig, NaFlexViTConfig, RopeViTConfig, T2TViTConfig, ViTConfig
 from vit_flax.models.attention import Attention
 from vit_flax.models.attention_pool import AttentionPool
 from vit_flax.models.beit import Beit
@@ -12,6 +12,7 @@ from vit_flax.models.linear import Linear
 from vit_flax.models.lucidrains import LucidrainsViT
 from vit_flax.models.masks import no_weight_decay, trainable_mask, weight_decay_mask
 from vit_flax.models.mlp import Mlp
+from vit_flax.models.naflex import NaFlexViT
 from vit_flax.models.norm import LayerNorm, RMSNorm
 from vit_flax.models.patch_embed import PatchEmbed
 from vit_flax.models.pos_embed import simple_sincos_2d, sincos_2d, sinusoid_1d
@@ -31,6 +32,7 @@ __all__ = [
     "Linear",
     "LucidrainsViT",
     "Mlp",
+    "NaFlexViT",
     "PatchEmbed",
     "RMSNorm",
     "RopeViT",
@@ -54,6 +56,7 @@ MODELS: dict[type[ViTConfig], type[VisionTransformer]] = {
     LucidrainsViTConfig: LucidrainsViT,
     RopeViTConfig: RopeViT,
     BeitConfig: Beit,
+    NaFlexViTConfig: NaFlexViT,
 }
 
 

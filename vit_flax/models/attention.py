@@ -66,6 +66,17 @@ def _attention_backward(scale: float, precision: Any, residuals: Any, g: Array) 
 dot_product_attention.defvjp(_attention_forward, _attention_backward)
 
 
+def hide_keys(q: Array, k: Array, mask: Array, scale: float) -> tuple[Array, Array]:
+    """Returns (B, H, N, E + 1) queries and keys whose products are as before, hugely negative where `mask` is False.
+
+    The additional channel keeps `dot_product_attention` and its backward pass as they are; `mask` is (B, N) of keys.
+    """
+    ones = jnp.full((*q.shape[:-1], 1), 1 / scale, q.dtype)
+    hidden = jnp.where(mask[:, None, :, None], 0.0, -1e30).astype(k.dtype)
+    hidden = jnp.broadcast_to(hidden, (*k.shape[:-1], 1))
+    return jnp.concatenate([q, ones], axis=-1), jnp.concatenate([k, hidden], axis=-1)
+
+
 class Attention(nn.Module):
     """Lets every token gather from every other, and projects what it gathered.
 

@@ -6,9 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from vit_flax.models.attention import dot_product_attention
+from vit_flax.models.attention import dot_product_attention, hide_keys
 from vit_flax.models.linear import PRECISION, Linear, matmul
 from vit_flax.models.mlp import Mlp
 from vit_flax.models.norm import NORM_LAYERS
@@ -32,8 +32,8 @@ class AttentionPool(nn.Module):
     precision: Any = PRECISION
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b d"]:
-        """Returns one vector an image."""
+    def __call__(self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None) -> Float[Array, "b d"]:
+        """Returns one vector an image, of the tokens that `mask` does not hide."""
         batch, tokens, dim = x.shape
         head_dim = dim // self.num_heads
         runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
@@ -46,7 +46,10 @@ class AttentionPool(nn.Module):
         # (1, 1, D) -> (B, H, 1, E) and (B, N, 2 D) -> (2, B, H, N, E)
         q = jnp.broadcast_to(q.reshape(1, self.num_heads, 1, head_dim), (batch, self.num_heads, 1, head_dim))
         k, v = kv.reshape(batch, tokens, 2, self.num_heads, head_dim).transpose(2, 0, 3, 1, 4).astype(dtype)
-        out: Any = dot_product_attention(q.astype(dtype), k, v, head_dim**-0.5, self.precision)
+        q = q.astype(dtype)
+        if mask is not None:
+            q, k = hide_keys(q, k, mask, head_dim**-0.5)
+        out: Any = dot_product_attention(q, k, v, head_dim**-0.5, self.precision)
         # (B, H, 1, E) -> (B, 1, D)
         out = Linear(dim, name="proj", **runtime)(out.reshape(batch, 1, dim))
         normed = NORM_LAYERS[self.norm_layer](self.norm_eps, self.param_dtype, name="norm")(out)

@@ -25,7 +25,8 @@ def test_every_value_passes(dtype: str, first: float) -> None:
 
 def _lowered(platform: str) -> str:
     def loss(x: Any, kernel: Any) -> Any:
-        return matmul(jnp.sin(x), kernel, jnp.float32, PRECISION).sum()
+        y: Any = matmul(jnp.sin(x), kernel, jnp.float32, PRECISION)
+        return y.sum()
 
     shapes = (jax.ShapeDtypeStruct((2, 5, 8), jnp.float32), jax.ShapeDtypeStruct((8, 4), jnp.float32))
     return jax.export.export(jax.jit(jax.grad(loss, 1)), platforms=[platform])(*shapes).mlir_module()

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_flax.convert import Layout
+from vit_flax.convert import Drop, Layout
 from vit_flax.convert.rules import match
 from vit_flax.parity.record import INPUT, record_flax, record_torch
 from vit_flax.parity.tolerances import float32_allowed, float64_allowed
@@ -65,12 +65,19 @@ def expand_pairs(templates: Pairs, torch_module: Any) -> tuple[tuple[str, str], 
 
 def subject_of(torch_module: Any, model: Any, params: Any, layout: Layout) -> Subject:
     """Returns the Subject of a torch module and the Flax model that its state_dict was converted to."""
+    constants = {rule.source for rule in layout.rules(model.config) if isinstance(rule, Drop)}
+
+    def export(tree: Any) -> dict[str, np.ndarray]:  # what the layout writes of its own is no gradient
+        tensors = to_state_dict(model, tree, layout.name)
+        names = layout.renamed(tensors)
+        return {name: array for name, array in tensors.items() if names[name] not in constants}
+
     return Subject(
         torch_module.double(),
         lambda p, images: model.apply({"params": p}, images),
         jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params),
         expand_pairs(layout.components(model.config), torch_module),
-        lambda tree: to_state_dict(model, tree, layout.name),
+        export,
     )
 
 
@@ -113,11 +120,21 @@ def compare_gradients(subject: Subject, images: np.ndarray, seed: int = 0) -> li
     torch64, torch32 = (_torch_gradients(subject, images, bits, seed) for bits in (64, 32))
     flax64, flax32 = (_flax_gradients(subject, images, bits, seed) for bits in (64, 32))
     largest = max(float(np.linalg.norm(g)) for g in torch64.values())
+    if subject.export is None:
+        image = [gradients["image"] for gradients in (torch64, flax64, torch32, flax32)]
+        return [compare_arrays("image", "image", image[0], image[1], image[2], image[3])]
     return [
         compare_arrays(name, name, torch64[name], flax64[name], torch32[name], flax32[name], largest)
-        for name in torch64
         if name in flax64
+        else _not_exported(name, torch64[name])
+        for name in torch64
     ]
+
+
+def _not_exported(name: str, gradient: np.ndarray) -> Row:
+    """Returns the row of a parameter that Flax does not have: right only where torch does not read it either."""
+    largest = float(np.abs(gradient).max(initial=0.0))
+    return Row(name, "(none)", (), largest, float(largest > 0), None, None, largest == 0)
 
 
 def _cotangent(shape: tuple[int, ...], seed: int) -> np.ndarray:

@@ -16,6 +16,7 @@ SECTIONS = {
     "stressed": "Components again, with activations of a large mean",
     "gradients": "Gradients of the image and of every parameter",
     "steps": "Losses and parameters after the optimiser steps",
+    "outputs": "All tokens after the last norm, and what the model returns",
 }
 
 
@@ -79,7 +80,7 @@ def library_versions() -> dict[str, str]:
     from importlib import metadata
 
     versions = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("vit-linen", "torch", "jax", "jaxlib", "flax", "optax", "numpy"):
+    for name in ("vit-linen", "torch", "jax", "jaxlib", "flax", "optax", "numpy", "timm", "transformers"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

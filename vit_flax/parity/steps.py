@@ -58,13 +58,15 @@ def compare_steps(
     require_x64()
     if subject.export is None:
         raise ValueError("comparing optimiser steps needs Subject.export, which names the parameters as torch does")
+    before = {name: value.detach().double().numpy() for name, value in subject.torch_module.state_dict().items()}
     torch_losses, torch_params = _train_torch(subject, batches, no_weight_decay, optimizer)
     flax_losses, flax_tree = _train_flax(subject, batches, decay_mask, flax_optimizer or optimizer)
     flax_params = subject.export(flax_tree)
     largest = max(float(np.linalg.norm(p)) for p in torch_params.values())
     rows = [compare_arrays("loss", "loss", np.asarray(torch_losses), np.asarray(flax_losses))]
     rows += [
-        compare_arrays(name, name, value, np.asarray(flax_params[name]), largest_norm=largest)
+        # what Flax does not have must be what torch does not train
+        compare_arrays(name, name, value, np.asarray(flax_params.get(name, before[name])), largest_norm=largest)
         for name, value in torch_params.items()
     ]
     return Steps(torch_losses, flax_losses, rows)

@@ -1,6 +1,7 @@
 """Named configurations: numbers only, one file a family.
 
-Names are timm's, `architecture` or `architecture.weights`; the numbers are checked against timm's by the tests.
+Names are timm's, `architecture` or `architecture.weights`, and those of repositories on the Hugging Face hub,
+`owner/name`; the numbers are checked against timm's and transformers' by the tests.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from vit_flax.presets.deit import DEIT_MODELS
 from vit_flax.presets.eva import EVA_MODELS
 from vit_flax.presets.explained import EXPLAINED
 from vit_flax.presets.foundation import FOUNDATION_MODELS
+from vit_flax.presets.huggingface import HUGGINGFACE_MODELS
 from vit_flax.presets.open_clip import OPEN_CLIP_MODELS
 from vit_flax.presets.preset import Preset
 from vit_flax.presets.siglip import SIGLIP_MODELS
@@ -33,6 +35,7 @@ PRESETS: dict[str, Preset] = {
     **OPEN_CLIP_MODELS,
     **TORCHVISION_MODELS,
     **T2T_MODELS,
+    **HUGGINGFACE_MODELS,
     **EXPLAINED,
 }
 

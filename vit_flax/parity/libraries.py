@@ -1,0 +1,227 @@
+"""Compares a checkpoint, as it is loaded here, with the installed timm or transformers model of the same weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_flax.config import ViTConfig
+from vit_flax.convert import LAYOUTS, Checkpoint, ConversionError, Layout, get_layout, write_checkpoint
+from vit_flax.parity.compare import Row, compare_arrays, compare_components, require_x64, subject_of
+from vit_flax.parity.report import Check, Report
+from vit_flax.presets import PRESETS
+from vit_flax.pretrained import build_from, find_layout, to_state_dict
+
+LIBRARIES = ("timm", "transformers")
+Outputs = Callable[[Any, Any], dict[str, Any]]  # (module, pixels) -> 'features' and 'output', those that it has
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """Another library's model with a checkpoint's weights."""
+
+    title: str
+    module: Any  # in float64 and evaluation mode; returns one tensor
+    layout: Layout  # which names its modules
+    outputs: Outputs
+    checks: list[Check]
+
+
+def compare_checkpoint(
+    checkpoint: Checkpoint,
+    layout: str | None = None,
+    config: str | ViTConfig | Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    against: str | None = None,
+    name: str | None = None,
+    seed: int = 0,
+) -> Report:
+    """Compares components, tokens and output on random images, in float64 and float32.
+
+    Args:
+        checkpoint: opened and unwrapped.
+        layout: as `vit_flax.load` takes it, like the next two.
+        config: what tensors cannot tell.
+        overrides: single fields of the config.
+        against: 'timm' or 'transformers'; None takes the one that the layout belongs to.
+        name: timm's model; None takes the preset's or the config.json's.
+        seed: of the images.
+
+    Raises:
+        ConversionError: the checkpoint cannot be loaded, or the library has no such model.
+        ImportError: the library is not installed.
+    """
+    require_x64()
+    start = time.monotonic()
+    found, _ = find_layout(checkpoint, layout)
+    model, params = build_from(checkpoint, found.name, config, dict(overrides or {}))
+    against = against or _library_of(found)
+    if against == "transformers":
+        peer = _transformers_peer(checkpoint, found, model.config)
+    else:
+        name = name or _timm_name(checkpoint, config)
+        peer = _timm_peer(checkpoint, found, model, params, name)
+    subject = subject_of(peer.module, model, params, peer.layout)
+    cfg = model.config
+    images = np.random.default_rng(seed).standard_normal((2, cfg.in_chans, *cfg.image_size))
+    report = Report(f"{checkpoint.source} ({found.name}) against {peer.title}", cfg.to_dict(), checks=peer.checks)
+    report.sections["components"] = compare_components(subject, images)
+    report.sections["outputs"] = _compare_outputs(peer, model, subject.params, images)
+    report.seconds = time.monotonic() - start
+    return report
+
+
+def _library_of(layout: Layout) -> str:
+    if layout.name.startswith("huggingface_"):
+        return "transformers"
+    if layout.name in ("timm", "deit"):
+        return "timm"
+    raise ConversionError(
+        f"layout {layout.name!r} belongs to neither {' nor '.join(LIBRARIES)}; "
+        "--against timm with --model NAME compares what this library makes of it"
+    )
+
+
+def _import(library: str) -> Any:
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        raise ImportError(f"comparing with {library} needs it: pip install {library} ({error})") from error
+
+
+def _compare_outputs(peer: Peer, model: Any, params: Any, images: np.ndarray) -> list[Row]:
+    import torch
+
+    pixels = torch.from_numpy(images)
+    with torch.no_grad():
+        torch64 = peer.outputs(peer.module, pixels)
+        torch32 = peer.outputs(peer.module.float(), pixels.float())
+        peer.module.double()
+    rows = []
+    for name, method in (("features", "features"), ("output", "__call__")):
+        if name not in torch64:
+            continue
+        run = jax.jit(lambda p, x, method=method: model.apply({"params": p}, x, method=method))
+        in64, in32 = (
+            np.asarray(run(jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), params), x), np.float64)
+            for dtype in (jnp.float64, jnp.float32)
+            for x in (jnp.asarray(images.transpose(0, 2, 3, 1), dtype),)
+        )
+        theirs64, theirs32 = (result[name].double().numpy() for result in (torch64, torch32))
+        rows.append(compare_arrays(name, f"method={method!r}", theirs64, in64, theirs32, in32))
+    return rows
+
+
+def _loaded(missing: Any, unexpected: Any, library: str) -> list[Check]:
+    text = f"{library} finds a place for every tensor and a tensor for every parameter"
+    wrong = [*(f"no {name}" for name in missing), *(f"nothing to do with {name}" for name in unexpected)]
+    more = f": {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}" if wrong else ""
+    return [Check(text + more, not wrong)]
+
+
+def _transformers_peer(checkpoint: Checkpoint, layout: Layout, config: ViTConfig) -> Peer:
+    if layout.config_file is None:
+        raise ConversionError(f"layout {layout.name!r} is none of transformers'")
+    transformers = _import("transformers")
+    import torch
+
+    translated = layout.config_file(config)
+    kind = getattr(transformers, translated["architectures"][0])
+    # the file's own config decides, so that a wrong translation shows
+    beside = checkpoint.config or {}
+    values = dict(beside if "model_type" in beside else translated)
+    if values["model_type"] != kind.config_class.model_type:  # an image tower beside a text tower
+        projected = {"projection_dim": config.num_classes} if config.num_classes else {}
+        values = {**values.get("vision_config", {}), **projected}
+    values = {name: value for name, value in values.items() if name not in ("model_type", "architectures")}
+    tensors = {name: checkpoint.read(name) for name in checkpoint.shapes}
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(Path(folder) / "weights", tensors, {}, {**values, "model_type": kind.config_class.model_type})
+        given = {"config": kind.config_class(**values), "dtype": torch.float64}
+        try:
+            module, info = kind.from_pretrained(Path(folder) / "weights", **given, output_loading_info=True)
+        except (RuntimeError, ValueError) as error:
+            raise ConversionError(f"transformers cannot load it as {kind.__name__}: {error}") from error
+    left_out = ("pooler.",) if config.representation_size is None else ()
+    missing = [name for name in info["missing_keys"] if not name.startswith(left_out)]
+    if hasattr(module.config, "mask_ratio"):
+        module.config.mask_ratio = 0.0  # ViT-MAE looks at all patches, as evaluation does
+    pooled = config.representation_size is not None or not info["missing_keys"]
+
+    def outputs(module: Any, pixels: Any) -> dict[str, Any]:
+        more = {}
+        if hasattr(module.config, "mask_ratio"):
+            more["noise"] = torch.arange(config.num_patches, dtype=pixels.dtype).expand(len(pixels), -1)
+        out = kind.forward(module, pixels, **more)
+        found = {"features": out.get("last_hidden_state")}
+        names = ("logits", "image_embeds", "pooler_output") if pooled else ("logits", "image_embeds")
+        found["output"] = next((out[name] for name in names if out.get(name) is not None), None)
+        return {name: array for name, array in found.items() if array is not None}
+
+    def forward(self: Any, pixels: Any) -> Any:
+        return next(iter(reversed(outputs(self, pixels).values())))
+
+    module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
+    memory = LAYOUTS.get(f"{layout.name.removesuffix('_memory')}_memory", layout)
+    checks = _loaded(missing, [], "transformers")
+    return Peer(f"transformers' {kind.__name__}", module.eval(), memory, outputs, checks)
+
+
+# fields whose values make another model of the same timm name: constructor arguments by another name or the same
+_TIMM_SIZES = {
+    "image_size": "img_size", "patch_size": "patch_size", "in_chans": "in_chans", "num_classes": "num_classes",
+    "embed_dim": "embed_dim", "depth": "depth", "num_heads": "num_heads", "mlp_ratio": "mlp_ratio",
+}  # fmt: skip
+
+
+def _timm_name(checkpoint: Checkpoint, config: Any) -> str:
+    if isinstance(config, str) and config in PRESETS and "/" not in config:
+        return config
+    architecture = (checkpoint.config or {}).get("architecture")
+    if isinstance(architecture, str):
+        return architecture
+    raise ConversionError("timm's name of the model is not known: pass --model NAME (or --config with timm's preset)")
+
+
+def _timm_peer(checkpoint: Checkpoint, layout: Layout, model: Any, params: Any, name: str) -> Peer:
+    timm = _import("timm")
+    import torch
+
+    config = model.config
+    if config.block.startswith("diff"):
+        raise ConversionError("timm computes differential attention's weight in float32: float64 cannot decide")
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        raise ConversionError(f"timm {timm.__version__} has no model {architecture!r}")
+    preset = PRESETS[architecture].config if architecture in PRESETS else ViTConfig()
+    changes = {
+        argument: getattr(config, field)
+        for field, argument in _TIMM_SIZES.items()
+        if getattr(config, field) != getattr(preset, field) or field == "num_classes"
+    }
+    module = timm.create_model(architecture, pretrained=False, **changes).double().eval()
+    if layout.name in ("timm", "deit"):
+        names = layout.renamed(checkpoint.shapes)
+        tensors: dict[str, np.ndarray] = {names[name]: checkpoint.read(name) for name in checkpoint.shapes}
+    else:
+        tensors = to_state_dict(model, params, "timm")
+    try:
+        state = {name: torch.from_numpy(np.asarray(array, np.float64)) for name, array in tensors.items()}
+        result = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ConversionError(f"timm's {architecture} cannot hold these tensors: {error}") from error
+
+    def outputs(module: Any, pixels: Any) -> dict[str, Any]:
+        return {"features": module.forward_features(pixels), "output": module(pixels)}
+
+    checks = _loaded(result.missing_keys, result.unexpected_keys, "timm")
+    return Peer(f"timm's {architecture}", module, get_layout("timm"), outputs, checks)

@@ -1,0 +1,1 @@
+"""Images to what the models take. NumPy only."""

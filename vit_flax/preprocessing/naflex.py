@@ -1,0 +1,56 @@
+"""Images of any aspect ratio to padded patches, as SigLIP 2's NaFlex models take them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def naflex_size(height: int, width: int, patch_size: int, max_num_patches: int = 256) -> tuple[int, int]:
+    """Returns the size to resize an image to: whole patches, as many as allowed, its aspect ratio nearly kept.
+
+    Reference: transformers' get_image_size_for_max_num_patches, whose search it follows step by step.
+    """
+
+    def sides(scale: float) -> tuple[int, int]:
+        rows, columns = (max(1, math.ceil(side * scale / patch_size)) for side in (height, width))
+        return rows * patch_size, columns * patch_size
+
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        middle = (low + high) / 2
+        rows, columns = (side // patch_size for side in sides(middle))
+        low, high = (middle, high) if rows * columns <= max_num_patches else (low, middle)
+    return sides(low)
+
+
+def to_patches(
+    images: Sequence[np.ndarray], patch_size: int, max_num_patches: int = 256
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cuts images (H, W, C), already resized and normalised, and pads to one number of patches.
+
+    Returns:
+        patches (B, N, p p C), a mask (B, N) that is False for padding, and the grids (B, 2); N is max_num_patches.
+
+    Raises:
+        ValueError: a side does not divide into patches, or there are more patches than allowed.
+    """
+    width = patch_size * patch_size * images[0].shape[-1]
+    patches = np.zeros((len(images), max_num_patches, width), images[0].dtype)
+    mask = np.zeros((len(images), max_num_patches), bool)
+    grids = np.zeros((len(images), 2), np.int32)
+    for index, image in enumerate(images):
+        (rows, below), (columns, beside) = (divmod(side, patch_size) for side in image.shape[:2])
+        count = rows * columns
+        if below or beside or not 0 < count <= max_num_patches:
+            raise ValueError(
+                f"image {index} of {image.shape[0]}x{image.shape[1]} pixels is not cut into 1 to {max_num_patches} "
+                f"patches of {patch_size}: resize it to naflex_size(...) first"
+            )
+        cut = image.reshape(rows, patch_size, columns, patch_size, -1).swapaxes(1, 2)
+        patches[index, :count] = cut.reshape(count, width)
+        mask[index, :count] = True
+        grids[index] = rows, columns
+    return patches, mask, grids
