@@ -102,7 +102,7 @@ def parse(record: bytes, name: str) -> Any:
         raise DataError(f"{name}: the record is not a tf.train.Example") from error
 
 
-def open_source(data: DataConfig, split: str) -> ArrayRecords:
+def open_source(data: DataConfig, split: str, channels: int, num_classes: int | None) -> ArrayRecords:
     """Opens the files NAME-SPLIT.array_record-00000-of-00001 (or SPLIT*.array_record) of a TFDS folder.
 
     Class names come from label.labels.txt, else their number from features.json or `num_classes`.
@@ -134,8 +134,8 @@ def open_source(data: DataConfig, split: str) -> ArrayRecords:
     if not size:
         raise DataError(f"array_record {folder}/{split}: holds no images")
     image_key, label_key = data.image_key or "image", data.label_key or "label"
-    classes = _classes(folder, label_key, data.num_classes)
-    return ArrayRecords(f"array_record {folder}/{split}", records, (image_key, label_key), classes, data.in_chans)
+    classes = _classes(folder, label_key, num_classes)
+    return ArrayRecords(f"array_record {folder}/{split}", records, (image_key, label_key), classes, channels)
 
 
 def _classes(folder: Path, label_key: str, num_classes: int | None) -> list[str]:

@@ -19,7 +19,7 @@ PREFIXES = {"train": "train", "test": "t10k", "val": "t10k"}
 MAX_BYTES = 1 << 32  # what a header may ask for
 
 
-def open_source(data: DataConfig, split: str) -> ArraySource:
+def open_source(data: DataConfig, split: str, channels: int, num_classes: int | None) -> ArraySource:
     """Opens the 60,000 images for training or the 10,000 for testing (also called 'val').
 
     Raises:

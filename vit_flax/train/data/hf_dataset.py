@@ -30,12 +30,13 @@ class HFDataset:
     """Rows of a `datasets.Dataset`, whose tables are mapped from files and not held in memory."""
 
     def __init__(
-        self, name: str, rows: Any, kept: np.ndarray | None, columns: tuple[str, str], classes: list[str], data: Any
-    ) -> None:
+        self, name: str, folder: Path, rows: Any, kept: np.ndarray | None, columns: tuple[str, str],
+        classes: list[str], channels: int,
+    ) -> None:  # fmt: skip
         self.name, self.rows, self.kept, self.columns = name, rows, kept, columns
         self.class_names = tuple(classes)
-        self.image_shape = (None, None, data.in_chans)
-        self.folder = Path(data.path).expanduser()
+        self.image_shape = (None, None, channels)
+        self.folder = folder
 
     def __len__(self) -> int:
         return len(self.rows) if self.kept is None else len(self.kept)
@@ -71,7 +72,7 @@ class HFDataset:
         return f"{self.name}[{int(index if self.kept is None else self.kept[index])}]"
 
 
-def open_source(data: DataConfig, split: str) -> HFDataset:
+def open_source(data: DataConfig, split: str, channels: int, num_classes: int | None) -> HFDataset:
     """Opens a split of a dataset on disk; one that has no splits is divided by `val_share`.
 
     Parquet files are rewritten once, into the library's own cache of arrow files, for random access.
@@ -101,11 +102,11 @@ def open_source(data: DataConfig, split: str) -> HFDataset:
         raise DataError(f"{folder}: column {columns[1]!r} must hold integers, got {rows.features[columns[1]]}")
     names = getattr(rows.features[columns[1]], "names", None)
     if not names:
-        names = [str(label) for label in range(data.num_classes or int(labels.max(initial=0)) + 1)]
+        names = [str(label) for label in range(num_classes or int(labels.max(initial=0)) + 1)]
     name = f"hf_dataset {folder}/{split}"
     check_labels(labels, names, name, every_class=split == "train")
     kept = split_indices(labels, split, data.val_share) if whole else None
-    return HFDataset(name, rows, kept, columns, list(names), data)
+    return HFDataset(name, folder, rows, kept, columns, list(names), channels)
 
 
 def _read(datasets: Any, folder: Path, split: str) -> tuple[Any, bool]:

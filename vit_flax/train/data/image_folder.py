@@ -46,7 +46,7 @@ class ImageFolder:
         return str(self.files[index])
 
 
-def open_source(data: DataConfig, split: str) -> ImageFolder:
+def open_source(data: DataConfig, split: str, channels: int, num_classes: int | None) -> ImageFolder:
     """Opens train/ or val/ (test/) of a folder, or its part of a folder without these.
 
     The classes are the folders' names in alphabetical order; of the training folder, where there is one.
@@ -79,7 +79,7 @@ def open_source(data: DataConfig, split: str) -> ImageFolder:
     if root is folder:
         kept = split_indices(array, split, data.val_share)
         files, array = [files[index] for index in kept], array[kept]
-    return ImageFolder(name, root, files, array, classes, data.in_chans)
+    return ImageFolder(name, root, files, array, classes, channels)
 
 
 def _part(folder: Path, split: str) -> Path | None:

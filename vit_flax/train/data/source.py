@@ -54,7 +54,7 @@ class ArraySource:
         self.name = name
         self.images, self.labels = images, labels
         self.class_names = tuple(class_names)
-        self.image_shape = tuple(map(int, images.shape[1:]))
+        self.image_shape: tuple[int | None, int | None, int] = (images.shape[1], images.shape[2], images.shape[3])
 
     def __len__(self) -> int:
         return len(self.labels)

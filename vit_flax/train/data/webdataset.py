@@ -71,7 +71,7 @@ class WebDataset:
         return f"{self.shards[int(self.places[index, 0])]}:{self.names[index]}"
 
 
-def open_source(data: DataConfig, split: str) -> WebDataset:
+def open_source(data: DataConfig, split: str, channels: int, num_classes: int | None) -> WebDataset:
     """Opens the tar files of a split: SPLIT/*.tar, or *SPLIT*.tar, or all of them divided by `val_share`.
 
     The members' headers are read once, which takes some seconds for a million images. Class names are the lines of
@@ -92,12 +92,12 @@ def open_source(data: DataConfig, split: str) -> WebDataset:
             places.append((number, *place))
             labels.append(label)
     array = np.asarray(labels, np.int64)
-    classes = _classes(folder) or [str(label) for label in range(data.num_classes or int(array.max(initial=0)) + 1)]
+    classes = _classes(folder) or [str(label) for label in range(num_classes or int(array.max(initial=0)) + 1)]
     title = f"webdataset {folder}/{split}"
     check_labels(array, classes, title, every_class=split == "train")
     kept = split_indices(array, split, data.val_share) if whole else np.arange(len(array))
     chosen = [names[index] for index in kept]
-    return WebDataset(title, shards, chosen, np.asarray(places)[kept], array[kept], classes, data.in_chans)
+    return WebDataset(title, shards, chosen, np.asarray(places)[kept], array[kept], classes, channels)
 
 
 def _shards(folder: Path, split: str) -> tuple[list[Path], bool]:
