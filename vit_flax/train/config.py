@@ -103,14 +103,20 @@ class DataConfig:
     path: str | None = None  # file or folder; None for a source that needs none
     train_split: str = "train"
     eval_split: str = "test"
+    val_share: float = 0.2  # of every class, held out for evaluation where the data come without splits
+    image_key: str | None = None  # column or feature of the image; None: found by its usual names
+    label_key: str | None = None
     image_size: tuple[int, int] | None = None  # (height, width) that images are brought to; None: the model's
     batch_size: int = 128  # of all processes and accumulation steps together
     eval_batch_size: int | None = None  # None: batch_size
     augment: AugmentConfig = AugmentConfig()
     crop_pct: float = 1.0  # evaluation: the side of the centre crop is this part of the resized image's
+    crop_mode: str = "center"  # evaluation: 'squash' resizes to the model's size without regard to the aspect ratio
+    interpolation: str = "bicubic"  # evaluation: how images are resized
     mean: tuple[float, ...] = (0.5,)  # of the channels, pixels in 0..1; one number is for all channels
     std: tuple[float, ...] = (0.5,)
     workers: int = 0  # processes that read and augment; 0: threads of this one
+    threads: int | None = None  # that read and augment, in each process; None: as many as it has cores, at most 16
     prefetch: int = 2  # batches made ahead
     max_bad_share: float = 0.01  # the run stops when more of the images than this cannot be read
 
@@ -125,6 +131,9 @@ class DataConfig:
             _whole("data.eval_batch_size", self.eval_batch_size)
         _whole("data.workers", self.workers, 0)
         _whole("data.prefetch", self.prefetch, 0)
+        if self.threads is not None:
+            _whole("data.threads", self.threads)
+        _share("data.val_share", self.val_share, one=False)
         _share("data.max_bad_share", self.max_bad_share)
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"data.crop_pct must be in 0..1, got {self.crop_pct!r}")
