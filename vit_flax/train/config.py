@@ -28,7 +28,6 @@ REMAT_POLICIES = (
     "offload_dot_with_no_batch_dims",
 )
 AUTO_AUGMENTS = ("none", "randaugment", "autoaugment", "three_augment")
-UINT8_IMAGES = "images are uint8 (H, W, C); the step divides by 255 and normalises"
 
 Pair = tuple[float, float]
 Rules = tuple[tuple[str, Any], ...]
@@ -329,7 +328,8 @@ class TrainConfig:
     sharding: Rules | None = None  # (pattern, axes) rules; None: vit_flax.train.sharding's own
     seed: int = 0
     init_from: str | None = None  # weights to start from, in any layout that vit_flax.load reads
-    teacher: str | None = None  # weights of the teacher for distillation
+    teacher: str | None = None  # weights of the teacher for distillation, and its model: a config or a preset's name
+    teacher_model: ViTConfig | None = None
     eval_every: int | None = None  # steps; None: once an epoch
     checkpoint_every: int | None = None  # steps; None: once an epoch
     keep_checkpoints: int = 3
@@ -340,8 +340,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Builds what was given as JSON types and checks every value."""
-        if isinstance(self.model, str):
-            object.__setattr__(self, "model", get_preset(self.model).config)
+        for name in ("model", "teacher_model"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, get_preset(getattr(self, name)).config)
         for name, nested in self.NESTED.items():
             value = getattr(self, name)
             if not (value is None and name == "ema"):
@@ -365,8 +366,9 @@ class TrainConfig:
             raise ValueError(
                 f"data.batch_size {self.data.batch_size} is not divisible by accumulation {self.accumulation}"
             )
-        if self.loss.distillation != "none" and not (self.teacher and self.model.head_dist):
-            raise ValueError("distillation needs a teacher (its weights) and a model with head_dist=True")
+        has_teacher = self.teacher is not None and self.teacher_model is not None
+        if self.loss.distillation != "none" and not (has_teacher and self.model.head_dist):
+            raise ValueError("distillation needs teacher, teacher_model and a model with head_dist=True")
         if self.model.num_classes < 1:
             raise ValueError("a model to train needs num_classes of 1 or more")
         for name in ("mean", "std"):
@@ -375,10 +377,13 @@ class TrainConfig:
                     f"data.{name} has {len(getattr(self.data, name))} numbers for {self.model.in_chans} channels"
                 )
 
+        if self.data.image_size not in (None, self.model.image_size):
+            raise ValueError(f"data.image_size {self.data.image_size} is not the model's {self.model.image_size}")
+
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the images the model is given."""
-        return self.data.image_size or self.model.image_size
+        return self.model.image_size
 
     def replace(self, changes: Mapping[str, Any] | None = None, **fields: Any) -> Self:
         """Returns a copy with fields changed, `changes` by dotted names such as 'data.batch_size'."""
