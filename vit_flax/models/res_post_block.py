@@ -13,5 +13,5 @@ class ResPostBlock(Block):
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Returns the tokens after both residual steps."""
-        x = x + self.norm1(self.attn(x))
-        return x + self.norm2(self.mlp(x))
+        x = x + self.keep(self.norm1(self.attn(x)))
+        return x + self.keep(self.norm2(self.mlp(x)))

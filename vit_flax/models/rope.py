@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from vit_flax.config import RopeViTConfig
 from vit_flax.models.attention import dot_product_attention
 from vit_flax.models.block import Block
+from vit_flax.models.drop import refuse_drops
 from vit_flax.models.linear import PRECISION, Linear
 from vit_flax.models.vision_transformer import VisionTransformer
 
@@ -90,6 +91,7 @@ class RopeBlock(Block):
 
     def setup_attention(self) -> None:
         """Builds the attention."""
+        refuse_drops("rope", self.drop, "attn_drop_rate", "proj_drop_rate")
         self.attn = RopeAttention(self.config, self.dtype, self.param_dtype, self.precision)
 
 
@@ -102,5 +104,6 @@ class RopeViT(VisionTransformer):
     config: RopeViTConfig
 
     def make_block(self, index: int) -> nn.Module:
-        """Returns a block; all are alike."""
-        return RopeBlock(self.config, self.dtype, self.param_dtype, self.precision)
+        """Returns a block; all are alike but for the share of them that training leaves out."""
+        rates = self.drop.block_rates(self.config.depth)
+        return RopeBlock(self.config, self.dtype, self.param_dtype, self.precision, self.drop, rates[index])

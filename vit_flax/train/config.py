@@ -28,7 +28,6 @@ REMAT_POLICIES = (
     "offload_dot_with_no_batch_dims",
 )
 AUTO_AUGMENTS = ("none", "randaugment", "autoaugment", "three_augment")
-UINT8_IMAGES = "images are uint8 (H, W, C); the step divides by 255 and normalises"
 
 Pair = tuple[float, float]
 Rules = tuple[tuple[str, Any], ...]
@@ -103,14 +102,20 @@ class DataConfig:
     path: str | None = None  # file or folder; None for a source that needs none
     train_split: str = "train"
     eval_split: str = "test"
+    val_share: float = 0.2  # of every class, held out for evaluation where the data come without splits
+    image_key: str | None = None  # column or feature of the image; None: found by its usual names
+    label_key: str | None = None
     image_size: tuple[int, int] | None = None  # (height, width) that images are brought to; None: the model's
     batch_size: int = 128  # of all processes and accumulation steps together
     eval_batch_size: int | None = None  # None: batch_size
     augment: AugmentConfig = AugmentConfig()
     crop_pct: float = 1.0  # evaluation: the side of the centre crop is this part of the resized image's
+    crop_mode: str = "center"  # evaluation: 'squash' resizes to the model's size without regard to the aspect ratio
+    interpolation: str = "bicubic"  # evaluation: how images are resized
     mean: tuple[float, ...] = (0.5,)  # of the channels, pixels in 0..1; one number is for all channels
     std: tuple[float, ...] = (0.5,)
     workers: int = 0  # processes that read and augment; 0: threads of this one
+    threads: int | None = None  # that read and augment, in each process; None: as many as it has cores, at most 16
     prefetch: int = 2  # batches made ahead
     max_bad_share: float = 0.01  # the run stops when more of the images than this cannot be read
 
@@ -125,6 +130,9 @@ class DataConfig:
             _whole("data.eval_batch_size", self.eval_batch_size)
         _whole("data.workers", self.workers, 0)
         _whole("data.prefetch", self.prefetch, 0)
+        if self.threads is not None:
+            _whole("data.threads", self.threads)
+        _share("data.val_share", self.val_share, one=False)
         _share("data.max_bad_share", self.max_bad_share)
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"data.crop_pct must be in 0..1, got {self.crop_pct!r}")
@@ -320,7 +328,8 @@ class TrainConfig:
     sharding: Rules | None = None  # (pattern, axes) rules; None: vit_flax.train.sharding's own
     seed: int = 0
     init_from: str | None = None  # weights to start from, in any layout that vit_flax.load reads
-    teacher: str | None = None  # weights of the teacher for distillation
+    teacher: str | None = None  # weights of the teacher for distillation, and its model: a config or a preset's name
+    teacher_model: ViTConfig | None = None
     eval_every: int | None = None  # steps; None: once an epoch
     checkpoint_every: int | None = None  # steps; None: once an epoch
     keep_checkpoints: int = 3
@@ -331,8 +340,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Builds what was given as JSON types and checks every value."""
-        if isinstance(self.model, str):
-            object.__setattr__(self, "model", get_preset(self.model).config)
+        for name in ("model", "teacher_model"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, get_preset(getattr(self, name)).config)
         for name, nested in self.NESTED.items():
             value = getattr(self, name)
             if not (value is None and name == "ema"):
@@ -356,8 +366,9 @@ class TrainConfig:
             raise ValueError(
                 f"data.batch_size {self.data.batch_size} is not divisible by accumulation {self.accumulation}"
             )
-        if self.loss.distillation != "none" and not (self.teacher and self.model.head_dist):
-            raise ValueError("distillation needs a teacher (its weights) and a model with head_dist=True")
+        has_teacher = self.teacher is not None and self.teacher_model is not None
+        if self.loss.distillation != "none" and not (has_teacher and self.model.head_dist):
+            raise ValueError("distillation needs teacher, teacher_model and a model with head_dist=True")
         if self.model.num_classes < 1:
             raise ValueError("a model to train needs num_classes of 1 or more")
         for name in ("mean", "std"):
@@ -366,10 +377,13 @@ class TrainConfig:
                     f"data.{name} has {len(getattr(self.data, name))} numbers for {self.model.in_chans} channels"
                 )
 
+        if self.data.image_size not in (None, self.model.image_size):
+            raise ValueError(f"data.image_size {self.data.image_size} is not the model's {self.model.image_size}")
+
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the images the model is given."""
-        return self.data.image_size or self.model.image_size
+        return self.model.image_size
 
     def replace(self, changes: Mapping[str, Any] | None = None, **fields: Any) -> Self:
         """Returns a copy with fields changed, `changes` by dotted names such as 'data.batch_size'."""

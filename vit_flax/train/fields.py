@@ -92,7 +92,7 @@ def build(config_class: type[T], values: Any, prefix: str = "") -> T:
     nested = getattr(config_class, "NESTED", {})
     fields: dict[str, Any] = {}
     for name, value in values.items():
-        if name == "model" and isinstance(value, Mapping):
+        if name in ("model", "teacher_model") and isinstance(value, Mapping):
             fields[name] = config_from_dict(value)
         elif name in nested and value is not None:
             fields[name] = build(nested[name], value, f"{prefix}{name}.")

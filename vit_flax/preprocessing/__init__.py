@@ -1,0 +1,1 @@
+"""Images from files to what a model reads, on the host."""
