@@ -29,7 +29,7 @@ def test_the_first_match_wins_and_all_must_match() -> None:
         match([("blocks_0/.*", 1), ("head", 2)], paths)  # a part of the path is no match
     with pytest.raises(ValueError, match="is no regular expression"):
         match([("(", 1)], paths)
-    with pytest.raises(ValueError, match="'haed/.*' matches no parameter; they begin with blocks_0, head"):
+    with pytest.raises(ValueError, match=r"'haed/\.\*' matches no parameter; they begin with blocks_0, head"):
         select(["haed/.*"], paths)
 
 
