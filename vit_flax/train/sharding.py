@@ -27,7 +27,9 @@ from vit_flax.train.patterns import match
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the axes that split a batch
-_BOTH = ("tensor", "fsdp")  # fsdp inside: gathering it leaves the runs that tensor is exchanged by
+# In the mesh's order: with ("tensor", "fsdp") for kernels and positions, XLA of jax 0.10.2 computes wrong tokens on a mesh
+# of 2 x 2 x 2 CPU devices; sharding_test.py would notice.
+_BOTH = ("fsdp", "tensor")
 Axes = tuple[str | tuple[str, ...] | None, ...]
 
 # (pattern, axes, other axes ...): the first rule whose pattern matches a parameter's whole name wins, and of its axes the
@@ -205,8 +207,7 @@ def _intercept(mesh: Mesh) -> Any:
         # one product with the kernel seen as (D, 3, H E), whose last axis is split by heads
         kernel, bias = module.get_variable("params", "kernel"), module.get_variable("params", "bias")
         dtype = module.dtype or jnp.promote_types(x.dtype, kernel.dtype)
-        kernel = constrain(kernel.reshape(kernel.shape[0], 3, -1), "tensor", None, None)
-        kernel = constrain(kernel, None, None, "tensor")
+        kernel = constrain(kernel.reshape(kernel.shape[0], 3, -1), None, None, "tensor")
         y = constrain(matmul(x, kernel, dtype, module.precision), BATCH, None, None, "tensor")  # (B, N, 3, H E)
         if bias is not None:
             y = y + constrain(bias.reshape(3, -1), None, "tensor")

@@ -131,7 +131,7 @@ def test_sharded_training_computes_the_same() -> None:
         np.testing.assert_allclose(run["losses"], found[0]["losses"], rtol=2e-5)
         assert run["count"] == 16
     assert abs(found[1]["share"] * 8 - 1) < 0.05
-    assert abs(found[2]["share"] * 8 - 1) < 0.10
-    # no activation is gathered: tokens are (batch, 17, ...) and heads (batch, 8, 17, 17)
+    assert abs(found[2]["share"] * 8 - 1) < 0.05
+    # no activation of a block is gathered: tokens are (batch, 17, 256), heads (batch, 8, 17, 32)
     for run in found[1:]:
-        assert not [shape for shape in run["gathered"] if re.search(r"\b17\b", shape) and not shape.endswith("[1,17,256]")]
+        assert not [shape for shape in run["gathered"] if re.search(r"\[\d+,(\d+,)*17,", shape) and "[1,17," not in shape]
