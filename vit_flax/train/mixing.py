@@ -14,7 +14,7 @@ ASPECT = (0.3, 1 / 0.3)  # bounds of an erased rectangle's height over its width
 
 
 def mix(
-    key: Array, images: Float[Array, "b h w c"], labels: Int[Array, "b"], num_classes: int, config: MixingConfig
+    key: Array, images: Float[Array, "b h w c"], labels: Int[Array, " b"], num_classes: int, config: MixingConfig
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
     """Returns mixed images and soft labels: erased, then mixed with the batch in reverse order.
 
@@ -34,9 +34,8 @@ def mix(
     lam = jax.random.beta(lam_key, alpha, alpha, dtype=jnp.float32)
     lam = jnp.where(jax.random.uniform(mix_key) < config.prob, lam, 1.0)
     height, width = images.shape[1:3]
-    centre = tuple(
-        jax.random.randint(k, (), 0, side) for k, side in zip(jax.random.split(box_key), (height, width), strict=True)
-    )
+    row_key, column_key = jax.random.split(box_key)
+    centre = jax.random.randint(row_key, (), 0, height), jax.random.randint(column_key, (), 0, width)
     if config.mixup_alpha > 0:
         mixed, soft = mixup(images, targets, jnp.where(cut, 1.0, lam))
     else:

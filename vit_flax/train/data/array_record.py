@@ -80,7 +80,7 @@ class ArrayRecords:
             raise DataError(f"{name}: feature {self.keys[0]!r} must hold an encoded image")
         if len(label.int64_list.value) != 1:
             raise DataError(f"{name}: feature {self.keys[1]!r} must hold one integer")
-        label = check_label(label.int64_list.value[0], self.class_names, name)
+        label = check_label(label.int64_list.value[0], len(self.class_names), name)
         return {"image": decode_image(image.bytes_list.value[0], self.image_shape[2]), "label": label, "name": name}
 
     def describe(self, index: int) -> str:
@@ -128,7 +128,7 @@ def open_source(data: DataConfig, split: str, channels: int, num_classes: int | 
         raise ImportError("ArrayRecord files are read by grain: pip install 'vit-linen[train]'") from error
     try:
         records = ArrayRecordDataSource([str(file) for file in chosen])
-        size = len(records)
+        size = len(records)  # pyright: ignore[reportArgumentType]
     except Exception as error:  # what the reader's C++ side raises
         raise DataError(f"{chosen[0]}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     if not size:

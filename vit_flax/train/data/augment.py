@@ -24,7 +24,9 @@ class TrainTransform:
     The result follows from the image and the random numbers alone.
     """
 
-    def __init__(self, config: AugmentConfig, image_size: tuple[int, int], channels: int, fill: tuple[int, ...]) -> None:
+    def __init__(
+        self, config: AugmentConfig, image_size: tuple[int, int], channels: int, fill: tuple[int, ...]
+    ) -> None:
         self.config, self.image_size, self.channels = config, image_size, channels
         self.fill: int | tuple[int, ...] = fill[0] if channels == 1 else fill  # the mean colour, in 0..255
 
@@ -97,11 +99,12 @@ def resize_crop(
     image: Image.Image, box: tuple[int, int, int, int] | None, size: tuple[int, int], interpolation: str
 ) -> Image.Image:
     """Returns the box (top, left, height, width), or the whole image, resized to (height, width)."""
-    top, left, height, width = box or (0, 0, image.height, image.width)
-    if (height, width) == size:
-        return image.crop((left, top, left + width, top + height)) if box else image
-    method = import_pillow().Resampling[interpolation.upper()]
-    return image.resize((size[1], size[0]), method, box=(left, top, left + width, top + height))
+    if box:  # not resize(box=...), which looks at pixels around the box as well
+        top, left, height, width = box
+        image = image.crop((left, top, left + width, top + height))
+    if (image.height, image.width) == size:
+        return image
+    return image.resize((size[1], size[0]), import_pillow().Resampling[interpolation.upper()])
 
 
 def shift(image: np.ndarray, down: int, right: int) -> np.ndarray:

@@ -46,7 +46,7 @@ class HFDataset:
         row = self.rows[int(index if self.kept is None else self.kept[index])]
         image, label = (row[column] for column in self.columns)
         image = self._decode(image)
-        return {"image": image, "label": check_label(label, self.class_names, name), "name": name}
+        return {"image": image, "label": check_label(label, len(self.class_names), name), "name": name}
 
     def _decode(self, image: Any) -> np.ndarray:
         channels = self.image_shape[2]
@@ -63,7 +63,7 @@ class HFDataset:
         if image is None:
             raise BadImageError("is empty")
         array = np.asarray(image)
-        if array.dtype.kind in "iu" and array.size and 0 <= array.min() and array.max() <= 255:
+        if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
             array = array.astype(np.uint8)  # arrow's lists come back as int64
         return match_channels(array, channels)
 

@@ -100,5 +100,3 @@ def _images(root: Path, name: str) -> list[str]:
         inside = os.path.relpath(folder, root)
         found += [f"{inside}/{file}" for file in files if file.lower().endswith(SUFFIXES) and not file.startswith(".")]
     return found
-
-

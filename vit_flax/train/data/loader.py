@@ -86,7 +86,7 @@ class Batches:
                     self._fill(batch, position, int(row), epoch, bad)
         except DataError as error:
             return {"error": str(error)}
-        batch["bad"] = [(row, reason) for row, reason in bad.items()]
+        batch["bad"] = list(bad.items())
         return batch
 
     def _fill(self, batch: Batch, position: int, row: int, epoch: int, bad: dict[int, str]) -> None:
@@ -115,8 +115,8 @@ def check_share(source: Source, bad: dict[int, str], allowed: float) -> None:
     if len(bad) > allowed * len(source) or len(bad) >= len(source):
         row, reason = next(reversed(bad.items()))
         raise DataError(
-            f"{source.name}: {len(bad)} of {len(source)} images cannot be read, more than data.max_bad_share {allowed:g}"
-            f" allows; the last one: {source.describe(row)}: {reason}"
+            f"{source.name}: {len(bad)} of {len(source)} images cannot be read, more than "
+            f"data.max_bad_share {allowed:g} allows; the last one: {source.describe(row)}: {reason}"
         )
 
 
@@ -169,10 +169,13 @@ class Loader:
 
     def _start(self) -> Any:
         try:
+            from absl import flags
             from grain import python as grain
         except ImportError as error:
             raise ImportError("batches are made by grain: pip install 'vit-linen[train]'") from error
 
+        if not flags.FLAGS.is_parsed():  # outside absl's own main, Grain's worker processes stop over unread flags
+            flags.FLAGS.mark_as_parsed()
         self._batches.first = self._step
         ahead = max(self._prefetch, self._threads)
         if self._workers:  # each worker makes every n-th batch, so that their number changes nothing

@@ -89,7 +89,7 @@ def check_split(source: str, split: str, known: Sequence[str]) -> None:
         raise DataError(f"{source} has no split {split!r}, only {' and '.join(known)}")
 
 
-def check_label(label: object, class_names: Sequence[str], where: str) -> int:
+def check_label(label: object, num_classes: int, where: str) -> int:
     """Returns a label as an integer.
 
     Raises:
@@ -97,8 +97,8 @@ def check_label(label: object, class_names: Sequence[str], where: str) -> int:
     """
     if isinstance(label, bool) or not isinstance(label, int | np.integer):
         raise DataError(f"{where}: the label must be an integer, got {label!r}")
-    if not 0 <= label < len(class_names):
-        raise DataError(f"{where}: label {label} is out of range, there are {len(class_names)} classes")
+    if not 0 <= label < num_classes:
+        raise DataError(f"{where}: label {label} is out of range, there are {num_classes} classes")
     return int(label)
 
 
@@ -108,7 +108,7 @@ def check_labels(labels: np.ndarray, class_names: Sequence[str], source: str, ev
         raise DataError(f"{source}: holds no images")
     wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
     if len(wrong):
-        check_label(int(labels[wrong[0]]), class_names, f"{source}[{wrong[0]}]")
+        check_label(int(labels[wrong[0]]), len(class_names), f"{source}[{wrong[0]}]")
     empty = np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0)
     if every_class and len(empty):
         names = ", ".join(repr(class_names[index]) for index in empty[:5])

@@ -166,7 +166,7 @@ def _label(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], name: 
         value = next((content[k] for k in keys if k in content), None) if isinstance(content, dict) else None
     if value is None:
         raise DataError(f"{name}: has no label (.cls, or {key or ' or '.join(LABEL_KEYS)!r} in .json)")
-    return check_label(value, range(1 << 31), name)
+    return check_label(value, 1 << 31, name)
 
 
 def _classes(folder: Path) -> list[str] | None:
@@ -174,5 +174,3 @@ def _classes(folder: Path) -> list[str] | None:
         if (folder / name).is_file():
             return (folder / name).read_text("utf-8").splitlines()
     return None
-
-
