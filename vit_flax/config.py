@@ -303,6 +303,7 @@ class DropRates:
         return tuple(self.drop_path_rate * i / max(1, depth - 1) for i in range(depth))
 
 
+NO_DROPS = DropRates()
 _ROPE_FIELDS = (
     "image_size", "patch_size", "crop_to_patches", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio",
     "mlp_layer", "mlp_bias", "qkv_bias", "qk_scale", "proj_bias", "init_values", "activation", "norm_eps",

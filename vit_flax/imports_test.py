@@ -14,7 +14,8 @@ LAYERS = (
     ("config", "presets"),
     ("models", "convert", "preprocessing", "reference"),
     ("resizing",),
-    ("pretrained", "inference", "train"),
+    ("pretrained", "inference"),
+    ("train",),
     ("parity", "plan", "recipes"),
     ("cli",),
 )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vit_flax.config import DropRates, ViTConfig
+from vit_flax.config import NO_DROPS, DropRates, ViTConfig
 from vit_flax.models.attention import Attention
 from vit_flax.models.drop import drop_path
 from vit_flax.models.layer_scale import LayerScale
@@ -17,7 +17,7 @@ from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.swiglu import SwiGLU
 
 
-def build_attention(cfg: ViTConfig, drop: DropRates = DropRates(), **runtime: Any) -> Attention:
+def build_attention(cfg: ViTConfig, drop: DropRates = NO_DROPS, **runtime: Any) -> Attention:
     """Returns the attention that `cfg` describes."""
     runtime = {**runtime, "attn_drop": drop.attn_drop_rate, "proj_drop": drop.proj_drop_rate}
     return Attention(
@@ -26,11 +26,12 @@ def build_attention(cfg: ViTConfig, drop: DropRates = DropRates(), **runtime: An
     )  # fmt: skip
 
 
-def build_mlp(cfg: ViTConfig, drop: DropRates = DropRates(), **runtime: Any) -> Mlp | SwiGLU:
+def build_mlp(cfg: ViTConfig, drop: DropRates = NO_DROPS, **runtime: Any) -> Mlp | SwiGLU:
     """Returns the MLP that `cfg` describes, gated or not."""
     layer = Mlp if cfg.mlp_layer == "mlp" else SwiGLU
     norm = {"norm_layer": cfg.norm_layer if cfg.scale_mlp_norm else None, "norm_eps": cfg.norm_eps}
-    return layer(cfg.mlp_dim, activation=cfg.activation, use_bias=cfg.mlp_bias, drop=drop.proj_drop_rate, **norm, **runtime)
+    runtime = {**runtime, **norm, "drop": drop.proj_drop_rate}
+    return layer(cfg.mlp_dim, activation=cfg.activation, use_bias=cfg.mlp_bias, **runtime)
 
 
 class Block(nn.Module):
@@ -43,7 +44,7 @@ class Block(nn.Module):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     precision: Any = PRECISION
-    drop: DropRates = DropRates()
+    drop: DropRates = NO_DROPS
     drop_path: Any = 0.0  # of both residual branches; a number, or an array in a scanned loop
 
     def setup(self) -> None:

@@ -107,7 +107,7 @@ def test_a_rate_of_zero_costs_nothing() -> None:
 
 def test_what_a_block_has_no_place_for_is_refused() -> None:
     model = build_model(ViTConfig(**SMALL, block="parallel_scaling"), drop=DropRates(proj_drop_rate=0.1))
-    with pytest.raises(ValueError, match="no place for proj_drop_rate=0.1"):
+    with pytest.raises(ValueError, match="no place for proj_drop_rate"):
         jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     model = build_model(ViTConfig(**SMALL, block="diff"), scan=True)
     params = jax.eval_shape(model.init, jax.random.key(0), IMAGES)["params"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vit_flax.config import DropRates, ViTConfig
+from vit_flax.config import NO_DROPS, DropRates, ViTConfig
 from vit_flax.models.activations import get_activation
 from vit_flax.models.attention import dot_product_attention
 from vit_flax.models.drop import drop_path, refuse_drops
@@ -27,7 +27,7 @@ class ParallelScalingBlock(nn.Module):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     precision: Any = PRECISION
-    drop: DropRates = DropRates()
+    drop: DropRates = NO_DROPS
     drop_path: Any = 0.0
 
     def setup(self) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vit_flax.config import DropRates, ViTConfig
+from vit_flax.config import NO_DROPS, DropRates, ViTConfig
 from vit_flax.models.block import build_attention, build_mlp
 from vit_flax.models.drop import drop_path
 from vit_flax.models.layer_scale import LayerScale
@@ -27,7 +27,7 @@ class ParallelThingsBlock(nn.Module):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     precision: Any = PRECISION
-    drop: DropRates = DropRates()
+    drop: DropRates = NO_DROPS
     drop_path: Any = 0.0
 
     def setup(self) -> None:
@@ -50,7 +50,7 @@ class Branch(nn.Module):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     precision: Any = PRECISION
-    drop: DropRates = DropRates()
+    drop: DropRates = NO_DROPS
     drop_path: Any = 0.0
 
     @nn.compact

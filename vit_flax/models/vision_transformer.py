@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vit_flax.config import FIXED_POS_EMBEDS, DropRates, ViTConfig
+from vit_flax.config import FIXED_POS_EMBEDS, NO_DROPS, DropRates, ViTConfig
 from vit_flax.models.attention_pool import AttentionPool
 from vit_flax.models.blocks import build_block
 from vit_flax.models.drop import dropout
@@ -40,7 +40,7 @@ class VisionTransformer(nn.Module):
     dtype: DTypeLike | None = None  # of the matrix products' operands; None: what inputs and parameters promote to
     param_dtype: DTypeLike = jnp.float32
     precision: Any = PRECISION
-    drop: DropRates = DropRates()  # acts only in an apply with rngs={"dropout": key}
+    drop: DropRates = NO_DROPS  # acts only in an apply with rngs={"dropout": key}
     remat: str = NO_REMAT  # what the backward pass of a block does not recompute: see vit_flax.models.layers
     scan: bool = False  # the blocks as one scanned loop
 

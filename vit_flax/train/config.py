@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from vit_flax.config import DropRates, ViTConfig
+from vit_flax.config import NO_DROPS, DropRates, ViTConfig
 from vit_flax.presets import get_preset
 from vit_flax.train.fields import build, frozen, replace_dotted, to_dict
 
@@ -310,7 +310,7 @@ class TrainConfig:
     }
 
     model: ViTConfig  # or a preset's name, or a mapping as of ViTConfig.to_dict()
-    drop: DropRates = DropRates()
+    drop: DropRates = NO_DROPS
     data: DataConfig = DataConfig()
     mixing: MixingConfig = MixingConfig()
     loss: LossConfig = LossConfig()
@@ -426,10 +426,19 @@ class TrainConfig:
         return json.dumps(self.to_dict(), indent=2)
 
 
+def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """Returns the config that `TrainConfig.to_dict` described.
+
+    Raises:
+        ValueError: a key is no field (the nearest is suggested).
+    """
+    return build(TrainConfig, values)
+
+
 def config_from_json(text: str) -> TrainConfig:
     """Returns the config that `TrainConfig.to_json` wrote.
 
     Raises:
         ValueError: it is no JSON, or a key is no field (the nearest is suggested).
     """
-    return build(TrainConfig, json.loads(text))
+    return config_from_dict(json.loads(text))

@@ -17,9 +17,7 @@ def soft_labels(labels: Array, num_classes: int, smoothing: float, dtype: jnp.dt
     return labels * (1 - smoothing) + smoothing / num_classes if smoothing else labels
 
 
-def softmax_cross_entropy(
-    logits: Float[Array, "b k"], labels: Array, smoothing: float = 0.0
-) -> Float[Array, ""]:
+def softmax_cross_entropy(logits: Float[Array, "b k"], labels: Array, smoothing: float = 0.0) -> Float[Array, ""]:
     """Computes the mean cross-entropy; labels are integers (B,) or probabilities (B, K).
 
     Reference: torch.nn.CrossEntropyLoss.
@@ -49,9 +47,7 @@ def binary_cross_entropy(
 def classification_loss(logits: Float[Array, "b k"], labels: Array, config: LossConfig) -> Float[Array, ""]:
     """Computes the loss that the config names."""
     if config.name == "binary":
-        return binary_cross_entropy(
-            logits, labels, config.label_smoothing, config.target_threshold, config.sum_classes
-        )
+        return binary_cross_entropy(logits, labels, config.label_smoothing, config.target_threshold, config.sum_classes)
     return softmax_cross_entropy(logits, labels, config.label_smoothing)
 
 

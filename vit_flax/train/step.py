@@ -11,7 +11,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float
 
-from vit_flax.config import DropRates, ViTConfig
+from vit_flax.config import NO_DROPS, ViTConfig
 from vit_flax.models import VisionTransformer, build_model
 from vit_flax.train.config import LossConfig, TrainConfig
 from vit_flax.train.ema import update_ema
@@ -118,7 +118,7 @@ def compute_loss(
 ) -> Float[Array, ""]:
     """Computes the loss of normalised images; `key` is of what is left out at random."""
     model = train_model(config)
-    rngs = {} if config.drop == DropRates() else {"dropout": key}
+    rngs = {} if config.drop == NO_DROPS else {"dropout": key}
     if config.loss.distillation == "none":
         logits: Any = model.apply({"params": params}, images, rngs=rngs)
         return classification_loss(logits, labels, config.loss)
