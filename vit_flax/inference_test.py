@@ -19,7 +19,7 @@ CONFIG = ViTConfig(image_size=(16, 24), patch_size=(8, 8), embed_dim=16, depth=1
 @pytest.fixture(scope="module")
 def model() -> tuple[VisionTransformer, Any]:
     built = build_model(CONFIG)
-    params = built.init(jax.random.key(0), jnp.zeros((1, 16, 24, 3)))["params"]
+    params = jax.jit(built.init)(jax.random.key(0), jnp.zeros((1, 16, 24, 3)))["params"]
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     return built, tree.unflatten([0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
