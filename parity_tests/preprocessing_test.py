@@ -80,7 +80,7 @@ def test_a_crop_resized_is_torchvisions() -> None:
         image = Image.fromarray(photo)
         for name in ("bicubic", "bilinear"):
             mode = torchvision.transforms.InterpolationMode(name)
-            theirs = functional.resized_crop(image, box[0], box[1], box[2], box[3], [96, 96], mode)
+            theirs = functional.resized_crop(image, box[0], box[1], box[2], box[3], [96, 96], mode)  # pyright: ignore
             np.testing.assert_array_equal(resize_crop(image, box, (96, 96), name), theirs)
 
 

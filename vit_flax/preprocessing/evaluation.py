@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash")
+PREPROCESSING_FILE = "preprocessing.json"  # beside the weights that a training run leaves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -194,7 +194,12 @@ class Run:
                          f"{self.scores['loss']:.4f}")  # fmt: skip
             if self.scores["accuracy"] > self.best.get("accuracy", -1.0):
                 self.best = {"step": step, **self.scores}
-                export(self.out / "best", self.config.model, params, self.config.export_layout)
+                export(self.out / "best", self.config.model, params, self.config.export_layout, self._prepared())
+
+    def _prepared(self) -> dict[str, Any]:
+        """Returns what evaluation does to images and the classes' names, for whoever uses the weights."""
+        names = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
+        return {name: getattr(self.config.data, name) for name in names} | {"class_names": self.class_names}
 
     def _save(self, step: int) -> None:
         with self._rate.paused():
@@ -206,7 +211,7 @@ class Run:
         if self.confusion is None and not (self.out / RESULTS).exists():
             self._evaluate(step)  # interrupted after the last checkpoint
         params = self.state.params if self.state.ema is None else self.state.ema
-        export(self.out / "final", self.config.model, params, self.config.export_layout)
+        export(self.out / "final", self.config.model, params, self.config.export_layout, self._prepared())
         if not self.is_first or self.confusion is None:
             return
         lines = read_log(self.out / LOG)

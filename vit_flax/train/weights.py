@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_flax.config import ViTConfig
 from vit_flax.models import build_model
+from vit_flax.preprocessing.evaluation import PREPROCESSING_FILE
 from vit_flax.pretrained import load, save
 from vit_flax.train.config import TrainConfig
 from vit_flax.train.step import init_params
@@ -54,14 +56,21 @@ def teacher_params(config: TrainConfig) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
 
 
-def export(folder: Path, model: ViTConfig, params: Any, layout: str | None) -> None:
-    """Writes model.safetensors and config.json into a folder, whole: what was there before is replaced at the end."""
+def export(
+    folder: Path, model: ViTConfig, params: Any, layout: str | None, preprocessing: dict[str, Any] | None = None
+) -> None:
+    """Writes model.safetensors and config.json into a folder, whole: what was there before is replaced at the end.
+
+    `preprocessing` is written beside them: how images are prepared, and the names of the classes.
+    """
     params = gather(params)
     if jax.process_index() != 0:
         return
     new = folder.with_name("new_" + folder.name)
     shutil.rmtree(new, ignore_errors=True)
     save(new, build_model(model), params, layout)
+    if preprocessing:
+        (new / PREPROCESSING_FILE).write_text(json.dumps(preprocessing, indent=1) + "\n", "utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
 
