@@ -19,7 +19,7 @@ from vit_flax.train.loop import NonFiniteLoss, Run
 from vit_flax.train.optimizer import trained_mask
 
 RNG = np.random.default_rng(0)
-TINY = {"patch_size": 16, "embed_dim": 24, "depth": 2, "num_heads": 3}
+TINY: dict[str, Any] = {"patch_size": 16, "embed_dim": 24, "depth": 2, "num_heads": 3}
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

@@ -41,7 +41,7 @@ def test_softmax_cross_entropy(labels: np.ndarray, smoothing: float) -> None:
 @pytest.mark.parametrize("labels", [LABELS, SOFT], ids=["integer", "soft"])
 def test_binary_cross_entropy(labels: np.ndarray, threshold: float | None, sum_classes: bool) -> None:
     import_timm()
-    from timm.loss import BinaryCrossEntropy
+    from timm.loss.binary_cross_entropy import BinaryCrossEntropy
 
     smoothing = 0.1 if labels is LABELS else 0.0  # timm takes soft labels as they are
     theirs = BinaryCrossEntropy(smoothing, threshold, sum_classes=sum_classes)

@@ -25,8 +25,8 @@ TINY = {**NO_RANDOMNESS, "model.embed_dim": 16, "model.depth": 2, "model.num_hea
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    pixels, labels = load_digits(return_X_y=True)
-    return pixels.reshape(-1, 8, 8, 1) / 16, labels.astype(np.int32)
+    data: Any = load_digits()
+    return data.data.reshape(-1, 8, 8, 1) / 16, data.target.astype(np.int32)
 
 
 def _torch_model(config: TrainConfig, seed: int = 0) -> Any:
@@ -107,7 +107,7 @@ def _train_both(config: TrainConfig, make: Callable[[Any], torch.optim.Optimizer
 def _train_torch(
     config: TrainConfig, module: Any, optimizer: Any, images: np.ndarray, labels: np.ndarray, batches: list[np.ndarray]
 ) -> tuple[list[float], list[float], dict[str, np.ndarray]]:
-    from timm.utils import ModelEmaV3
+    from timm.utils.model_ema import ModelEmaV3
 
     average = None
     if config.ema is not None:
@@ -136,7 +136,7 @@ def _train_torch(
 
 
 def _groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    from timm.optim import param_groups_weight_decay
+    from timm.optim._param_groups import param_groups_weight_decay
 
     return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=model.no_weight_decay())
 
@@ -162,7 +162,8 @@ def test_two_hundred_steps_of_the_digits_recipe() -> None:
 @pytest.mark.parametrize("name", ["lamb", "sgd", "layer_decay", "frozen"])
 def test_optimisers(name: str) -> None:
     import_timm()
-    from timm.optim import Lamb, param_groups_layer_decay
+    from timm.optim._param_groups import param_groups_layer_decay
+    from timm.optim.lamb import Lamb
 
     changes: dict[str, Any] = {**TINY, "optimizer.clip_norm": None}
     if name == "lamb":

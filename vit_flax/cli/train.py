@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"vit-flax train: {error}", file=sys.stderr)
         return 1
     if options.json:
-        print(json.dumps({"step": result.step, "finished": result.finished, "out": config.out, **result.scores}))
+        print(json.dumps({**result.scores, "step": result.step, "finished": result.finished, "out": config.out}))
     if not result.finished:
         print(f"vit-flax train: SIGTERM: saved step {result.step}; run it again to go on", file=sys.stderr)
         return TERMINATED

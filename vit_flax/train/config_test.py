@@ -12,7 +12,9 @@ from vit_flax.recipes import RECIPES, get_recipe
 from vit_flax.train.config import TrainConfig, config_from_json
 from vit_flax.train.loop import check_same_run
 
-SMALL = TrainConfig(model=ViTConfig(image_size=8, patch_size=2, embed_dim=16, num_heads=2, num_classes=10), epochs=2)
+SMALL = TrainConfig(
+    model=ViTConfig(image_size=(8, 8), patch_size=(2, 2), embed_dim=16, num_heads=2, num_classes=10), epochs=2
+)
 PLAIN = [name for name in RECIPES if name not in ("finetune", "linear_probe")]
 
 

@@ -111,6 +111,8 @@ class Run:
         """
         config, total = self.config, self.config.steps or 0
         with _terminated() as is_terminated, contextlib.closing(self.log):
+            if self.start and self.start % (config.eval_every or total) == 0 and self.scores.get("step") != self.start:
+                self._evaluate(self.start)  # SIGTERM came when it was due
             for step in range(self.start + 1, total + 1):
                 with self._profiled(step):
                     self._take_step(step)
@@ -188,12 +190,12 @@ class Run:
             self.confusion = sums.get("confusion")
             names = {"loss": "loss", "accuracy": "correct", "accuracy5": "correct5"}
             self.scores = {name: float(sums[key]) / count for name, key in names.items()}
-            self.scores["count"] = int(sums["count"])
-            self.log.write(step, "eval", self.scores)
+            self.scores |= {"count": int(sums["count"]), "step": step}
+            self.log.write(step, "eval", {name: value for name, value in self.scores.items() if name != "step"})
             self.log.say(f"step {step}: top-1 {self.scores['accuracy']:.2%} of {count} images, loss "
                          f"{self.scores['loss']:.4f}")  # fmt: skip
             if self.scores["accuracy"] > self.best.get("accuracy", -1.0):
-                self.best = {"step": step, **self.scores}
+                self.best = dict(self.scores)
                 export(self.out / "best", self.config.model, params, self.config.export_layout, self._prepared())
 
     def _prepared(self) -> dict[str, Any]:

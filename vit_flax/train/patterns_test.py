@@ -11,9 +11,13 @@ from vit_flax.train.optimizer import decay_mask, layer_decay_rules, trained_mask
 from vit_flax.train.patterns import match, match_tree, paths_of, select
 
 CONFIGS = [
-    ViTConfig(image_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=3, reg_tokens=1),
-    T2TViTConfig(image_size=16, embed_dim=8, depth=1, num_heads=2, token_chan=4, num_classes=3, pos_embed="sinusoid"),
-    ViTConfig(image_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2, num_classes=3, global_pool="map"),
+    ViTConfig(image_size=(8, 8), patch_size=(4, 4), embed_dim=8, depth=2, num_heads=2, num_classes=3, reg_tokens=1),
+    T2TViTConfig(
+        image_size=(16, 16), embed_dim=8, depth=1, num_heads=2, token_chan=4, num_classes=3, pos_embed="sinusoid"
+    ),
+    ViTConfig(
+        image_size=(8, 8), patch_size=(4, 4), embed_dim=8, depth=1, num_heads=2, num_classes=3, global_pool="map"
+    ),
 ]
 
 
