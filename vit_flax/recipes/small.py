@@ -58,7 +58,7 @@ def fashion_mnist_t2t(folder: str | None = None) -> TrainConfig:
     """
     model = T2TViTConfig(
         image_size=(28, 28), in_chans=1, num_classes=10, embed_dim=128, depth=6, num_heads=4, mlp_ratio=2.0,
-        softsplit_kernels=(3, 3, 1), token_chan=32, token_num_heads=1, class_token=False, global_pool="avg",
+        softsplit_kernels=(3, 3, 1), token_chan=32, token_num_heads=1, value_skip=True, pos_embed="sinusoid",
     )  # fmt: skip
     return _fashion(model, folder, epochs=16)
 

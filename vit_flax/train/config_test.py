@@ -11,6 +11,7 @@ from vit_flax.presets import get_preset
 from vit_flax.recipes import RECIPES, get_recipe
 from vit_flax.train.config import TrainConfig, config_from_json
 from vit_flax.train.loop import check_same_run
+from vit_flax.train.weights import check_exportable
 
 SMALL = TrainConfig(
     model=ViTConfig(image_size=(8, 8), patch_size=(2, 2), embed_dim=16, num_heads=2, num_classes=10), epochs=2
@@ -24,6 +25,7 @@ def test_recipes_survive_json_and_say_what_was_measured(name: str) -> None:
     config = recipe()
     assert config_from_json(config.to_json()) == config
     hash(config)
+    check_exportable(config)
     assert recipe.__doc__
     assert "not measured" in recipe.__doc__
 

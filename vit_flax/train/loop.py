@@ -25,7 +25,7 @@ from vit_flax.train.lower import abstract_state, compile_eval, compile_step, cre
 from vit_flax.train.pictures import draw_confusion, draw_curves
 from vit_flax.train.runlog import LOG, RunLog, read_log
 from vit_flax.train.sharding import data_share, make_mesh, place_batch, place_params
-from vit_flax.train.weights import export, initial_params, teacher_params
+from vit_flax.train.weights import check_exportable, export, initial_params, teacher_params
 
 RESULTS = "results.json"
 _AHEAD = 2  # steps given to the device before the first of them must be done
@@ -58,6 +58,7 @@ class Run:
     def __init__(self, config: TrainConfig, *, profile: bool = False, quiet: bool = False) -> None:
         if config.out is None:
             raise ValueError("a run needs a folder: out")
+        check_exportable(config)  # now, not after hours
         self.out, self.profile = Path(config.out).absolute(), profile
         self.is_first = jax.process_index() == 0
         self.mesh = make_mesh(config.mesh)

@@ -13,6 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_flax.config import ViTConfig
+from vit_flax.convert import ConversionError, get_layout, layout_for
 from vit_flax.models import build_model
 from vit_flax.preprocessing.evaluation import PREPROCESSING_FILE
 from vit_flax.pretrained import load, save
@@ -54,6 +55,14 @@ def teacher_params(config: TrainConfig) -> Any:
         return None
     params = load(config.teacher, config=config.teacher_model)[1]
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+
+
+def check_exportable(config: TrainConfig) -> None:
+    """Raises ConversionError when the layout asked for, or every layout, has no place for the model."""
+    if config.export_layout is None:
+        layout_for(config.model)
+    elif refusals := get_layout(config.export_layout).refusals(config.model):
+        raise ConversionError(f"layout {config.export_layout!r} cannot hold this model: {'; '.join(refusals)}")
 
 
 def export(
