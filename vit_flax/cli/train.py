@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     from vit_flax.train.checkpoints import CheckpointError
     from vit_flax.train.loop import NonFiniteLoss, Run
 
-    threading.excepthook = _one_line
+    threading.excepthook, sys.excepthook = _one_line, _one_line_of_callbacks
     try:
         result = Run(config, profile=options.profile, quiet=options.quiet).run()
     except (CheckpointError, NonFiniteLoss) as error:
@@ -95,6 +95,12 @@ def run(options: argparse.Namespace) -> int:
     if not options.json:
         print(f"top-1 {result.scores['accuracy']:.2%} after {result.step} steps; weights in {config.out}/final")
     return 0
+
+
+def _one_line_of_callbacks(kind: Any, error: BaseException, trace: Any) -> None:
+    """Does so for what a library's callbacks, which Python does not run as threads of its own, end with."""
+    if threading.current_thread() is threading.main_thread() or os.environ.get("VIT_FLAX_DEBUG"):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _one_line(arguments: threading.ExceptHookArgs) -> None:
