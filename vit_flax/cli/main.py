@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from vit_flax.cli import compare, convert, inspect, train
+from vit_flax.cli import compare, convert, inspect, plan, train
 
-COMMANDS = (compare, convert, inspect, train)
+COMMANDS = (compare, convert, inspect, plan, train)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
