@@ -67,6 +67,7 @@ def measure(model: str, topology: str, batch: int, formulation: str, remat: str,
     row = {"model": model, "topology": topology, "batch": batch, "step": "training" if training else "inference"}
     row |= {"attention": formulation, "remat": remat}
     flops = training_flops(config) * batch // (1 if training else 3)
+    compiled: Any
     try:
         with formulated(formulation):
             if training:

@@ -11,12 +11,12 @@ from vit_flax.config import ViTConfig
 from vit_flax.plan import find_chip, plan
 from vit_flax.plan.hlo import Program
 from vit_flax.plan.planning import _out_of_memory
-from vit_flax.train.config import TrainConfig
+from vit_flax.train.config import DataConfig, TrainConfig
 from vit_flax.train.loop import Run
 from vit_flax.train.lower import create_state, lower
 from vit_flax.train.sharding import make_mesh, place_batch
 
-TINY = ViTConfig(image_size=8, patch_size=4, in_chans=1, embed_dim=16, depth=2, num_heads=2, num_classes=10)
+TINY = ViTConfig(image_size=(8, 8), patch_size=(4, 4), in_chans=1, embed_dim=16, depth=2, num_heads=2, num_classes=10)
 
 TEXT = """HloModule jit_step, is_scheduled=true
 
@@ -72,8 +72,9 @@ def test_how_much_does_not_fit(message: str) -> None:
 
 
 def test_the_planned_step_is_the_one_that_trains(tmp_path) -> None:
-    config = TrainConfig(model=TINY, steps=4, data={"batch_size": 8, "name": "digits"}, out=str(tmp_path))
+    config = TrainConfig(model=TINY, steps=4, data=DataConfig(batch_size=8), out=str(tmp_path))
     run = Run(config, quiet=True)
+    run.log.close()
     batch = {"image": np.zeros((8, 8, 8, 1), np.uint8), "label": np.zeros(8, np.int32)}
     planned = lower(run.config, make_mesh(run.config.mesh, jax.devices()[:1]))
     trained = run.step_function.lower(create_state(run.config, run.mesh), place_batch(batch, run.mesh))
@@ -100,9 +101,11 @@ def test_without_the_compiler(monkeypatch, capsys) -> None:
 @pytest.mark.slow
 def test_the_compiler_itself() -> None:
     pytest.importorskip("libtpu")
-    config = TrainConfig(model=TINY, steps=4, precision="bf16", scan=True, data={"batch_size": 32}).resolve(1000)
+    config = TrainConfig(model=TINY, steps=4, precision="bf16", scan=True, data=DataConfig(batch_size=32)).resolve(1000)
     made = plan(config, "v5e:2x2")
     assert made.fits
+    assert made.step_flops is not None
+    assert made.mfu is not None
     assert made.chips == 4
     assert made.step_flops >= made.model_flops > 0
     assert 0 < made.mfu <= 1

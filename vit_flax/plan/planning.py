@@ -61,7 +61,8 @@ def plan(config: TrainConfig, topology: str) -> Plan:
     state = abstract_state(config, mesh)
     lowered = lower(config, mesh)
     start = time.perf_counter()
-    compiled, needed, missing = None, 0, 0
+    compiled: Any = None
+    needed, missing = 0, 0
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
