@@ -136,7 +136,7 @@ def describe(made: Any) -> str:
     if made.step_seconds is not None:
         rows += [
             ("step FLOPs", f"{made.step_flops / 1e12:.3f} T"),
-            ("memory traffic", _gigabytes(made.traffic_bytes)),
+            ("memory traffic", f"at most {_gigabytes(made.traffic_bytes)}"),
             ("step time", f"at least {made.step_seconds * 1e3:.1f} ms, bound by {made.bound}"),
             ("MFU", f"at most {made.mfu:.0%}"),
             *((kind, f"{row['count']}, {_gigabytes(row['bytes'])}") for kind, row in made.collectives.items()),

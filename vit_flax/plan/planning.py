@@ -41,8 +41,8 @@ class Plan:
     state_bytes: int
     model_flops: int  # of forward and backward pass, nothing recomputed
     step_flops: int | None  # of all products of the step
-    traffic_bytes: int | None  # to and from main memory
-    step_seconds: float | None  # no step is faster: the longer of computing and moving at the published rates
+    traffic_bytes: int | None  # to and from main memory, by shapes: too many where a part of an array is used in place
+    step_seconds: float | None  # no step is faster: computing, or moving the state, at the published rates
     bound: str | None  # which of them that is
     mfu: float | None  # model_flops over what the chip could do in step_seconds: no step has more
     collectives: dict[str, dict[str, int]]
@@ -96,7 +96,8 @@ def plan(config: TrainConfig, topology: str) -> Plan:
         traced = jax.make_jaxpr(lambda s, b: train_step(s, b, config))(state, batch_shapes(config))
         program = Program(compiled.as_text())
         flops, moved = count_flops(traced.jaxpr) // chips, program.memory_bytes()
-        computing, moving = flops / chip.flops, moved / chip.bandwidth
+        # certainly moved: the state and the batch, once each way
+        computing, moving = flops / chip.flops, (kinds["arguments"] + kinds["outputs"]) / chip.bandwidth
         found = {
             "step_flops": flops,
             "traffic_bytes": moved,

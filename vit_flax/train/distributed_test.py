@@ -1,4 +1,4 @@
-"""Two processes of two devices train as one device does; when one is killed the job ends, says so, and goes on later."""
+"""Two processes of two devices train as one device; when one is killed the job ends, says so, and goes on later."""
 
 import json
 import os
