@@ -68,12 +68,12 @@ def test_processes_and_devices_change_nothing_but_rounding(tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_job_which_then_goes_on(tmp_path: Path, victim: int) -> None:
-    out, steps = tmp_path / "run", 60
+    out, steps = tmp_path / "run", 400
     processes = _pair(out, steps)
     until = time.monotonic() + 300
     while not ((out / "log.jsonl").exists() and len(_losses(out)) > 10):
         assert time.monotonic() < until
-        assert all(process.poll() is None for process in processes), processes[victim].stderr
+        assert all(process.poll() is None for process in processes), "a process ended by itself"
         time.sleep(0.2)
     processes[victim].send_signal(signal.SIGKILL)
     _, errors = processes[1 - victim].communicate(timeout=60)
