@@ -83,7 +83,6 @@ def test_a_killed_process_ends_the_job_which_then_goes_on(tmp_path: Path, victim
     again = _start(_command(out, steps), 4 if victim else 1)
     _, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors[-2000:]
-    assert "going on from" in errors
     assert len(_losses(out)) >= steps - 5
 
 
