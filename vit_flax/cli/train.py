@@ -46,6 +46,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--profile", action="store_true", help="write a trace of a few steps to DIR/profile")
     parser.add_argument("--json", action="store_true", help="print the results as JSON on standard output")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
+    parser.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="of process 0 of several; 'auto' on Cloud TPU, SLURM, Kubernetes"
+    )
+    parser.add_argument("--processes", type=int, metavar="N", help="how many processes the job has")
+    parser.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
     parser.set_defaults(run=run)
 
 
@@ -78,6 +83,12 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     config = build_config(options.recipe, dict(options.changes), options.out)  # before anything is opened
 
+    import jax
+
+    from vit_flax.train.distributed import explain, leave, start
+
+    start(options.coordinator, options.processes, options.process)
+
     from vit_flax.train.checkpoints import CheckpointError
     from vit_flax.train.loop import NonFiniteLoss, Run
 
@@ -86,6 +97,13 @@ def run(options: argparse.Namespace) -> int:
         result = Run(config, profile=options.profile, quiet=options.quiet).run()
     except (CheckpointError, NonFiniteLoss) as error:
         print(f"vit-flax train: {error}", file=sys.stderr)
+        return 1
+    except jax.errors.JaxRuntimeError as error:
+        lost = explain(error)
+        if lost is None:
+            raise
+        print(f"vit-flax train: {lost}", file=sys.stderr, flush=True)
+        leave()
         return 1
     if options.json:
         print(json.dumps({**result.scores, "step": result.step, "finished": result.finished, "out": config.out}))

@@ -1,4 +1,4 @@
-"""The training step as it is compiled: where state and batch lie, and what is donated. The loop and the planner share it."""
+"""The training step as it is compiled: where state and batch lie, what is donated. Loop and planner share it."""
 
 from __future__ import annotations
 

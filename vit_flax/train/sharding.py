@@ -27,13 +27,13 @@ from vit_flax.train.patterns import match
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the axes that split a batch
-# In the mesh's order: with ("tensor", "fsdp") for kernels and positions, XLA of jax 0.10.2 computes wrong tokens on a mesh
-# of 2 x 2 x 2 CPU devices; sharding_test.py would notice.
+# In the mesh's order: with ("tensor", "fsdp") for kernels and positions, XLA of jax 0.10.2 computes wrong tokens on a
+# mesh of 2 x 2 x 2 CPU devices; sharding_test.py would notice.
 _BOTH = ("fsdp", "tensor")
 Axes = tuple[str | tuple[str, ...] | None, ...]
 
-# (pattern, axes, other axes ...): the first rule whose pattern matches a parameter's whole name wins, and of its axes the
-# first that divide the shape. Axes belong to the last axes of the shape.
+# (pattern, axes, other axes ...): the first rule whose pattern matches a parameter's whole name wins, and of its axes
+# the first that divide the shape. Axes belong to the last axes of the shape.
 RULES: tuple[tuple[str, *tuple[Axes, ...]], ...] = (
     # by rows: its columns are q, k and v one after the other, so a part of them is not a part of the heads
     (r"blocks_\d+/(.*/)?qkv/kernel", (_BOTH, None)),
@@ -213,17 +213,23 @@ def _intercept(mesh: Mesh) -> Any:
             y = y + constrain(bias.reshape(3, -1), None, "tensor")
         return y.reshape(*x.shape[:-1], -1)
 
+    def by_batch(x: Any) -> Any:
+        return constrain(x, BATCH, *[None] * (x.ndim - 1)) if isinstance(x, jax.Array) and x.ndim > 1 else x
+
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
         if context.method_name != "__call__" or module.is_initializing():
             return call(*args, **kwargs)
-        if module.name == "qkv" and isinstance(module.parent, Attention | RopeAttention) and _splits_heads(module, mesh):
+        if (
+            module.name == "qkv"
+            and isinstance(module.parent, Attention | RopeAttention)
+            and _splits_heads(module, mesh)
+        ):
             return project_by_heads(module, *args)
-        out = call(*args, **kwargs)
+        if len(module.path) > 1:
+            return call(*args, **kwargs)
         # the model's own parts, and its blocks where each is applied by itself
-        if len(module.path) <= 1 and isinstance(out, jax.Array):
-            return constrain(out, BATCH, *[None] * (out.ndim - 1))
-        return out
+        return by_batch(call(*map(by_batch, args), **kwargs))
 
     return intercept
 
