@@ -16,9 +16,7 @@ from vit_flax.models import build_model
 from vit_flax.preprocessing.evaluation import EvalTransform
 from vit_flax.pretrained import save
 
-CONFIG = ViTConfig(
-    image_size=(8, 8), patch_size=(4, 4), in_chans=1, embed_dim=16, depth=1, num_heads=2, num_classes=10
-)
+CONFIG = ViTConfig(image_size=(8, 8), patch_size=(4, 4), in_chans=1, embed_dim=16, depth=1, num_heads=2, num_classes=10)
 MODEL = build_model(CONFIG)
 
 
@@ -104,9 +102,7 @@ def test_bad_input_is_one_line(
     assert len(err.splitlines()) == 1
 
 
-def test_predict_and_features(
-    checkpoint: str, params: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_predict_and_features(checkpoint: str, params: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 8, 8, 1), np.uint8)
     paths = [str(tmp_path / f"{index}.png") for index in range(3)]
