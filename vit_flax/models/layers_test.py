@@ -1,17 +1,20 @@
 """Recomputation and scanning change nothing but cost; dropping is off without a key."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 
 from vit_flax.config import DropRates, RopeViTConfig, T2TViTConfig, ViTConfig
 from vit_flax.models import build_model
 from vit_flax.models.drop import drop_path, dropout
 
-SMALL = {"image_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 5, "in_chans": 1}
+SMALL: dict[str, Any] = {
+    "image_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 5, "in_chans": 1,
+}  # fmt: skip
 ALL = DropRates(drop_path_rate=0.4, attn_drop_rate=0.2, proj_drop_rate=0.2, pos_drop_rate=0.1, drop_rate=0.1)
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.standard_normal((4, 8, 8, 1)), jnp.float32)
@@ -40,8 +43,8 @@ def test_remat_and_scan_compute_the_same(remat: str, scan: bool, key: int | None
 
     expected = jax.jit(jax.value_and_grad(lambda p: loss(plain, p)))(params)
     got = jax.jit(jax.value_and_grad(lambda p: loss(other, p)))(params)
-    for name, value in flatten_dict(expected[1], sep="/").items():
-        np.testing.assert_allclose(flatten_dict(got[1], sep="/")[name], value, rtol=2e-4, atol=2e-6, err_msg=name)
+    for (path, value), other_value in zip(jax.tree.leaves_with_path(expected[1]), jax.tree.leaves(got[1]), strict=True):
+        np.testing.assert_allclose(other_value, value, rtol=2e-4, atol=2e-6, err_msg=str(path))
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
 
 

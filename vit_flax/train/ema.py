@@ -13,7 +13,7 @@ from vit_flax.train.config import EmaConfig
 
 def ema_decay(config: EmaConfig, steps: Array) -> Array:
     """Returns the share of the old average that stays in the update after that many steps, from 1."""
-    age = jnp.maximum(0, steps - config.update_after_step - 1)
+    age = jnp.maximum(0, jnp.asarray(steps, float) - config.update_after_step - 1)
     decay: Any = config.decay
     if config.warmup:
         rising = 1 - (1 + age / config.warmup_gamma) ** -config.warmup_power

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
+from jaxtyping import Array
 
 from vit_flax.config import ViTConfig
 from vit_flax.models import trainable_mask, weight_decay_mask
@@ -51,6 +52,7 @@ def learning_rate(config: TrainConfig) -> Callable[[Any], Any]:
         raise ValueError("the schedule needs durations in steps: call TrainConfig.resolve first")
 
     def rate(step: Any) -> Any:
+        step = jnp.asarray(step, float)  # the widest that JAX is set to: an int32 would make it float32
         rising = schedule.warmup_start + (1 - schedule.warmup_start) * step / max(1, warmup)
         if schedule.name == "constant":
             falling = 1.0
@@ -62,6 +64,11 @@ def learning_rate(config: TrainConfig) -> Callable[[Any], Any]:
     return rate
 
 
+def global_norm(tree: Any) -> Array:
+    """Computes the norm of all arrays together."""
+    return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
+
+
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """Scales all gradients down together when their common norm is above `max_norm`.
 
@@ -70,7 +77,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
     def clip(updates: Any, params: Any = None) -> Any:
         del params
-        factor = jnp.minimum(1.0, max_norm / (optax.global_norm(updates) + _TORCH_CLIP_EPS))
+        factor = jnp.minimum(1.0, max_norm / (global_norm(updates) + _TORCH_CLIP_EPS))
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates)
 
     return optax.stateless(clip)
@@ -87,7 +94,7 @@ def decay_mask(numbers: OptimizerConfig, model: ViTConfig, params: Any) -> Any:
     if numbers.decay == "matrices":
         flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
         shapes = {path: np.shape(leaf) for path, leaf in flat.items()}
-        mask = path_aware_map(lambda path, decayed: decayed and len(shapes["/".join(path)]) > 1, mask)
+        mask = path_aware_map(lambda path, decayed: decayed and len(shapes["/".join(map(str, path))]) > 1, mask)
     return mask
 
 

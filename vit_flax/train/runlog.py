@@ -53,7 +53,8 @@ class RunLog:
         done = step - self._start
         left = (time.monotonic() - self._began) / max(1, done) * (self._total - step)
         parts = [f"step {step}/{self._total}", f"loss {values['loss']:.4f}", f"lr {values['learning_rate']:.2e}"]
-        parts.append(f"{values['images_per_second']:.1f} images/s")
+        if values.get("images_per_second") is not None:
+            parts.append(f"{values['images_per_second']:.1f} images/s")
         if values.get("mfu") is not None:
             parts.append(f"MFU {values['mfu']:.1%}")
         parts.append(f"ETA {format_seconds(left)}")

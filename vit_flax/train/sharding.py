@@ -7,7 +7,6 @@ this: `partitioned` tells the compiler from outside what it does not find by its
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,10 +23,13 @@ from vit_flax.models import Attention
 from vit_flax.models.linear import Linear, matmul
 from vit_flax.models.rope import RopeAttention
 from vit_flax.train.config import MeshConfig, TrainConfig
+from vit_flax.train.patterns import match
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the axes that split a batch
-_BOTH = ("tensor", "fsdp")  # fsdp inside: gathering it leaves the runs that tensor is exchanged by
+# In the mesh's order: with ("tensor", "fsdp") for kernels and positions, XLA of jax 0.10.2 computes wrong tokens on a mesh
+# of 2 x 2 x 2 CPU devices; sharding_test.py would notice.
+_BOTH = ("fsdp", "tensor")
 Axes = tuple[str | tuple[str, ...] | None, ...]
 
 # (pattern, axes, other axes ...): the first rule whose pattern matches a parameter's whole name wins, and of its axes the
@@ -92,34 +94,25 @@ def _size(axis: str | Sequence[str] | None, mesh: Mesh) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
-def partition(name: str, shape: Sequence[int], mesh: Mesh, rules: Any = None) -> PartitionSpec:
-    """Returns how the parameter of that name is split.
+def parameter_specs(params: Any, mesh: Mesh, rules: Any = None) -> dict[str, PartitionSpec]:
+    """Returns how each parameter is split, by name.
 
     Raises:
-        ValueError: no rule matches, or the mesh divides it in none of the ways its rules allow.
+        ValueError: no rule matches a parameter, or the mesh divides it in none of the ways its rule allows.
     """
-    for pattern, *choices in RULES if rules is None else rules:
-        if re.fullmatch(pattern, name):
-            break
-    else:
-        raise ValueError(f"no sharding rule matches the parameter {name!r}; end the rules with ('.*', ())")
+    shapes = {"/".join(_names(path)): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    table = [(pattern, choices) for pattern, *choices in (RULES if rules is None else rules)]
+    return {name: _split(name, shapes[name], choices, mesh) for name, choices in match(table, shapes).items()}
+
+
+def _split(name: str, shape: Sequence[int], choices: Sequence[Axes], mesh: Mesh) -> PartitionSpec:
     for axes in choices:
         if _divides(axes, shape, mesh):
             return PartitionSpec(*[None] * (len(shape) - len(axes)), *axes)
     sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
-    parts = [
-        f"{size} by {_size(axis, mesh)}"
-        for size, axis in zip(shape[len(shape) - len(choices[0]) :], choices[0], strict=True)
-        if size % _size(axis, mesh)
-    ]
-    raise ValueError(f"the mesh {sizes} does not divide {name} {tuple(shape)}: {', '.join(parts)}")
-
-
-def parameter_specs(params: Any, mesh: Mesh, rules: Any = None) -> dict[str, PartitionSpec]:
-    """Returns how each parameter is split, by name; errors are those of `partition`."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    named = {"/".join(_names(path)): leaf.shape for path, leaf in leaves}
-    return {name: partition(name, shape, mesh, rules) for name, shape in named.items()}
+    last = shape[max(0, len(shape) - len(choices[0])) :]
+    wrong = [f"{n} by {_size(axis, mesh)}" for n, axis in zip(last, choices[0], strict=False) if n % _size(axis, mesh)]
+    raise ValueError(f"the mesh {sizes} does not divide {name} {tuple(shape)}: {', '.join(wrong) or 'too few axes'}")
 
 
 def _names(path: Any) -> list[str]:
@@ -129,18 +122,21 @@ def _names(path: Any) -> list[str]:
 def state_shardings(state: Any, mesh: Mesh, rules: Any = None) -> Any:
     """Returns where each array of a training state lies: what belongs to a parameter lies as the parameter does.
 
-    `state` has `params`; any other leaf belongs to the parameter that its path ends with, if their shapes agree. The
-    rest is on every device.
+    `state` has `params` and perhaps `teacher`; any other leaf belongs to the parameter that its path ends with, if
+    their shapes agree. The rest is on every device.
     """
-    specs = parameter_specs(state.params, mesh, rules)
+    trees = [("params", state.params), ("teacher", getattr(state, "teacher", None))]
+    specs = {tree: parameter_specs(params, mesh, rules) for tree, params in trees if params is not None}
     shapes = {"/".join(_names(path)): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
 
     def place(path: Any, leaf: Any) -> NamedSharding:
         names = _names(path)
+        if names[0] in specs:
+            return NamedSharding(mesh, specs[names[0]]["/".join(names[1:])])
         for start in range(len(names)):
             name = "/".join(names[start:])
             if shapes.get(name) == leaf.shape:
-                return NamedSharding(mesh, specs[name])
+                return NamedSharding(mesh, specs["params"][name])
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(place, state)
@@ -175,7 +171,8 @@ def place_params(params: Any, shardings: Any) -> Any:
 
     def place(value: Any, sharding: NamedSharding) -> jax.Array:
         value = np.asarray(value)
-        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+        # a copy for each device: the CPU would take the memory as its own, and a donated state is overwritten
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: np.array(value[index]))
 
     return jax.tree.map(place, params, shardings)
 
@@ -210,8 +207,7 @@ def _intercept(mesh: Mesh) -> Any:
         # one product with the kernel seen as (D, 3, H E), whose last axis is split by heads
         kernel, bias = module.get_variable("params", "kernel"), module.get_variable("params", "bias")
         dtype = module.dtype or jnp.promote_types(x.dtype, kernel.dtype)
-        kernel = constrain(kernel.reshape(kernel.shape[0], 3, -1), "tensor", None, None)
-        kernel = constrain(kernel, None, None, "tensor")
+        kernel = constrain(kernel.reshape(kernel.shape[0], 3, -1), None, None, "tensor")
         y = constrain(matmul(x, kernel, dtype, module.precision), BATCH, None, None, "tensor")  # (B, N, 3, H E)
         if bias is not None:
             y = y + constrain(bias.reshape(3, -1), None, "tensor")

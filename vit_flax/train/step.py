@@ -17,7 +17,7 @@ from vit_flax.train.config import LossConfig, TrainConfig
 from vit_flax.train.ema import update_ema
 from vit_flax.train.losses import classification_loss, distillation_loss
 from vit_flax.train.mixing import mix
-from vit_flax.train.optimizer import learning_rate, make_optimizer, trained_mask
+from vit_flax.train.optimizer import global_norm, learning_rate, make_optimizer, trained_mask
 
 Batch = dict[str, Any]  # 'image' uint8 (B, H, W, C), 'label' int32 (B,); -1 pads a batch of evaluation
 MAX_CONFUSION_CLASSES = 1000  # with more, eval_step counts no confusions
@@ -107,7 +107,7 @@ def train_step(state: TrainState, batch: Batch, config: TrainConfig) -> tuple[Tr
     ema = state.ema if config.ema is None else update_ema(config.ema, state.ema, params, step)
     scalars = {
         "loss": loss,
-        "grad_norm": optax.global_norm(gradients),
+        "grad_norm": global_norm(gradients),
         "learning_rate": jnp.asarray(learning_rate(config)(state.step)),
     }
     return state.replace(step=step, params=params, opt_state=opt_state, ema=ema), scalars
