@@ -16,6 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
+from vit_flax.config import T2TViTConfig, ViTConfig
 from vit_flax.models import VisionTransformer
 from vit_flax.preprocessing.decode import BadImageError
 from vit_flax.preprocessing.evaluation import EvalTransform
@@ -167,6 +168,44 @@ class Predictor:
                 f"{_name(number, image)}: {image.shape} of {image.dtype}, the model needs {self.image_shape} floats"
             )
         return image
+
+
+def attention_rollout(model: VisionTransformer, params: Any, images: np.ndarray) -> np.ndarray:
+    """Computes how much of each patch reaches the class token through all blocks, (N, rows, columns), of sum 1.
+
+    Every block's attention, averaged over its heads, counts half and the skip around it the other half.
+
+    Raises:
+        ValueError: the model has no class token, or blocks whose attention is not softmax of queries and keys alone.
+
+    Reference: arXiv 2005.00928.
+    """
+    config = model.config
+    if not config.class_token:
+        raise ValueError("attention is shown for the class token, which this model does not have")
+    if type(config) not in (ViTConfig, T2TViTConfig) or config.block not in ("standard", "res_post"):
+        raise ValueError(f"attention is not shown for {type(config).__name__} with block={config.block!r}")
+
+    def seen(module: Any, _: str) -> bool:
+        return module.name in ("qkv", "q_norm", "k_norm")
+
+    _, state = jax.jit(
+        lambda params, images: model.apply({"params": params}, images, method="features", capture_intermediates=seen)
+    )(params, images)
+    tokens = config.num_prefix_tokens + config.num_patches
+    rollout = np.eye(tokens)
+    for index in range(config.depth):
+        found = state["intermediates"][f"blocks_{index}"]["attn"]
+        qkv = np.asarray(found["qkv"]["__call__"][0], np.float64)
+        q, k, _ = qkv.reshape(len(images), tokens, 3, config.num_heads, -1).transpose(2, 0, 3, 1, 4)
+        if config.qk_norm:
+            q, k = (np.asarray(found[name]["__call__"][0], np.float64) for name in ("q_norm", "k_norm"))
+        logits = q @ k.swapaxes(-1, -2) * (config.qk_scale or config.head_dim**-0.5)
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        weights = (weights / weights.sum(-1, keepdims=True)).mean(1)
+        rollout = (weights + np.eye(tokens)) / 2 @ rollout
+    patches = rollout[:, 0, config.num_prefix_tokens :]
+    return (patches / patches.sum(-1, keepdims=True)).reshape(len(images), *config.grid_size)
 
 
 def _name(number: int, image: Image) -> str:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vit_flax.config import ViTConfig
-from vit_flax.inference import Predictor
+from vit_flax.inference import Predictor, attention_rollout
 from vit_flax.models import VisionTransformer, build_model
 from vit_flax.preprocessing.decode import BadImageError
 from vit_flax.preprocessing.evaluation import EvalTransform
@@ -19,10 +19,9 @@ CONFIG = ViTConfig(image_size=(16, 24), patch_size=(8, 8), embed_dim=16, depth=1
 @pytest.fixture(scope="module")
 def model() -> tuple[VisionTransformer, Any]:
     built = build_model(CONFIG)
-    params = jax.jit(built.init)(jax.random.key(0), jnp.zeros((1, 16, 24, 3)))["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return built, tree.unflatten([0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+    shapes = jax.eval_shape(built.init, jax.random.key(0), jnp.zeros((1, 16, 24, 3)))["params"]
+    rng = np.random.default_rng(0)
+    return built, jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
 
 
 IMAGES = np.random.default_rng(0).normal(size=(9, 16, 24, 3)).astype(np.float32)
@@ -103,3 +102,14 @@ def test_what_does_not_fit_is_refused(model: tuple[VisionTransformer, Any]) -> N
         Predictor(*model, transform=EvalTransform(image_size=(8, 8)))
     with pytest.raises(ValueError, match="batch_size 0"):
         Predictor(*model, batch_size=0)
+
+
+def test_attention_rollout(model: tuple[VisionTransformer, Any]) -> None:
+    maps = attention_rollout(*model, IMAGES[:3])
+    assert maps.shape == (3, 2, 3)
+    np.testing.assert_allclose(maps.sum((1, 2)), 1, rtol=1e-6)
+    even = jax.tree.map(jnp.zeros_like, model[1])  # no query differs from another
+    np.testing.assert_allclose(attention_rollout(model[0], even, IMAGES[:1]), 1 / 6, rtol=1e-6)
+    pooled = build_model(CONFIG.replace(class_token=False, global_pool="avg"))
+    with pytest.raises(ValueError, match="class token"):
+        attention_rollout(pooled, model[1], IMAGES)

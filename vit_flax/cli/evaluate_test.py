@@ -22,10 +22,9 @@ MODEL = build_model(CONFIG)
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    empty = jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
-    leaves, tree = jax.tree.flatten(empty)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return tree.unflatten([0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+    shapes = jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
 
 
 @pytest.fixture
@@ -131,4 +130,15 @@ def test_predict_and_features(checkpoint: str, params: Any, tmp_path: Path, caps
     assert json.loads(capsys.readouterr().out)["shape"] == [3, 5, 16]
     assert main(["features", checkpoint, *paths, "-o", "features.txt"]) == 2
     assert main(["predict", checkpoint, str(tmp_path / "nowhere.png")]) == 2
+    assert "nowhere.png: no such file" in capsys.readouterr().err
+
+
+def test_attention_writes_a_picture(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", (30, 20), 90).save(tmp_path / "photo.png")
+    target = tmp_path / "map.png"
+    assert main(["attention", checkpoint, str(tmp_path / "photo.png"), "-o", str(target)]) == 0
+    assert f"wrote {target}" in capsys.readouterr().out
+    with Image.open(target) as picture:
+        assert (picture.width, picture.height) == (896, 448)
+    assert main(["attention", checkpoint, str(tmp_path / "nowhere.png"), "-o", str(target)]) == 2
     assert "nowhere.png: no such file" in capsys.readouterr().err
