@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vit_flax.config import LucidrainsViTConfig, T2TViTConfig, ViTConfig
     from vit_flax.convert import ConversionError
+    from vit_flax.inference import Predictor
     from vit_flax.models import LucidrainsViT, T2TViT, VisionTransformer, trainable_mask, weight_decay_mask
     from vit_flax.pretrained import create_model, from_state_dict, load, save, to_state_dict
 
@@ -18,6 +19,7 @@ __all__ = [
     "ConversionError",
     "LucidrainsViT",
     "LucidrainsViTConfig",
+    "Predictor",
     "T2TViT",
     "T2TViTConfig",
     "ViTConfig",
@@ -34,6 +36,7 @@ __all__ = [
 _MODULES = {
     "vit_flax.config": ("LucidrainsViTConfig", "T2TViTConfig", "ViTConfig"),
     "vit_flax.convert": ("ConversionError",),
+    "vit_flax.inference": ("Predictor",),
     "vit_flax.models": ("LucidrainsViT", "T2TViT", "VisionTransformer", "trainable_mask", "weight_decay_mask"),
     "vit_flax.pretrained": ("create_model", "from_state_dict", "load", "save", "to_state_dict"),
 }

@@ -14,13 +14,28 @@ LAYERS = (
     ("config", "host_memory", "presets"),
     ("models", "convert", "preprocessing", "reference"),
     ("resizing",),
-    ("pretrained", "inference", "train"),
+    ("pretrained", "inference"),
+    ("train",),
     ("parity", "plan", "recipes"),
     ("cli",),
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 # Imported only where they are needed, never by `import vit_flax`.
-HEAVY = ("torch", "optax", "orbax", "grain", "sklearn", "scipy", "PIL", "timm", "transformers", "huggingface_hub")
+HEAVY = (
+    "torch",
+    "optax",
+    "orbax",
+    "grain",
+    "sklearn",
+    "scipy",
+    "PIL",
+    "datasets",
+    "pyarrow",
+    "array_record",
+    "timm",
+    "transformers",
+    "huggingface_hub",
+)
 FILES = [path for path in sorted(ROOT.rglob("*.py")) if not path.name.endswith("_test.py") and path.parent != ROOT]
 FILES += [path for path in sorted(ROOT.glob("*.py")) if path.stem in ROW]
 

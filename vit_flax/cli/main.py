@@ -6,9 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from vit_flax.cli import compare, convert, inspect
+from vit_flax.cli import attention, compare, convert, evaluate, features, inspect, plan, predict, train
 
-COMMANDS = (compare, convert, inspect)
+COMMANDS = (compare, convert, inspect, train, evaluate, predict, features, attention, plan)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

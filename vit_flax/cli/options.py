@@ -31,7 +31,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--lay
         "--set",
         action="append",
         default=[],
-        type=_assignment,
+        type=assignment,
         metavar="FIELD=VALUE",
         dest="overrides",
         help="a field of the config, for example num_heads=4 or image_size=60,100; may be repeated",
@@ -45,9 +45,10 @@ def _grid(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _assignment(text: str) -> tuple[str, Any]:
+def assignment(text: str) -> tuple[str, Any]:
+    """Returns name and value of FIELD=VALUE."""
     name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
+    if not equals or not name.replace(".", "_").isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form FIELD=VALUE")
     try:
         return name, ast.literal_eval(value)

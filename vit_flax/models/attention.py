@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vit_flax.models.drop import dropout, is_dropping
 from vit_flax.models.linear import PRECISION, Linear, accumulator_dtype
 from vit_flax.models.norm import NORM_LAYERS
 
@@ -77,6 +78,14 @@ def hide_keys(q: Array, k: Array, mask: Array, scale: float) -> tuple[Array, Arr
     return jnp.concatenate([q, ones], axis=-1), jnp.concatenate([k, hidden], axis=-1)
 
 
+def dropped_attention(module: nn.Module, q: Array, k: Array, v: Array, scale: float, rate: float) -> Array:
+    """Computes `dot_product_attention` with weights left out at random, all in float32 or wider."""
+    wide = accumulator_dtype(q.dtype)
+    q, k, v = (part.astype(wide) for part in (q, k, v))
+    weights = jax.nn.softmax(_heads_dot(q * scale, k, 3, 3, PRECISION), axis=-1)
+    return _heads_dot(dropout(module, weights, rate), v, 3, 2, PRECISION)
+
+
 class Attention(nn.Module):
     """Lets every token gather from every other, and projects what it gathered.
 
@@ -103,6 +112,8 @@ class Attention(nn.Module):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     precision: Any = PRECISION
+    attn_drop: float = 0.0
+    proj_drop: float = 0.0
 
     def setup(self) -> None:
         """Builds the two projections and the norms."""
@@ -129,9 +140,12 @@ class Attention(nn.Module):
         if self.qk_norm:
             q, k = self.q_norm(q).astype(compute_dtype), self.k_norm(k).astype(compute_dtype)
         scale = self.qk_scale or head_dim**-0.5
-        out: Any = dot_product_attention(q, k, heads[2], scale, self.precision)
+        if is_dropping(self, self.attn_drop):
+            out: Any = dropped_attention(self, q, k, heads[2], scale, self.attn_drop)
+        else:
+            out = dot_product_attention(q, k, heads[2], scale, self.precision)
         out = out.transpose(0, 2, 1, 3).reshape(batch, tokens, self.features)
-        out = self.proj(self.norm(out) if self.scale_norm else out)
+        out = dropout(self, self.proj(self.norm(out) if self.scale_norm else out), self.proj_drop)
         if self.value_skip:
             out = out + qkv[..., 2 * self.features :]
         return out

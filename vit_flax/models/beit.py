@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from vit_flax.config import BeitConfig
 from vit_flax.models.attention import dot_product_attention
 from vit_flax.models.block import Block
+from vit_flax.models.drop import refuse_drops
 from vit_flax.models.linear import PRECISION, Linear
 from vit_flax.models.qkv import project_qkv
 from vit_flax.models.vision_transformer import VisionTransformer
@@ -93,6 +94,7 @@ class BeitBlock(Block):
 
     def setup_attention(self) -> None:
         """Builds the attention."""
+        refuse_drops("beit", self.drop, "attn_drop_rate", "proj_drop_rate")
         self.attn = BeitAttention(self.config, self.dtype, self.param_dtype, self.precision)
 
 
@@ -112,14 +114,12 @@ class Beit(VisionTransformer):
         super().setup_backbone()
 
     def make_block(self, index: int) -> nn.Module:
-        """Returns a block; all are alike."""
-        return BeitBlock(self.config, self.dtype, self.param_dtype, self.precision)
+        """Returns a block; all are alike but for the share of them that training leaves out."""
+        rates = self.drop.block_rates(self.config.depth)
+        return BeitBlock(self.config, self.dtype, self.param_dtype, self.precision, self.drop, rates[index])
 
-    def run_blocks(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        """Runs the blocks with the biases that they share."""
+    def block_inputs(self) -> list[tuple[Any, ...]]:
+        """Returns the biases that the blocks share, if they share any."""
         if not self.config.shared_rel_pos_bias:
-            return super().run_blocks(tokens)
-        shared = self.rel_pos_bias()
-        for block in self.blocks:
-            tokens = block(tokens, shared)
-        return tokens
+            return super().block_inputs()
+        return [(self.rel_pos_bias(),)] * self.config.depth

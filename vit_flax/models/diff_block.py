@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from vit_flax.config import ViTConfig
 from vit_flax.models.attention import dot_product_attention
 from vit_flax.models.block import Block
+from vit_flax.models.drop import refuse_drops
 from vit_flax.models.linear import PRECISION, Linear
 from vit_flax.models.norm import NORM_LAYERS, RMSNorm
 from vit_flax.models.parallel_scaling_block import ParallelScalingBlock, merge_heads, split_heads
@@ -88,6 +89,7 @@ class DiffBlock(Block):
 
     def setup_attention(self) -> None:
         """Builds the attention."""
+        refuse_drops(self.config.block, self.drop, "attn_drop_rate", "proj_drop_rate")
         self.attn = DiffAttention(self.config, self.index, self.dtype, self.param_dtype, self.precision)
 
 

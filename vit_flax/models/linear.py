@@ -29,7 +29,7 @@ def contract(a: Array, b: Array, a_axes: tuple[int, ...], b_axes: tuple[int, ...
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def matmul(x: Array, kernel: Array, dtype: DTypeLike, precision: Any) -> Array:
-    """Multiplies the last axis of `x` with a (in, out) kernel; operands in `dtype`, the sum in float32 or wider.
+    """Multiplies the last axis of `x` with a (in, out ...) kernel; operands in `dtype`, the sum in float32 or wider.
 
     The backward pass is written out because the transposed products that differentiation derives are slower on every
     backend (they copy an operand), and in bfloat16 one of them does not run on the CPU at all. Reverse-mode and
@@ -47,8 +47,8 @@ def _matmul_forward(x: Array, kernel: Array, dtype: DTypeLike, precision: Any) -
 def _matmul_backward(dtype: DTypeLike, precision: Any, residuals: Any, g: Array) -> tuple[Array, Array]:
     operand, kernel, like_x = residuals
     g = fence(g.astype(dtype))
-    leading = tuple(range(g.ndim - 1))
-    dx = contract(g, kernel.astype(dtype), (g.ndim - 1,), (1,), precision)
+    leading, out = tuple(range(operand.ndim - 1)), tuple(range(operand.ndim - 1, g.ndim))
+    dx = contract(g, kernel.astype(dtype), out, tuple(range(1, kernel.ndim)), precision)
     dkernel = contract(operand, g, leading, leading, precision)  # operands stay (batch, tokens, width)
     return dx.astype(like_x.dtype), dkernel.astype(kernel.dtype)
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from vit_flax.config import LucidrainsViTConfig
 from vit_flax.models.attention import dot_product_attention
+from vit_flax.models.drop import refuse_drops
 from vit_flax.models.linear import PRECISION, Linear
 from vit_flax.models.mlp import Mlp
 from vit_flax.models.norm import NORM_LAYERS
@@ -132,4 +133,5 @@ class LucidrainsViT(VisionTransformer):
 
     def make_block(self, index: int) -> nn.Module:
         """Returns a block; all are alike."""
+        refuse_drops("lucidrains", self.drop, "drop_path_rate", "attn_drop_rate", "proj_drop_rate")
         return WideBlock(self.config, self.dtype, self.param_dtype, self.precision)

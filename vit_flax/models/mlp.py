@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.models.activations import get_activation
+from vit_flax.models.drop import dropout
 from vit_flax.models.linear import PRECISION, Linear
 from vit_flax.models.norm import NORM_LAYERS
 
@@ -31,6 +32,7 @@ class Mlp(nn.Module):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     precision: Any = PRECISION
+    drop: float = 0.0  # after the activation and after the last layer
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... e"]:
@@ -42,7 +44,7 @@ class Mlp(nn.Module):
         runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
         linear = partial(Linear, use_bias=self.use_bias, **runtime)
         x = linear(hidden, name="fc1")(x)
-        x = get_activation(self.activation)(x)
+        x = dropout(self, get_activation(self.activation)(x), self.drop)
         if self.norm_layer is not None:
             x = NORM_LAYERS[self.norm_layer](self.norm_eps, self.param_dtype, name="norm")(x)
-        return linear(out, name="fc2")(x)
+        return dropout(self, linear(out, name="fc2")(x), self.drop)

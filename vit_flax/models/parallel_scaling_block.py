@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import NO_DROPS, DropRates, ViTConfig
 from vit_flax.models.activations import get_activation
 from vit_flax.models.attention import dot_product_attention
+from vit_flax.models.drop import drop_path, refuse_drops
 from vit_flax.models.layer_scale import LayerScale
 from vit_flax.models.linear import PRECISION, Linear
 from vit_flax.models.norm import NORM_LAYERS
@@ -26,10 +27,13 @@ class ParallelScalingBlock(nn.Module):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     precision: Any = PRECISION
+    drop: DropRates = NO_DROPS
+    drop_path: Any = 0.0
 
     def setup(self) -> None:
         """Builds the layers."""
         cfg = self.config
+        refuse_drops(cfg.block, self.drop, "attn_drop_rate", "proj_drop_rate")
         norm = partial(NORM_LAYERS[cfg.norm_layer], cfg.norm_eps, self.param_dtype)
         self.in_norm = norm()
         self.in_proj = self._linear(cfg.mlp_dim + 3 * cfg.embed_dim, use_bias=cfg.qkv_bias)
@@ -55,7 +59,7 @@ class ParallelScalingBlock(nn.Module):
         hidden = y[..., : cfg.mlp_dim] if cfg.qkv_bias else y[..., : cfg.mlp_dim] + self.mlp_bias
         q, k, v = jnp.split(y[..., cfg.mlp_dim :].astype(self.dtype or y.dtype), 3, axis=-1)
         y = self.mix(q, k, v, get_activation(cfg.activation)(hidden))
-        return x + (y if cfg.init_values is None else self.ls(y))
+        return x + drop_path(self, y if cfg.init_values is None else self.ls(y), self.drop_path)
 
     def mix(self, q: Array, k: Array, v: Array, hidden: Float[Array, "b n h"]) -> Float[Array, "b n d"]:
         """Returns what the block adds."""

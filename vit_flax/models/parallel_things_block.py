@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import NO_DROPS, DropRates, ViTConfig
 from vit_flax.models.block import build_attention, build_mlp
+from vit_flax.models.drop import drop_path
 from vit_flax.models.layer_scale import LayerScale
 from vit_flax.models.linear import PRECISION
 from vit_flax.models.norm import NORM_LAYERS
@@ -26,10 +27,12 @@ class ParallelThingsBlock(nn.Module):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     precision: Any = PRECISION
+    drop: DropRates = NO_DROPS
+    drop_path: Any = 0.0
 
     def setup(self) -> None:
         """Builds the branches."""
-        runtime = (self.dtype, self.param_dtype, self.precision)
+        runtime = (self.dtype, self.param_dtype, self.precision, self.drop, self.drop_path)
         self.attns = [Branch(self.config, "attn", *runtime) for _ in range(NUM_PARALLEL)]
         self.ffns = [Branch(self.config, "mlp", *runtime) for _ in range(NUM_PARALLEL)]
 
@@ -47,6 +50,8 @@ class Branch(nn.Module):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     precision: Any = PRECISION
+    drop: DropRates = NO_DROPS
+    drop_path: Any = 0.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -55,5 +60,7 @@ class Branch(nn.Module):
         runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
         x = NORM_LAYERS[cfg.norm_layer](cfg.norm_eps, self.param_dtype, name="norm")(x)
         build = build_attention if self.layer == "attn" else build_mlp
-        x = build(cfg, name=self.layer, **runtime)(x)
-        return x if cfg.init_values is None else LayerScale(cfg.init_values, self.param_dtype, name="ls")(x)
+        x = build(cfg, self.drop, name=self.layer, **runtime)(x)
+        if cfg.init_values is not None:
+            x = LayerScale(cfg.init_values, self.param_dtype, name="ls")(x)
+        return drop_path(self, x, self.drop_path)

@@ -15,5 +15,5 @@ class ResPostBlock(Block):
 
     def __call__(self, x: Float[Array, "b n d"], *positions: Any) -> Float[Array, "b n d"]:
         """Returns the tokens after both residual steps; `positions` go to an attention that takes them."""
-        x = x + self.norm1(self.attn(x, *positions))
-        return x + self.norm2(self.mlp(x))
+        x = x + self.keep(self.norm1(self.attn(x, *positions)))
+        return x + self.keep(self.norm2(self.mlp(x)))

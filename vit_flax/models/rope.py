@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from vit_flax.config import RopeViTConfig
 from vit_flax.models.attention import dot_product_attention
 from vit_flax.models.block import Block
+from vit_flax.models.drop import refuse_drops
 from vit_flax.models.linear import PRECISION, Linear
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.qkv import project_qkv
@@ -126,6 +127,7 @@ class RopeBlock(Block):
 
     def setup_attention(self) -> None:
         """Builds the attention."""
+        refuse_drops("rope", self.drop, "attn_drop_rate", "proj_drop_rate")
         self.attn = RopeAttention(self.config, self.dtype, self.param_dtype, self.precision)
 
 
@@ -163,20 +165,14 @@ class RopeViT(VisionTransformer):
         return freqs.reshape(shape)
 
     def make_block(self, index: int) -> nn.Module:
-        """Returns a block; all are alike."""
+        """Returns a block; all are alike but for the share of them that training leaves out."""
         kind = RopeBlock if self.config.block == "standard" else RopeResPostBlock
-        return kind(self.config, self.dtype, self.param_dtype, self.precision)
+        rates = self.drop.block_rates(self.config.depth)
+        return kind(self.config, self.dtype, self.param_dtype, self.precision, self.drop, rates[index])
 
-    def run_blocks(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        """Runs the blocks, each with its angles."""
+    def block_inputs(self) -> list[tuple[Any, ...]]:
+        """Returns the angles of every block."""
         cfg = self.config
-        if cfg.rope_type == "none":
-            return super().run_blocks(tokens)
-        angles: Any
         if cfg.rope_type == "mixed":
-            angles = mixed_angles(cfg, self.rope_freqs)
-        else:
-            angles = [rotary_angles(cfg)] * cfg.depth
-        for block, turn in zip(self.blocks, angles, strict=True):
-            tokens = block(tokens, turn)
-        return tokens
+            return [(angles,) for angles in mixed_angles(cfg, self.rope_freqs)]
+        return super().block_inputs() if cfg.rope_type == "none" else [(rotary_angles(cfg),)] * cfg.depth

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.models.activations import get_activation
+from vit_flax.models.drop import dropout
 from vit_flax.models.linear import PRECISION, Linear
 from vit_flax.models.norm import NORM_LAYERS
 
@@ -29,6 +30,7 @@ class SwiGLU(nn.Module):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     precision: Any = PRECISION
+    drop: float = 0.0  # after the activation and after the last layer
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
@@ -37,7 +39,7 @@ class SwiGLU(nn.Module):
         linear = partial(Linear, use_bias=self.use_bias, **runtime)
         hidden = linear(2 * self.hidden_features, name="fc1")(x)
         gate, value = jnp.split(hidden, 2, axis=-1)
-        product = get_activation(self.activation)(gate) * value
+        product = dropout(self, get_activation(self.activation)(gate) * value, self.drop)
         if self.norm_layer is not None:
             product = NORM_LAYERS[self.norm_layer](self.norm_eps, self.param_dtype, name="norm")(product)
-        return linear(x.shape[-1], name="fc2")(product)
+        return dropout(self, linear(x.shape[-1], name="fc2")(product), self.drop)

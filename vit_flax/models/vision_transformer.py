@@ -4,14 +4,17 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vit_flax.config import FIXED_POS_EMBEDS, ViTConfig
+from vit_flax.config import FIXED_POS_EMBEDS, NO_DROPS, DropRates, ViTConfig
 from vit_flax.models.attention_pool import AttentionPool
 from vit_flax.models.blocks import build_block
+from vit_flax.models.drop import dropout
+from vit_flax.models.layers import NO_REMAT, run_blocks
 from vit_flax.models.linear import PRECISION, Linear
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.patch_embed import PatchEmbed
@@ -37,6 +40,9 @@ class VisionTransformer(nn.Module):
     dtype: DTypeLike | None = None  # of the matrix products' operands; None: what inputs and parameters promote to
     param_dtype: DTypeLike = jnp.float32
     precision: Any = PRECISION
+    drop: DropRates = NO_DROPS  # acts only in an apply with rngs={"dropout": key}
+    remat: str = NO_REMAT  # what the backward pass of a block does not recompute: see vit_flax.models.layers
+    scan: bool = False  # the blocks as one scanned loop
 
     def setup(self) -> None:
         """Builds the patch embedding and the backbone."""
@@ -81,7 +87,8 @@ class VisionTransformer(nn.Module):
 
     def make_block(self, index: int) -> nn.Module:
         """Returns block number `index`; a family with a block of its own says so here."""
-        return build_block(self.config, index, self.dtype, self.param_dtype, self.precision)
+        rate = self.drop.block_rates(self.config.depth)[index]
+        return build_block(self.config, index, self.dtype, self.param_dtype, self.precision, self.drop, rate)
 
     def _token(self, name: str, count: int) -> Float[Array, "1 n d"]:
         return self.param(name, nn.initializers.normal(0.02), (1, count, self.config.embed_dim), self.param_dtype)
@@ -121,17 +128,29 @@ class VisionTransformer(nn.Module):
         expected = (cfg.num_patches, cfg.embed_dim)
         if tokens.ndim != 3 or tuple(tokens.shape[1:]) != expected:
             raise ValueError(f"tokens must have shape (batch, {expected[0]}, {expected[1]}), got {tokens.shape}")
-        tokens = self._add_prefix(tokens)
+        tokens = dropout(self, self._add_prefix(tokens), self.drop.pos_drop_rate)
         if cfg.pre_norm:
             tokens = self.norm_pre(tokens)
-        tokens = self.run_blocks(tokens)
+        tokens = self._run_blocks(tokens)
         return self.norm(tokens) if cfg.final_norm and not cfg.fc_norm else tokens
 
-    def run_blocks(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        """Runs the blocks; a family whose blocks need more than tokens says so here."""
-        for block in self.blocks:
-            tokens = block(tokens)
-        return tokens
+    def block_inputs(self) -> list[tuple[Any, ...]]:
+        """Returns what each block needs beside tokens; a family whose blocks need more says so here."""
+        return [()] * self.config.depth
+
+    def _run_blocks(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        is_random = self.has_rng("dropout")
+        if self.is_initializing() or not (is_random or self.scan or self.remat != NO_REMAT):
+            for block, inputs in zip(self.blocks, self.block_inputs(), strict=True):
+                tokens = block(tokens, *inputs)
+            return tokens
+        if self.scan and self.config.block.startswith("diff"):
+            raise ValueError(f"scan needs blocks that are alike, and those of block={self.config.block!r} are not")
+        depth = self.config.depth
+        params = [self.variables["params"][f"blocks_{i}"] for i in range(depth)]
+        keys = jax.random.split(self.make_rng("dropout"), depth) if is_random else None
+        blocks = [block.clone() for block in self.blocks]
+        return run_blocks(blocks, params, self.block_inputs(), keys, tokens, self.remat, self.scan)
 
     def _pos_table(self) -> Array:
         cfg = self.config
@@ -181,7 +200,8 @@ class VisionTransformer(nn.Module):
     def _pre_head(self, pooled: Array) -> Array:
         cfg = self.config
         pooled = self.fc_norm(pooled) if cfg.fc_norm else pooled
-        return pooled if cfg.representation_size is None else jnp.tanh(self.pre_logits(pooled))
+        pooled = pooled if cfg.representation_size is None else jnp.tanh(self.pre_logits(pooled))
+        return dropout(self, pooled, self.drop.drop_rate)
 
     def _head(self, pooled: Array) -> Array:
         pooled = self._pre_head(pooled)

@@ -1,1 +1,1 @@
-"""Images to what the models take. NumPy only."""
+"""Images from files to what a model reads, on the host."""

@@ -1,0 +1,182 @@
+"""Measures whether the input pipeline keeps up: images a second of the loader beside those of the training step.
+
+`python -m benchmarks.input_pipeline --fashion-mnist DIR [--rounds N] [--quick]` writes
+benchmarks/results/input_pipeline.json. Two cases: `fashion_mnist` (28 x 28, flip and shift; the recipe's model) and
+`jpeg_folder` (512-pixel JPEGs cut from scikit-learn's sample photographs, random-resized-crop to 224 and flip;
+ViT-S/16). In every round the loader alone, the step alone on batches held in memory, and both together as the training
+loop runs them take turns, after one that does not count; the result is their medians and quartiles. Loader and step
+share the machine's cores when they run together: 'together_share' is together over step alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULT = Path(__file__).parent / "results" / "input_pipeline.json"
+SIDE = 512
+AHEAD = 8  # batches, at least as many as a loader makes ahead
+
+
+def make_photos(folder: Path, count: int) -> None:
+    """Writes so many JPEGs of SIDE pixels in two classes, cut from the sample photographs."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    rng = np.random.default_rng(0)
+    for label in ("china", "flower"):
+        photo = Image.fromarray(load_sample_image(f"{label}.jpg"))
+        (folder / "train" / label).mkdir(parents=True)
+        for index in range(count // 2):
+            side = int(rng.integers(250, min(photo.size)))
+            left, top = int(rng.integers(photo.width - side)), int(rng.integers(photo.height - side))
+            cut = photo.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            cut.save(folder / "train" / label / f"{index:04}.jpg", quality=90)
+
+
+@dataclasses.dataclass
+class Case:
+    """A loader and the step that it feeds."""
+
+    loader: Any
+    run_step: Callable[[Any], Any]  # batch -> what to wait for
+    batch_size: int
+    batches: int  # in one measurement
+
+    def prepare(self) -> None:
+        """Compiles the step and fills the loader's buffers."""
+        import jax
+
+        self.held = [next(self.loader) for _ in range(2)]
+        jax.block_until_ready(self.run_step(self.held[0]))
+
+    def measure(self, kind: str) -> float:
+        """Returns images a second of 'loader', 'step' or 'together'."""
+        import jax
+
+        for _ in range(0 if kind == "step" else AHEAD):
+            next(self.loader)  # made while others were measured
+        started = time.perf_counter()
+        done: list[Any] = []
+        for index in range(self.batches):
+            batch = self.held[index % 2] if kind == "step" else next(self.loader)
+            if kind != "loader":
+                done.append(self.run_step(batch))
+                if len(done) > 2:
+                    jax.block_until_ready(done[-3])
+        jax.block_until_ready(done[-1:])
+        return self.batches * self.batch_size / (time.perf_counter() - started)
+
+
+def make_case(config: Any, batches: int) -> Case:
+    """Returns the case of a training config."""
+    import jax
+
+    from vit_flax.train.data import open_source
+    from vit_flax.train.data.loader import make_loader
+    from vit_flax.train.lower import compile_step, create_state
+    from vit_flax.train.sharding import make_mesh, place_batch
+
+    model, data = config.model, config.data
+    source = open_source(data, data.train_split, model.in_chans, model.num_classes)
+    config = config.resolve(len(source))
+    loader = make_loader(source, data, image_size=config.image_size, channels=model.in_chans, train=True)
+    mesh = make_mesh(config.mesh, jax.devices())
+    step = compile_step(config, mesh)
+    held = {"state": create_state(config, mesh)}
+
+    def run_step(batch: Any) -> Any:
+        placed = place_batch({name: batch[name] for name in ("image", "label")}, mesh)
+        held["state"], scalars = step(held["state"], placed)
+        return scalars
+
+    return Case(loader, run_step, data.batch_size, batches)
+
+
+def configs(fashion: str | None, photos: Path, quick: bool, workers: int) -> dict[str, Any]:
+    """Returns the training config of every case."""
+    from vit_flax.presets import get_preset
+    from vit_flax.recipes import get_recipe
+    from vit_flax.train.config import AugmentConfig, DataConfig, TrainConfig
+
+    found: dict[str, Any] = {}
+    if fashion:
+        found["fashion_mnist"] = get_recipe("fashion_mnist")(fashion).replace({"data.workers": workers})
+    model = get_preset("vit_tiny_patch16_224" if quick else "vit_small_patch16_224").config
+    if quick:
+        model = model.replace(depth=1, embed_dim=48)
+    data = DataConfig(
+        name="image_folder", path=str(photos), batch_size=8 if quick else 32, workers=workers,
+        augment=AugmentConfig(random_resized_crop=(0.08, 1.0), flip=True),
+    )  # fmt: skip
+    found["jpeg_folder"] = TrainConfig(model=model.replace(num_classes=2), data=data, epochs=100.0)
+    return found
+
+
+def summarise(values: list[float]) -> dict[str, float]:
+    """Returns median and quartiles."""
+    if len(values) < 2:
+        return {"median": values[0], "lower_quartile": values[0], "upper_quartile": values[0]}
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": median, "lower_quartile": lower, "upper_quartile": upper}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--fashion-mnist", metavar="DIR", help="folder of the IDX files (without: that case is left out)"
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batches", type=int, default=12, help="batches in one measurement")
+    parser.add_argument("--photos", type=int, default=512, help="JPEGs to make")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read; 0: threads")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--quick", action="store_true", help="one short round of small models: checks that it runs")
+    options = parser.parse_args()
+    rounds, batches, photos = (1, 3, 16) if options.quick else (options.rounds, options.batches, options.photos)
+
+    import jax
+
+    cases: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        make_photos(Path(folder), photos)
+        for name, config in configs(options.fashion_mnist, Path(folder), options.quick, options.workers).items():
+            case = make_case(config, batches)
+            case.prepare()
+            kinds = ("loader", "step", "together")
+            rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+            for number in range(rounds + 1):
+                for kind in kinds:
+                    rate = case.measure(kind)
+                    if number:  # the first is not counted
+                        rates[kind].append(rate)
+            case.loader.close()
+            found: dict[str, Any] = {f"{kind}_images_per_second": summarise(rates[kind]) for kind in kinds}
+            median = {kind: statistics.median(rates[kind]) for kind in kinds}
+            found |= {"loader_over_step": median["loader"] / median["step"]}
+            found |= {"together_share": median["together"] / median["step"], "batch_size": case.batch_size}
+            cases[name] = found
+            print(f"{name}: loader {median['loader']:.0f}, step {median['step']:.0f}, together "
+                  f"{median['together']:.0f} images/s")  # fmt: skip
+    machine = {"platform": platform.platform(), "cores": os.cpu_count(), "device": str(jax.devices()[0])}
+    setting = {"rounds": rounds, "batches": batches, "workers": options.workers, "quick": options.quick}
+    result = {"cases": cases, "machine": machine, "setting": setting, "jax": jax.__version__}
+    if options.quick and options.out == RESULT:
+        print(json.dumps(result, indent=1))
+        return
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Losses against torch, timm and DeiT's formulas, in float64, with their gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from parity_tests.peers import import_timm
+from vit_flax.train.losses import binary_cross_entropy, distillation_loss, softmax_cross_entropy
+
+RNG = np.random.default_rng(0)
+LOGITS = 5 * RNG.standard_normal((6, 7))
+TEACHER = 5 * RNG.standard_normal((6, 7))
+LABELS = RNG.integers(0, 7, 6)
+SOFT = RNG.dirichlet(np.ones(7), 6)
+
+
+def _assert_same(ours, theirs) -> None:
+    value, gradient = jax.value_and_grad(ours)(jnp.asarray(LOGITS))
+    x = torch.from_numpy(LOGITS).requires_grad_()
+    loss = theirs(x)
+    loss.backward()
+    assert x.grad is not None
+    np.testing.assert_allclose(value, loss.item(), rtol=1e-12)
+    np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("labels", [LABELS, SOFT], ids=["integer", "soft"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_softmax_cross_entropy(labels: np.ndarray, smoothing: float) -> None:
+    _assert_same(
+        lambda x: softmax_cross_entropy(x, jnp.asarray(labels), smoothing),
+        lambda x: functional.cross_entropy(x, torch.from_numpy(labels), label_smoothing=smoothing),
+    )
+
+
+@pytest.mark.parametrize("sum_classes", [False, True])
+@pytest.mark.parametrize("threshold", [None, 0.2])
+@pytest.mark.parametrize("labels", [LABELS, SOFT], ids=["integer", "soft"])
+def test_binary_cross_entropy(labels: np.ndarray, threshold: float | None, sum_classes: bool) -> None:
+    import_timm()
+    from timm.loss.binary_cross_entropy import BinaryCrossEntropy
+
+    smoothing = 0.1 if labels is LABELS else 0.0  # timm takes soft labels as they are
+    theirs = BinaryCrossEntropy(smoothing, threshold, sum_classes=sum_classes)
+    _assert_same(
+        lambda x: binary_cross_entropy(x, jnp.asarray(labels), smoothing, threshold, sum_classes),
+        lambda x: theirs(x, torch.from_numpy(labels)),
+    )
+
+
+def test_smoothed_soft_labels_are_those_of_timms_mixing() -> None:
+    import_timm()
+    from timm.data.mixup import mixup_target
+
+    mixed = mixup_target(torch.from_numpy(LABELS), 7, lam=0.3, smoothing=0.1).double()
+    one_hot = np.eye(7)[LABELS]
+    soft = jnp.asarray(0.3 * one_hot + 0.7 * one_hot[::-1])
+    ours = binary_cross_entropy(jnp.asarray(LOGITS), soft, 0.1)
+    theirs = functional.binary_cross_entropy_with_logits(torch.from_numpy(LOGITS), mixed)
+    np.testing.assert_allclose(ours, theirs.item(), rtol=1e-6)  # timm mixes in float32
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_distillation(kind: str) -> None:
+    """The formulas of facebookresearch/deit, losses.py, in torch's own functions."""
+    tau, teacher = 3.0, torch.from_numpy(TEACHER)
+
+    def soft(x: torch.Tensor) -> torch.Tensor:
+        student, target = functional.log_softmax(x / tau, 1), functional.log_softmax(teacher / tau, 1)
+        return functional.kl_div(student, target, reduction="sum", log_target=True) * tau**2 / x.numel()
+
+    theirs = soft if kind == "soft" else lambda x: functional.cross_entropy(x, teacher.argmax(1))
+    _assert_same(lambda x: distillation_loss(x, jnp.asarray(TEACHER), kind, tau), theirs)

@@ -1,0 +1,167 @@
+"""`vit-flax plan`: what a training step needs on a TPU, compiled without one."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import threading
+import time
+from typing import Any
+
+from vit_flax.cli.options import assignment, format_table
+
+EXAMPLE = """example:
+  vit-flax plan vit_base_patch16_224 --topology v5e:4x4 --batch 1024
+  vit-flax plan deit_s16 --topology v6e:4x4 --search
+  vit-flax plan vit_large_patch16_224 --topology v5p:4x4x4 --batch 4096 --mesh fsdp=16,tensor=4
+
+Needs the TPU compiler (pip install 'vit-linen[tpu]') and no TPU. Exit status: 0 it fits; 1 it does not; 2 unusable
+input."""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "plan",
+        help="compile a training step for a TPU that you do not have",
+        description="Compiles the training step for a TPU topology: memory by kind, traffic, a bound on time and MFU.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("what", metavar="PRESET|RECIPE", help="a preset, a recipe, or a .json file with a TrainConfig")
+    parser.add_argument("--topology", required=True, help="chip and shape: v4:2x2x2, v5e:4x4, v5p:4x4x4, v6e:16x16")
+    parser.add_argument(
+        "--batch", type=int, help="images a step, all chips together (default: 64 a chip; the recipe's)"
+    )
+    parser.add_argument("--mesh", type=_mesh, help="data=..,fsdp=..,tensor=.. (default: fsdp as large as it divides)")
+    parser.add_argument("--dtype", choices=("bf16", "float32"), help="of the products (default: bf16; the recipe's)")
+    parser.add_argument("--remat", help="what is recomputed: none, full, dots_with_no_batch_dims_saveable ...")
+    parser.add_argument("--scan", action=argparse.BooleanOptionalAction, help="layers as a loop (default: yes)")
+    parser.add_argument("--set", action="append", default=[], type=assignment, metavar="KEY=VALUE", dest="changes",
+                        help="a field of the config, such as model.depth=48; may be repeated")  # fmt: skip
+    parser.add_argument("--search", action="store_true", help="find the largest batch and the least remat that fit")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=run)
+
+
+def _mesh(text: str) -> dict[str, int]:
+    sizes = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in ("data", "fsdp", "tensor") or not size.lstrip("-").isdigit():
+            raise argparse.ArgumentTypeError(f"{part!r} is not data=N, fsdp=N or tensor=N")
+        sizes[name] = int(size)
+    return sizes
+
+
+def build_config(options: argparse.Namespace, chips: int) -> Any:
+    """Returns the config of a preset or a recipe, with the options' changes."""
+    from vit_flax.cli.train import build_config as of_recipe
+    from vit_flax.presets import PRESETS, get_preset
+    from vit_flax.recipes import RECIPES
+    from vit_flax.train.config import TrainConfig
+
+    changes: dict[str, Any] = {}
+    if options.what in RECIPES or options.what.endswith(".json"):
+        changes = dict(options.changes)
+        config = of_recipe(options.what, changes, None)
+    else:
+        if options.what not in PRESETS:
+            get_preset(options.what)  # says what is near
+        model = get_preset(options.what).config
+        model = model if model.num_classes else model.replace(num_classes=1000)
+        config = TrainConfig(model=model, steps=1000, precision="bf16", data={"batch_size": 64 * chips})  # pyright: ignore[reportArgumentType]
+        config = config.replace(dict(options.changes))
+    wanted = {"data.batch_size": options.batch, "precision": options.dtype, "remat": options.remat}
+    changes = {name: value for name, value in wanted.items() if value is not None}
+    config = config.replace({**changes, "scan": True if options.scan is None else options.scan})
+    return config.resolve(max(1_281_167, config.data.batch_size))  # the schedule's length changes nothing here
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    from vit_flax.plan import plan, search, topology_devices
+    from vit_flax.plan.planning import planned
+    from vit_flax.train.config import MeshConfig
+
+    config = build_config(options, len(topology_devices(options.topology)))
+    config = planned(config, options.topology, MeshConfig(**options.mesh) if options.mesh else None)
+    with _Clock(f"compiling for {options.topology}"):
+        if options.search:
+            found = search(config, options.topology, lambda made: print(_line(made), file=sys.stderr))
+        else:
+            found = plan(config, options.topology)
+    if options.json:
+        print(json.dumps(None if found is None else dataclasses.asdict(found)))
+    elif found is None:
+        print("nothing fits: not even one image a chip with everything recomputed")
+    else:
+        print(describe(found))
+    return 0 if found is not None and found.fits else 1
+
+
+def _gigabytes(count: float | None) -> str:
+    return "-" if count is None else f"{count / 1e9:.2f} GB"
+
+
+def _line(made: Any) -> str:
+    verdict = "fits" if made.fits else f"lacks {_gigabytes(made.missing_bytes)}"
+    return f"batch {made.batch_size}  remat {made.remat}: {_gigabytes(made.total_bytes)} a chip, {verdict}"
+
+
+def describe(made: Any) -> str:
+    """Returns a plan as text."""
+    mesh = " ".join(f"{name}={size}" for name, size in made.mesh.items())
+    short = f"does not fit: {_gigabytes(made.missing_bytes)} too much"
+    rows = [
+        ("topology", f"{made.topology}, {made.chips} chips, mesh {mesh}"),
+        (
+            "step",
+            f"batch {made.batch_size}, {made.precision}, remat {made.remat}, {'scan' if made.scan else 'unrolled'}",
+        ),
+        (
+            "memory a chip",
+            f"{_gigabytes(made.total_bytes)} of {_gigabytes(made.memory)}: {'fits' if made.fits else short}",
+        ),
+        *((f"  {kind}", _gigabytes(count)) for kind, count in made.memory_bytes.items()),
+        ("  (of them state)", _gigabytes(made.state_bytes)),
+        ("model FLOPs", f"{made.model_flops / 1e12:.3f} T a chip and step"),
+    ]
+    if made.step_seconds is not None:
+        rows += [
+            ("step FLOPs", f"{made.step_flops / 1e12:.3f} T"),
+            ("memory traffic", f"at most {_gigabytes(made.traffic_bytes)}"),
+            ("step time", f"at least {made.step_seconds * 1e3:.1f} ms, bound by {made.bound}"),
+            ("MFU", f"at most {made.mfu:.0%}"),
+            *((kind, f"{row['count']}, {_gigabytes(row['bytes'])}") for kind, row in made.collectives.items()),
+        ]
+    return format_table([*rows, ("compiled in", f"{made.compile_seconds:.0f} s")])
+
+
+class _Clock:
+    """A line on the terminal that counts the seconds of a long wait."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.done = text, threading.Event()
+        self.thread = threading.Thread(target=self._count, daemon=True)
+
+    def _count(self) -> None:
+        start = time.monotonic()
+        while not self.done.wait(1):
+            print(f"\r{self.text}: {time.monotonic() - start:.0f} s ", end="", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> None:
+        if sys.stderr.isatty():
+            self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        if self.thread.ident:
+            self.thread.join()
+            print(file=sys.stderr)

@@ -1,0 +1,127 @@
+"""`vit-flax train`: runs a recipe, or goes on with it."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import sys
+import threading
+from typing import Any
+
+from vit_flax.cli.options import assignment
+
+TERMINATED = 75  # EX_TEMPFAIL: run it again
+EXAMPLE = """example:
+  vit-flax train digits --out runs/digits
+  vit-flax train fashion_mnist --set folder=/usr/share/datasets/fashion-mnist --set epochs=2 --out runs/fashion
+
+Run again with the same folder, it goes on from the last checkpoint. Exit status: 0 trained to the end; 1 stopped (a
+loss that is no number, a checkpoint that could not be written); 2 unusable input; 75 SIGTERM came and the state was
+saved."""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the parser."""
+    parser = commands.add_parser(
+        "train",
+        help="train a model by a recipe",
+        description="Trains a model by a recipe of vit_flax.recipes, or a config file of an earlier run.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", help="a recipe's name, or a .json file with a TrainConfig")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=assignment,
+        metavar="KEY=VALUE",
+        dest="changes",
+        help="a parameter of the recipe or a field of its config, such as data.batch_size=64; may be repeated",
+    )
+    parser.add_argument("--out", metavar="DIR", help="folder of checkpoints, logs and weights (default: runs/RECIPE)")
+    parser.add_argument("--profile", action="store_true", help="write a trace of a few steps to DIR/profile")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON on standard output")
+    parser.add_argument("--quiet", action="store_true", help="no progress line")
+    parser.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="of process 0 of several; 'auto' on Cloud TPU, SLURM, Kubernetes"
+    )
+    parser.add_argument("--processes", type=int, metavar="N", help="how many processes the job has")
+    parser.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    parser.set_defaults(run=run)
+
+
+def build_config(recipe: str, changes: dict[str, Any], out: str | None) -> Any:
+    """Returns the config of a recipe's name or a .json file, with changes; keys of the recipe's own go to it.
+
+    Raises:
+        ValueError: no such recipe or key (the nearest is suggested), or a parameter of the recipe is missing.
+    """
+    from vit_flax.recipes import get_recipe
+    from vit_flax.train.config import config_from_json
+
+    if recipe.endswith(".json"):
+        with open(recipe, encoding="utf-8") as file:
+            config = config_from_json(file.read())
+    else:
+        function = get_recipe(recipe)
+        parameters = inspect.signature(function).parameters
+        own = {name: changes[name] for name in changes if name in parameters}
+        missing = [name for name, p in parameters.items() if p.default is p.empty and name not in own]
+        if missing:
+            raise ValueError(f"recipe {recipe} needs {' '.join(f'--set {name}=...' for name in missing)}")
+        config = function(**own)
+        changes = {name: value for name, value in changes.items() if name not in own}
+    name = os.path.basename(recipe).removesuffix(".json")
+    return config.replace({"out": config.out or os.path.join("runs", name), **changes, **({"out": out} if out else {})})
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status."""
+    config = build_config(options.recipe, dict(options.changes), options.out)  # before anything is opened
+
+    import jax
+
+    from vit_flax.train.distributed import explain, leave, start
+
+    start(options.coordinator, options.processes, options.process)
+
+    from vit_flax.train.checkpoints import CheckpointError
+    from vit_flax.train.loop import NonFiniteLoss, Run
+
+    threading.excepthook, sys.excepthook = _one_line, _one_line_of_callbacks
+    try:
+        result = Run(config, profile=options.profile, quiet=options.quiet).run()
+    except (CheckpointError, NonFiniteLoss) as error:
+        print(f"vit-flax train: {error}", file=sys.stderr)
+        return 1
+    except jax.errors.JaxRuntimeError as error:
+        lost = explain(error)
+        if lost is None:
+            raise
+        print(f"vit-flax train: {lost}", file=sys.stderr, flush=True)
+        leave()
+        return 1
+    if options.json:
+        print(json.dumps({**result.scores, "step": result.step, "finished": result.finished, "out": config.out}))
+    if not result.finished:
+        print(f"vit-flax train: SIGTERM: saved step {result.step}; run it again to go on", file=sys.stderr)
+        return TERMINATED
+    if not options.json:
+        print(f"top-1 {result.scores['accuracy']:.2%} after {result.step} steps; weights in {config.out}/final")
+    return 0
+
+
+def _one_line_of_callbacks(kind: Any, error: BaseException, trace: Any) -> None:
+    """Does so for what a library's callbacks, which Python does not run as threads of its own, end with."""
+    if threading.current_thread() is threading.main_thread() or os.environ.get("VIT_FLAX_DEBUG"):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _one_line(arguments: threading.ExceptHookArgs) -> None:
+    """Keeps quiet about what ends a thread of a library: the run itself tells it where it matters."""
+    if os.environ.get("VIT_FLAX_DEBUG"):
+        threading.__excepthook__(arguments)

@@ -1,0 +1,220 @@
+"""Running a model over any number of images: one compiled shape, decoding beside computing."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
+
+from vit_flax.config import T2TViTConfig, ViTConfig
+from vit_flax.models import VisionTransformer
+from vit_flax.preprocessing.decode import BadImageError
+from vit_flax.preprocessing.evaluation import EvalTransform
+
+Image = np.ndarray | jax.Array | bytes | str | os.PathLike[str]
+AHEAD = 2  # batches decoded, and batches computed, beyond the one that is waited for
+MAX_THREADS = 16
+
+
+class Predictor:
+    """Applies a model to images in batches of one shape, so that each method is compiled once.
+
+    Images are an array (N, H, W, C) or an iterable of single ones. Floating point ones are what the model reads,
+    already normalised; uint8 ones, file contents and paths go through `transform`. Results are NumPy arrays in the
+    images' order.
+
+    Args:
+        model: the linen module.
+        params: its parameters; they are put on the device here, once.
+        batch_size: images computed together; fewer are padded to it.
+        dtype: of the matrix products, for example jnp.bfloat16; None: the model's own. The kernels are kept in it,
+            which gives the same numbers as casting them in every product.
+        transform: what is done to images that are not normalised yet; None: such images are refused.
+        threads: that decode; None: as many as there are cores, at most 16.
+        devices: that share each batch; None: JAX's default device.
+
+    Raises:
+        ValueError: the batch does not divide into the devices, or the transform gives another shape than the model's.
+    """
+
+    def __init__(
+        self,
+        model: VisionTransformer,
+        params: Any,
+        batch_size: int = 64,
+        dtype: DTypeLike | None = None,
+        transform: EvalTransform | None = None,
+        threads: int | None = None,
+        devices: Sequence[Any] | None = None,
+    ) -> None:
+        devices = list(devices or jax.devices()[:1])
+        if batch_size < 1 or batch_size % len(devices):
+            raise ValueError(f"batch_size {batch_size} is not a positive multiple of {len(devices)} devices")
+        self.model = model.clone(dtype=dtype) if dtype is not None else model
+        self.image_shape = (*model.config.image_size, model.config.in_chans)
+        self.batch_size, self.transform = batch_size, transform
+        if transform and (*transform.image_size, transform.channels) != self.image_shape:
+            given = (*transform.image_size, transform.channels)
+            raise ValueError(f"the transform gives images of {given}, the model needs {self.image_shape}")
+        self._threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
+        mesh = jax.sharding.Mesh(np.asarray(devices), ("data",))
+        self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self.params = jax.device_put(_with_kernels_in(params, dtype), everywhere)
+        config = model.config
+        pooled = self.model.clone(config=config.replace(num_classes=0)) if config.num_classes else self.model
+        self._methods = {
+            "logits": jax.jit(lambda params, images: self.model.apply({"params": params}, images)),
+            "features": jax.jit(lambda params, images: self.model.apply({"params": params}, images, method="features")),
+            "embeddings": jax.jit(lambda params, images: pooled.apply({"params": params}, images)),
+        }
+
+    def logits(self, images: Any) -> np.ndarray:
+        """Returns the logits (N, num_classes)."""
+        return self._collect("logits", images)
+
+    def features(self, images: Any) -> np.ndarray:
+        """Returns all tokens after the final norm, (N, tokens, embed_dim), prefix tokens first."""
+        return self._collect("features", images)
+
+    def embeddings(self, images: Any) -> np.ndarray:
+        """Returns what the head reads: one vector an image."""
+        return self._collect("embeddings", images)
+
+    def stream(self, method: str, images: Any) -> Iterator[np.ndarray]:
+        """Yields the results of a method batch by batch, never holding more than a few batches of images.
+
+        Raises:
+            BadImageError: an image cannot be read; its path or number is named.
+            ValueError: an image is of another shape than the model's.
+        """
+        compiled, waiting = self._methods[method], collections.deque()
+        for batch, count in self._batches(images):
+            waiting.append((compiled(self.params, jax.device_put(batch, self._sharding)), count))
+            if len(waiting) > AHEAD:
+                result, size = waiting.popleft()
+                yield np.asarray(result)[:size]
+        while waiting:
+            result, size = waiting.popleft()
+            yield np.asarray(result)[:size]
+
+    def _collect(self, method: str, images: Any) -> np.ndarray:
+        parts = list(self.stream(method, images))
+        if parts:
+            return np.concatenate(parts)
+        empty = jax.ShapeDtypeStruct((self.batch_size, *self.image_shape), jnp.float32)
+        shape = jax.eval_shape(self._methods[method], self.params, empty)
+        return np.zeros((0, *shape.shape[1:]), shape.dtype)
+
+    def _batches(self, images: Any) -> Iterator[tuple[np.ndarray, int]]:
+        """Yields full batches, the last one padded, with the number of images in each."""
+        ready = self._prepared(images)
+        while chosen := list(itertools.islice(ready, self.batch_size)):
+            batch = np.zeros((self.batch_size, *self.image_shape), np.result_type(*{image.dtype for image in chosen}))
+            for position, image in enumerate(chosen):
+                batch[position] = image
+            yield batch, len(chosen)
+
+    def _prepared(self, images: Any) -> Iterator[np.ndarray]:
+        """Yields the images as the model reads them, in their order; threads work a few batches ahead."""
+        if isinstance(images, jax.Array):
+            images = np.asarray(images)
+        if isinstance(images, np.ndarray) and images.dtype != np.uint8:
+            if images.ndim != 4:
+                raise ValueError(f"images must be (N, height, width, channels), got {images.shape}")
+            yield from (self._checked(index, image) for index, image in enumerate(images))
+            return
+        if isinstance(images, str | bytes | os.PathLike):
+            raise ValueError("give a list of images, also where there is only one")
+        numbered: Iterable[tuple[int, Image]] = enumerate(images)
+        pending: collections.deque[Any] = collections.deque()
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="vit-flax-decode") as pool:
+            try:
+                for number, image in numbered:
+                    pending.append(pool.submit(self._prepare, number, image))
+                    if len(pending) >= AHEAD * self.batch_size:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _prepare(self, number: int, image: Image) -> np.ndarray:
+        if isinstance(image, jax.Array):
+            image = np.asarray(image)
+        if isinstance(image, np.ndarray) and image.dtype != np.uint8:
+            return self._checked(number, image)
+        if self.transform is None:
+            raise ValueError(f"{_name(number, image)}: not normalised yet: the predictor needs a transform")
+        try:
+            return self.transform(image)
+        except BadImageError as error:
+            raise BadImageError(f"{_name(number, image)}: {error}") from error
+
+    def _checked(self, number: int, image: np.ndarray) -> np.ndarray:
+        if image.shape != self.image_shape or not jnp.issubdtype(image.dtype, jnp.floating):
+            raise ValueError(
+                f"{_name(number, image)}: {image.shape} of {image.dtype}, the model needs {self.image_shape} floats"
+            )
+        return image
+
+
+def attention_rollout(model: VisionTransformer, params: Any, images: np.ndarray) -> np.ndarray:
+    """Computes how much of each patch reaches the class token through all blocks, (N, rows, columns), of sum 1.
+
+    Every block's attention, averaged over its heads, counts half and the skip around it the other half.
+
+    Raises:
+        ValueError: the model has no class token, or blocks whose attention is not softmax of queries and keys alone.
+
+    Reference: arXiv 2005.00928.
+    """
+    config = model.config
+    if not config.class_token:
+        raise ValueError("attention is shown for the class token, which this model does not have")
+    if type(config) not in (ViTConfig, T2TViTConfig) or config.block not in ("standard", "res_post"):
+        raise ValueError(f"attention is not shown for {type(config).__name__} with block={config.block!r}")
+
+    def seen(module: Any, _: str) -> bool:
+        return module.name in ("qkv", "q_norm", "k_norm")
+
+    _, state = jax.jit(
+        lambda params, images: model.apply({"params": params}, images, method="features", capture_intermediates=seen)
+    )(params, images)
+    tokens = config.num_prefix_tokens + config.num_patches
+    rollout = np.eye(tokens)
+    for index in range(config.depth):
+        found = state["intermediates"][f"blocks_{index}"]["attn"]
+        qkv = np.asarray(found["qkv"]["__call__"][0], np.float64)
+        q, k, _ = qkv.reshape(len(images), tokens, 3, config.num_heads, -1).transpose(2, 0, 3, 1, 4)
+        if config.qk_norm:
+            q, k = (np.asarray(found[name]["__call__"][0], np.float64) for name in ("q_norm", "k_norm"))
+        logits = q @ k.swapaxes(-1, -2) * (config.qk_scale or config.head_dim**-0.5)
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        weights = (weights / weights.sum(-1, keepdims=True)).mean(1)
+        rollout = (weights + np.eye(tokens)) / 2 @ rollout
+    patches = rollout[:, 0, config.num_prefix_tokens :]
+    return (patches / patches.sum(-1, keepdims=True)).reshape(len(images), *config.grid_size)
+
+
+def _name(number: int, image: Image) -> str:
+    return str(Path(image)) if isinstance(image, str | os.PathLike) else f"image {number}"
+
+
+def _with_kernels_in(params: Any, dtype: DTypeLike | None) -> Any:
+    """Returns the parameters with the kernels, which products cast anyhow, in the products' dtype."""
+    if dtype is None:
+        return params
+    flat: dict[tuple[str, ...], Any] = flatten_dict(params)  # pyright: ignore[reportAssignmentType]
+    return unflatten_dict({path: leaf.astype(dtype) if path[-1] == "kernel" else leaf for path, leaf in flat.items()})

@@ -1,0 +1,115 @@
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_flax.config import ViTConfig
+from vit_flax.inference import Predictor, attention_rollout
+from vit_flax.models import VisionTransformer, build_model
+from vit_flax.preprocessing.decode import BadImageError
+from vit_flax.preprocessing.evaluation import EvalTransform
+
+CONFIG = ViTConfig(image_size=(16, 24), patch_size=(8, 8), embed_dim=16, depth=1, num_heads=2, num_classes=5)
+
+
+@pytest.fixture(scope="module")
+def model() -> tuple[VisionTransformer, Any]:
+    built = build_model(CONFIG)
+    shapes = jax.eval_shape(built.init, jax.random.key(0), jnp.zeros((1, 16, 24, 3)))["params"]
+    rng = np.random.default_rng(0)
+    return built, jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+
+
+IMAGES = np.random.default_rng(0).normal(size=(9, 16, 24, 3)).astype(np.float32)
+
+
+def test_any_number_of_images_with_one_compilation(model: tuple[VisionTransformer, Any]) -> None:
+    predictor = Predictor(*model, batch_size=4)
+    expected = np.asarray(model[0].apply({"params": model[1]}, IMAGES))
+    tokens = np.asarray(model[0].apply({"params": model[1]}, IMAGES, method="features"))
+    for count in range(10):
+        logits = predictor.logits(IMAGES[:count])
+        assert logits.shape == (count, 5)
+        np.testing.assert_allclose(logits, expected[:count], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(predictor.features(iter(IMAGES[:count])), tokens[:count], rtol=1e-5, atol=1e-6)
+        assert predictor.embeddings(list(IMAGES[:count])).shape == (count, 16)
+    compiled: Any = predictor._methods
+    assert {name: method._cache_size() for name, method in compiled.items()} == dict.fromkeys(compiled, 1)
+    np.testing.assert_allclose(predictor.embeddings(IMAGES), tokens[:, 0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_of_its_size_is_exactly_the_model(model: tuple[VisionTransformer, Any]) -> None:
+    expected = jax.jit(lambda images: model[0].apply({"params": model[1]}, images))(IMAGES)
+    np.testing.assert_array_equal(Predictor(*model, batch_size=9).logits(IMAGES), expected)
+
+
+def test_kernels_kept_in_bfloat16_change_nothing(model: tuple[VisionTransformer, Any]) -> None:
+    predictor = Predictor(*model, batch_size=9, dtype=jnp.bfloat16)
+    kinds = {(path[-1].key == "kernel", str(leaf.dtype)) for path, leaf in jax.tree.leaves_with_path(predictor.params)}
+    assert kinds == {(True, "bfloat16"), (False, "float32")}
+    half = build_model(CONFIG, dtype=jnp.bfloat16)
+    expected = jax.jit(lambda images: half.apply({"params": model[1]}, images))(IMAGES)
+    np.testing.assert_array_equal(predictor.logits(IMAGES), expected)
+
+
+def test_files_and_bytes_are_transformed_in_their_order(model: tuple[VisionTransformer, Any], tmp_path: Path) -> None:
+    transform = EvalTransform(image_size=(16, 24), crop_pct=0.9)
+    rng = np.random.default_rng(1)
+    arrays = [rng.integers(0, 256, (20 + n, 30 - n, 3), np.uint8) for n in range(7)]
+    paths = [tmp_path / f"{n}.png" for n in range(7)]
+    for path, array in zip(paths, arrays, strict=True):
+        Image.fromarray(array).save(path)
+    predictor = Predictor(*model, batch_size=2, transform=transform, threads=3)
+    expected = predictor.logits(np.stack([transform(array) for array in arrays]))
+    np.testing.assert_array_equal(predictor.logits(paths), expected)
+    np.testing.assert_array_equal(predictor.logits(map(str, paths)), expected)
+    np.testing.assert_array_equal(predictor.logits(path.read_bytes() for path in paths), expected)
+    np.testing.assert_array_equal(predictor.logits(arrays), expected)
+    paths[3].write_bytes(b"nothing")
+    with pytest.raises(BadImageError, match=r"3.png: not a readable image"):
+        predictor.logits(paths)
+
+
+def test_it_streams(model: tuple[VisionTransformer, Any]) -> None:
+    seen = []
+
+    def endless() -> Any:
+        while True:
+            seen.append(len(seen))
+            yield IMAGES[len(seen) % 9]
+
+    stream = Predictor(*model, batch_size=2).stream("logits", endless())
+    assert next(stream).shape == (2, 5)
+    assert len(seen) < 20
+    stream.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_what_does_not_fit_is_refused(model: tuple[VisionTransformer, Any]) -> None:
+    predictor = Predictor(*model, batch_size=2)
+    for images, said in (
+        (IMAGES[:, :8], r"image 0: \(8, 24, 3\) of float32, the model needs \(16, 24, 3\)"),
+        ([np.zeros((16, 24, 3), np.uint8)], "image 0: not normalised yet"),
+        (IMAGES[0], "images must be"),
+        ("a.png", "give a list of images"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            predictor.logits(images)
+    with pytest.raises(ValueError, match=r"the transform gives images of \(8, 8, 3\)"):
+        Predictor(*model, transform=EvalTransform(image_size=(8, 8)))
+    with pytest.raises(ValueError, match="batch_size 0"):
+        Predictor(*model, batch_size=0)
+
+
+def test_attention_rollout(model: tuple[VisionTransformer, Any]) -> None:
+    maps = attention_rollout(*model, IMAGES[:3])
+    assert maps.shape == (3, 2, 3)
+    np.testing.assert_allclose(maps.sum((1, 2)), 1, rtol=1e-6)
+    even = jax.tree.map(jnp.zeros_like, model[1])  # no query differs from another
+    np.testing.assert_allclose(attention_rollout(model[0], even, IMAGES[:1]), 1 / 6, rtol=1e-6)
+    pooled = build_model(CONFIG.replace(class_token=False, global_pool="avg"))
+    with pytest.raises(ValueError, match="class token"):
+        attention_rollout(pooled, model[1], IMAGES)

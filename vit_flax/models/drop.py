@@ -1,0 +1,44 @@
+"""What training leaves out at random: active only where `apply` is given a 'dropout' key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit_flax.config import DropRates
+
+
+def is_dropping(module: nn.Module, rate: Any) -> bool:
+    """Whether `rate` has any effect in this call of the module; a traced rate is taken to have one."""
+    return not (isinstance(rate, int | float) and rate == 0) and module.has_rng("dropout")
+
+
+def dropout(module: nn.Module, x: Array, rate: float) -> Array:
+    """Returns `x` with single numbers set to 0 and the others scaled up, or `x` itself.
+
+    Reference: torch.nn.Dropout.
+    """
+    return _drop(module, x, rate, x.shape) if is_dropping(module, rate) else x
+
+
+def drop_path(module: nn.Module, x: Float[Array, "b n d"], rate: Any) -> Float[Array, "b n d"]:
+    """Returns a residual branch set to 0 for some images of the batch and scaled up for the others, or `x` itself.
+
+    Reference: timm.layers.DropPath; arXiv 1603.09382.
+    """
+    return _drop(module, x, rate, (x.shape[0], *(1,) * (x.ndim - 1))) if is_dropping(module, rate) else x
+
+
+def _drop(module: nn.Module, x: Array, rate: Any, shape: tuple[int, ...]) -> Array:
+    kept = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, shape)
+    return x * (kept / jnp.asarray(1 - rate, x.dtype)).astype(x.dtype)
+
+
+def refuse_drops(kind: str, drop: DropRates, *names: str) -> None:
+    """Raises ValueError when a block of this kind has no place for one of the rates that are set."""
+    if found := [f"{name}={getattr(drop, name)}" for name in names if getattr(drop, name)]:
+        raise ValueError(f"block {kind!r} has no place for {', '.join(found)}")

@@ -1,0 +1,118 @@
+"""Recomputation and scanning change nothing but cost; dropping is off without a key."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_flax.config import DropRates, RopeViTConfig, T2TViTConfig, ViTConfig
+from vit_flax.models import build_model
+from vit_flax.models.drop import drop_path, dropout
+
+SMALL: dict[str, Any] = {
+    "image_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 5, "in_chans": 1,
+}  # fmt: skip
+ALL = DropRates(drop_path_rate=0.4, attn_drop_rate=0.2, proj_drop_rate=0.2, pos_drop_rate=0.1, drop_rate=0.1)
+RNG = np.random.default_rng(0)
+IMAGES = jnp.asarray(RNG.standard_normal((4, 8, 8, 1)), jnp.float32)
+
+
+def _params(model):
+    shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)["params"]
+    leaves, tree = jax.tree.flatten(shapes)
+    return jax.tree.unflatten(tree, [jnp.asarray(0.3 * RNG.standard_normal(x.shape), x.dtype) for x in leaves])
+
+
+@pytest.mark.parametrize("key", [None, 1], ids=["deterministic", "dropping"])
+@pytest.mark.parametrize(
+    ("remat", "scan"), [("full", False), ("dots_with_no_batch_dims_saveable", True), ("none", True)]
+)
+def test_remat_and_scan_compute_the_same(remat: str, scan: bool, key: int | None) -> None:
+    config = ViTConfig(**SMALL, init_values=0.1)
+    plain = build_model(config, drop=ALL)
+    other = build_model(config, drop=ALL, remat=remat, scan=scan)
+    params = _params(plain)
+    assert jax.tree.structure(params) == jax.tree.structure(_params(other))
+    rngs = {} if key is None else {"dropout": jax.random.key(key)}
+
+    def loss(model, params):
+        return jnp.square(model.apply({"params": params}, IMAGES, rngs=rngs)).mean()
+
+    expected = jax.jit(jax.value_and_grad(lambda p: loss(plain, p)))(params)
+    got = jax.jit(jax.value_and_grad(lambda p: loss(other, p)))(params)
+    for (path, value), other_value in zip(jax.tree.leaves_with_path(expected[1]), jax.tree.leaves(got[1]), strict=True):
+        np.testing.assert_allclose(other_value, value, rtol=2e-4, atol=2e-6, err_msg=str(path))
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
+
+
+def test_remat_keeps_what_the_policy_says() -> None:
+    def residual_bytes(remat: str) -> int:
+        model = build_model(ViTConfig(**SMALL), remat=remat)
+        params = jax.eval_shape(model.init, jax.random.key(0), IMAGES)["params"]
+        saved = jax.eval_shape(lambda p: jax.vjp(lambda q: model.apply({"params": q}, IMAGES), p), params)[1]
+        return sum(leaf.size for leaf in jax.tree.leaves(saved))
+
+    assert residual_bytes("full") < residual_bytes("dots_with_no_batch_dims_saveable") < residual_bytes("none")
+    with pytest.raises(ValueError, match="no remat policy 'dots'"):
+        residual_bytes("dots")
+
+
+@pytest.mark.parametrize("block", ["standard", "res_post", "parallel_scaling", "parallel_things", "diff", "rope"])
+def test_every_block_drops_paths_and_only_with_a_key(block: str) -> None:
+    config = RopeViTConfig(**SMALL) if block == "rope" else ViTConfig(**SMALL, block=block)
+    model, plain = build_model(config, drop=DropRates(drop_path_rate=0.5)), build_model(config)
+    params = _params(plain)
+    call = jax.jit(lambda key: model.apply({"params": params}, IMAGES, rngs={"dropout": key}))
+    texts = [str(jax.make_jaxpr(lambda p, m=m: m.apply({"params": p}, IMAGES))(params)) for m in (model, plain)]
+    assert "random" not in texts[0]
+    assert texts[0] == texts[1]
+    first, second = call(jax.random.key(1)), call(jax.random.key(2))
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, call(jax.random.key(1)))
+
+
+class Dropper(nn.Module):
+    rate: float
+    of_paths: bool
+
+    @nn.compact
+    def __call__(self, x):
+        return drop_path(self, x, self.rate) if self.of_paths else dropout(self, x, self.rate)
+
+
+@pytest.mark.parametrize("of_paths", [False, True])
+def test_dropping_keeps_the_mean(of_paths: bool) -> None:
+    x = jnp.ones((20_000, 2, 1))
+    out = np.asarray(Dropper(0.3, of_paths).apply({}, x, rngs={"dropout": jax.random.key(0)}))
+    np.testing.assert_allclose(np.unique(out), [0, 1 / 0.7], rtol=1e-6)
+    assert abs(out.mean() - 1) < 5 * (0.3 / 0.7 / 20_000) ** 0.5
+    assert (out[:, 0] == out[:, 1]).all() == of_paths
+
+
+@pytest.mark.parametrize("field", ["attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "drop_rate"])
+def test_each_rate_acts(field: str) -> None:
+    config = ViTConfig(**{**SMALL, "depth": 1})
+    model, params = build_model(config, drop=DropRates(**{field: 0.3})), _params(build_model(config))
+    call = jax.jit(lambda key: model.apply({"params": params}, IMAGES, rngs={"dropout": key}))
+    assert not np.array_equal(call(jax.random.key(0)), call(jax.random.key(1)))
+
+
+def test_a_rate_of_zero_costs_nothing() -> None:
+    model = build_model(T2TViTConfig(**{**SMALL, "image_size": 16}))
+    images = jnp.zeros((2, 16, 16, 1))
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    text = str(jax.make_jaxpr(lambda p: model.apply({"params": p}, images))(params))
+    assert "random" not in text
+
+
+def test_what_a_block_has_no_place_for_is_refused() -> None:
+    model = build_model(ViTConfig(**SMALL, block="parallel_scaling"), drop=DropRates(proj_drop_rate=0.1))
+    with pytest.raises(ValueError, match="no place for proj_drop_rate"):
+        jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    model = build_model(ViTConfig(**SMALL, block="diff"), scan=True)
+    params = jax.eval_shape(model.init, jax.random.key(0), IMAGES)["params"]
+    with pytest.raises(ValueError, match="alike"):
+        jax.eval_shape(lambda p: model.apply({"params": p}, IMAGES), params)

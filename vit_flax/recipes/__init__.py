@@ -1,0 +1,34 @@
+"""Named training runs: functions that return a TrainConfig. Their docstrings say what was measured, and how."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from vit_flax.recipes.adapting import finetune, linear_probe
+from vit_flax.recipes.published import big_vision_s16, deit3_s16, deit_s16, t2t_vit_14
+from vit_flax.recipes.small import digits, fashion_mnist, fashion_mnist_t2t
+from vit_flax.train.config import TrainConfig
+
+__all__ = ["RECIPES", "get_recipe"]
+
+RECIPES: dict[str, Callable[..., TrainConfig]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        digits, fashion_mnist, fashion_mnist_t2t, finetune, linear_probe, deit_s16, big_vision_s16, deit3_s16,
+        t2t_vit_14,
+    )
+}  # fmt: skip
+
+
+def get_recipe(name: str) -> Callable[..., TrainConfig]:
+    """Returns the recipe of that name.
+
+    Raises:
+        ValueError: there is none; the nearest is suggested.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    near = difflib.get_close_matches(name, RECIPES, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(RECIPES)}"
+    raise ValueError(f"no recipe named {name!r}; {hint}")

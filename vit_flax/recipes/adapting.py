@@ -1,0 +1,79 @@
+"""Runs that begin with a checkpoint of any layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vit_flax.config import DropRates, ViTConfig, config_from_dict
+from vit_flax.convert import read_checkpoint, unwrap
+from vit_flax.presets.preset import IMAGENET
+from vit_flax.pretrained import describe
+from vit_flax.train.config import (
+    AugmentConfig,
+    DataConfig,
+    LossConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from vit_flax.train.data import open_source
+
+
+def finetune(
+    checkpoint: str, folder: str, data: str = "image_folder", image_size: Any = None, layout: str | None = None
+) -> TrainConfig:
+    """All of a checkpoint's model on other images, with a new head; positions are resized to `image_size`.
+
+    Command: vit-flax train finetune --set checkpoint=FILE --set folder=DIR --set image_size=160 --out runs/finetune.
+    Accuracy and time: not measured.
+    """
+    model, source = _adapted(checkpoint, folder, data, image_size, layout)
+    return TrainConfig(
+        model=model,
+        drop=DropRates(drop_path_rate=0.1) if type(model) is ViTConfig and model.block == "standard" else DropRates(),
+        data=DataConfig(
+            **source, batch_size=64, augment=AugmentConfig(random_resized_crop=(0.5, 1.0), flip=True)
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.05, layer_decay=0.75, clip_norm=1.0),
+        schedule=ScheduleConfig(warmup_epochs=1),
+        loss=LossConfig(label_smoothing=0.1),
+        epochs=10,
+        init_from=checkpoint,
+        export_layout=layout,
+    )  # fmt: skip
+
+
+def linear_probe(
+    checkpoint: str, folder: str, data: str = "image_folder", image_size: Any = None, layout: str | None = None
+) -> TrainConfig:
+    """A new head on a checkpoint's frozen model.
+
+    Command: vit-flax train linear_probe --set checkpoint=FILE --set folder=DIR --out runs/probe. Accuracy and time: not
+    measured.
+    """
+    model, source = _adapted(checkpoint, folder, data, image_size, layout)
+    return TrainConfig(
+        model=model,
+        data=DataConfig(**source, batch_size=64, augment=AugmentConfig(random_resized_crop=(0.5, 1.0), flip=True)),
+        optimizer=OptimizerConfig(name="sgd", learning_rate=0.1, weight_decay=0.0, train=("head(_dist)?/.*",)),
+        schedule=ScheduleConfig(),
+        epochs=10,
+        init_from=checkpoint,
+        export_layout=layout,
+    )
+
+
+def _adapted(
+    checkpoint: str, folder: str, data: str, image_size: Any, layout: str | None
+) -> tuple[ViTConfig, dict[str, Any]]:
+    """Returns the checkpoint's model for the classes of the data, and where these are."""
+    overrides = {} if image_size is None else {"image_size": image_size}
+    answer = describe(unwrap(read_checkpoint(checkpoint)), layout, None, overrides)
+    if not answer["config"]:
+        raise ValueError(f"{checkpoint}: {'; '.join(answer['problems'])}")
+    model = config_from_dict(answer["config"])
+    source: dict[str, Any] = {"name": data, "path": folder}
+    if model.in_chans == 3:
+        source |= {"mean": IMAGENET[0], "std": IMAGENET[1]}
+    classes = len(open_source(DataConfig(**source), "train", model.in_chans).class_names)
+    return model.replace(num_classes=classes), source

@@ -1,0 +1,81 @@
+"""Runs for a laptop."""
+
+from __future__ import annotations
+
+from vit_flax.config import DropRates, T2TViTConfig, ViTConfig
+from vit_flax.train.config import (
+    AugmentConfig,
+    DataConfig,
+    EmaConfig,
+    LossConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+
+_FASHION_MEAN, _FASHION_STD = (0.2860,), (0.3530,)  # of the training images' pixels in 0..1
+
+
+def digits() -> TrainConfig:
+    """A ViT of 60 thousand parameters on scikit-learn's 8x8 digits.
+
+    Command: vit-flax train digits --out runs/digits. Accuracy and time: not measured.
+    """
+    return TrainConfig(
+        model=ViTConfig(
+            image_size=(8, 8), patch_size=(2, 2), in_chans=1, num_classes=10, embed_dim=48, depth=3, num_heads=4,
+            mlp_ratio=2.0,
+        ),
+        data=DataConfig(
+            name="digits", batch_size=64, mean=(0.305,), std=(0.376,), augment=AugmentConfig(shift_pixels=1)
+        ),
+        optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=0.05, clip_norm=1.0),
+        schedule=ScheduleConfig(warmup_epochs=5),
+        loss=LossConfig(label_smoothing=0.1),
+        epochs=60,
+        log_every=22,
+    )  # fmt: skip
+
+
+def fashion_mnist(folder: str | None = None) -> TrainConfig:
+    """A ViT on Fashion-MNIST: overlapping soft splits to 49 tokens of width 128, 6 blocks.
+
+    Command: vit-flax train fashion_mnist --set folder=DIR --out runs/fashion. Hardware: two CPU cores. Accuracy and
+    time: not measured.
+    """
+    model = ViTConfig(
+        image_size=(28, 28), patch_size=(4, 4), in_chans=1, num_classes=10, embed_dim=128, depth=6, num_heads=4,
+        mlp_ratio=2.0, class_token=False, global_pool="avg",
+    )  # fmt: skip
+    return _fashion(model, folder, epochs=24)
+
+
+def fashion_mnist_t2t(folder: str | None = None) -> TrainConfig:
+    """A T2T-ViT on Fashion-MNIST: soft splits of 3, 3 and 1 pixels, 196 tokens of which attend at width 32.
+
+    Command: vit-flax train fashion_mnist_t2t --set folder=DIR --out runs/t2t. Hardware: two CPU cores. Accuracy and
+    time: not measured.
+    """
+    model = T2TViTConfig(
+        image_size=(28, 28), in_chans=1, num_classes=10, embed_dim=128, depth=6, num_heads=4, mlp_ratio=2.0,
+        softsplit_kernels=(3, 3, 1), token_chan=32, token_num_heads=1, value_skip=True, pos_embed="sinusoid",
+    )  # fmt: skip
+    return _fashion(model, folder, epochs=16)
+
+
+def _fashion(model: ViTConfig, folder: str | None, epochs: float) -> TrainConfig:
+    return TrainConfig(
+        model=model,
+        drop=DropRates(drop_path_rate=0.05),
+        data=DataConfig(
+            name="fashion_mnist", path=folder, batch_size=256, mean=_FASHION_MEAN, std=_FASHION_STD,
+            augment=AugmentConfig(shift_pixels=2, flip=True),
+        ),
+        optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.05, b2=0.98, clip_norm=1.0),
+        schedule=ScheduleConfig(warmup_epochs=1.5),
+        loss=LossConfig(label_smoothing=0.05),
+        ema=EmaConfig(decay=0.998, warmup=True, warmup_power=0.75),
+        epochs=epochs,
+        precision="bf16",
+        log_every=50,
+    )  # fmt: skip

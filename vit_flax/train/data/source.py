@@ -1,0 +1,130 @@
+"""What a source of images is, and the checks that every source makes of its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, TypedDict
+
+import numpy as np
+
+SPLITS = ("train", "val", "test")
+SPLIT_SEED = 0  # of splits made here: a run's own seed does not move images between training and test
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message says which and what to do."""
+
+
+class Example(TypedDict):
+    """One image with its label."""
+
+    image: np.ndarray  # (height, width, channels) of uint8
+    label: int
+    name: str  # tells a person which image it is
+
+
+class Source(Protocol):
+    """Images with random access; can be pickled into a worker process.
+
+    Indexing raises BadImageError when the image cannot be read, and DataError when the label cannot be used.
+    """
+
+    name: str  # for messages
+    class_names: tuple[str, ...]
+    image_shape: tuple[int | None, int | None, int]  # None: differs from image to image
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        ...
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns one image with its label."""
+        ...
+
+    def describe(self, index: int) -> str:
+        """Returns the name of an image without reading it."""
+        ...
+
+
+class ArraySource:
+    """Images that lie in memory, all of one shape."""
+
+    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
+        self.name = name
+        self.images, self.labels = images, labels
+        self.class_names = tuple(class_names)
+        self.image_shape: tuple[int | None, int | None, int] = (images.shape[1], images.shape[2], images.shape[3])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Example:
+        return {"image": self.images[index], "label": int(self.labels[index]), "name": self.describe(index)}
+
+    def describe(self, index: int) -> str:
+        """Returns the name of an image."""
+        return f"{self.name}[{index}]"
+
+
+def require_folder(source: str, path: str | None) -> Path:
+    """Returns the folder of a source.
+
+    Raises:
+        DataError: none is given, or there is none.
+    """
+    if not path:
+        raise DataError(f"source {source!r} needs a folder: {source}:PATH")
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        raise DataError(f"{path}: no such folder")
+    if not folder.is_dir():
+        raise DataError(f"{path}: is a file, source {source!r} needs a folder")
+    return folder
+
+
+def check_split(source: str, split: str, known: Sequence[str]) -> None:
+    """Raises DataError unless the source has the split."""
+    if split not in known:
+        raise DataError(f"{source} has no split {split!r}, only {' and '.join(known)}")
+
+
+def check_label(label: object, num_classes: int, where: str) -> int:
+    """Returns a label as an integer.
+
+    Raises:
+        DataError: it is not one, or out of range.
+    """
+    if isinstance(label, bool) or not isinstance(label, int | np.integer):
+        raise DataError(f"{where}: the label must be an integer, got {label!r}")
+    if not 0 <= label < num_classes:
+        raise DataError(f"{where}: label {label} is out of range, there are {num_classes} classes")
+    return int(label)
+
+
+def check_labels(labels: np.ndarray, class_names: Sequence[str], source: str, every_class: bool = True) -> None:
+    """Raises DataError when a label is out of range or, where `every_class` must be there, one has no image."""
+    if not len(labels):
+        raise DataError(f"{source}: holds no images")
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+    if len(wrong):
+        check_label(int(labels[wrong[0]]), len(class_names), f"{source}[{wrong[0]}]")
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0)
+    if every_class and len(empty):
+        names = ", ".join(repr(class_names[index]) for index in empty[:5])
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        raise DataError(f"{source}: no image of class {names}{more}")
+
+
+def split_indices(labels: np.ndarray, split: str, share: float) -> np.ndarray:
+    """Returns the indices of the training or the evaluation part of data that come in one piece.
+
+    The same share of every class, at least one image, is for evaluation; 'val' and 'test' are the same images.
+    """
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        members = members[np.random.default_rng([SPLIT_SEED, int(label)]).permutation(len(members))]
+        held_out = min(max(1, round(share * len(members))), len(members) - 1)
+        chosen.append(members[held_out:] if split == "train" else members[:held_out])
+    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)

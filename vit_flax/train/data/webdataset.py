@@ -1,0 +1,176 @@
+"""WebDataset: tar files whose members NAME.jpg and NAME.cls (or NAME.json) belong together."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit_flax.preprocessing.decode import SUFFIXES, BadImageError, decode_image
+from vit_flax.train.config import DataConfig
+from vit_flax.train.data.source import (
+    SPLITS,
+    DataError,
+    Example,
+    check_label,
+    check_labels,
+    check_split,
+    require_folder,
+    split_indices,
+)
+
+SPELLINGS = {"train": ("train",), "val": ("val", "validation", "test"), "test": ("test", "validation", "val")}
+LABEL_KEYS = ("label", "cls", "class")
+
+
+class WebDataset:
+    """Images at known places of tar files, read without unpacking."""
+
+    def __init__(
+        self, name: str, shards: list[Path], names: list[str], places: np.ndarray, labels: np.ndarray,
+        classes: list[str], channels: int,
+    ) -> None:  # fmt: skip
+        self.name, self.shards = name, [str(shard) for shard in shards]
+        self.names, self.places, self.labels = np.asarray(names), places, labels  # places: shard, offset, size
+        self.class_names = tuple(classes)
+        self.image_shape = (None, None, channels)
+        self._files: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _files={}, _lock=threading.Lock())  # a worker process opens the files itself
+
+    def __del__(self) -> None:
+        for file in self._files.values():
+            os.close(file)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Example:
+        shard, offset, size = map(int, self.places[index])
+        with self._lock:
+            if shard not in self._files:
+                self._files[shard] = os.open(self.shards[shard], os.O_RDONLY)
+        content = os.pread(self._files[shard], size, offset)  # threads need not agree on a position
+        if len(content) != size:
+            raise BadImageError("the tar file is cut off")
+        image = decode_image(content, self.image_shape[2])
+        return {"image": image, "label": int(self.labels[index]), "name": self.describe(index)}
+
+    def describe(self, index: int) -> str:
+        """Returns the tar file and the name of an image in it."""
+        return f"{self.shards[int(self.places[index, 0])]}:{self.names[index]}"
+
+
+def open_source(data: DataConfig, split: str, channels: int, num_classes: int | None) -> WebDataset:
+    """Opens the tar files of a split: SPLIT/*.tar, or *SPLIT*.tar, or all of them divided by `val_share`.
+
+    The members' headers are read once, which takes some seconds for a million images. Class names are the lines of
+    classes.txt (or classnames.txt) where the folder has it.
+
+    Raises:
+        DataError: no such files, a damaged one, or a sample without an image or a label.
+    """
+    check_split("webdataset", split, SPLITS)
+    folder = require_folder("webdataset", data.path)
+    shards, whole = _shards(folder, split)
+    names: list[str] = []
+    places: list[tuple[int, int, int]] = []
+    labels: list[int] = []
+    for number, shard in enumerate(shards):
+        for name, place, label in index_shard(shard, data.label_key):
+            names.append(name)
+            places.append((number, *place))
+            labels.append(label)
+    array = np.asarray(labels, np.int64)
+    classes = _classes(folder) or [str(label) for label in range(num_classes or int(array.max(initial=0)) + 1)]
+    title = f"webdataset {folder}/{split}"
+    check_labels(array, classes, title, every_class=split == "train")
+    kept = split_indices(array, split, data.val_share) if whole else np.arange(len(array))
+    chosen = [names[index] for index in kept]
+    return WebDataset(title, shards, chosen, np.asarray(places)[kept], array[kept], classes, channels)
+
+
+def _shards(folder: Path, split: str) -> tuple[list[Path], bool]:
+    """Returns the tar files of a split, and whether they are all there are, without splits."""
+    everything = sorted(folder.rglob("*.tar"))
+    if not everything:
+        hint = "; compressed ones cannot be read at random: unpack them" if any(folder.rglob("*.tar.*")) else ""
+        raise DataError(f"{folder}: has no .tar files{hint}")
+
+    def named(spelling: str) -> list[Path]:
+        return [file for file in everything if spelling in str(file.relative_to(folder)).lower()]
+
+    for spelling in SPELLINGS[split]:
+        if found := named(spelling):
+            return found, False
+    if any(named(spelling) for spellings in SPELLINGS.values() for spelling in spellings):
+        raise DataError(f"{folder}: no .tar file has {split!r} in its name or folder")
+    return everything, True
+
+
+def index_shard(shard: Path, label_key: str | None = None) -> list[tuple[str, tuple[int, int], int]]:
+    """Returns name, (offset, size) and label of every image of a tar file.
+
+    Raises:
+        DataError: the file is damaged, or a sample has no image, several, or no label; the sample is named.
+    """
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    found = []
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                folder, _, file = member.name.rpartition("/")
+                stem, _, suffix = file.partition(".")
+                if stem:
+                    samples.setdefault(f"{folder}/{stem}" if folder else stem, {})[suffix.lower()] = member
+            for name, members in samples.items():
+                images = [suffix for suffix in members if f".{suffix}" in SUFFIXES]
+                if len(images) != 1:
+                    said = "no image" if not images else f"several images ({', '.join(images)})"
+                    raise DataError(f"{shard}:{name}: has {said}")
+                image = members[images[0]]
+                label = _label(archive, members, f"{shard}:{name}", label_key)
+                found.append((name, (image.offset_data, image.size), label))
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{shard}: not a whole, uncompressed tar file ({error})") from error
+    return found
+
+
+def _label(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], name: str, key: str | None) -> int:
+    def read(suffix: str) -> bytes:
+        file = archive.extractfile(members[suffix])
+        return file.read() if file else b""
+
+    value: Any = None
+    if "cls" in members and key in (None, "cls"):
+        text = read("cls").strip()
+        value = int(text) if text.isdigit() and len(text) < 19 else text.decode("utf-8", "replace")
+    elif "json" in members:
+        try:
+            content = json.loads(read("json"))
+        except ValueError as error:
+            raise DataError(f"{name}.json: not JSON ({error})") from error
+        keys = (key,) if key else LABEL_KEYS
+        value = next((content[k] for k in keys if k in content), None) if isinstance(content, dict) else None
+    if value is None:
+        raise DataError(f"{name}: has no label (.cls, or {key or ' or '.join(LABEL_KEYS)!r} in .json)")
+    return check_label(value, 1 << 31, name)
+
+
+def _classes(folder: Path) -> list[str] | None:
+    for name in ("classes.txt", "classnames.txt"):
+        if (folder / name).is_file():
+            return (folder / name).read_text("utf-8").splitlines()
+    return None

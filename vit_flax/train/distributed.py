@@ -1,0 +1,60 @@
+"""Several processes as one job: JAX's own service, told to notice soon when one of them is gone."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+
+HEARTBEAT_SECONDS = 20  # a process silent for so long is gone; JAX's default of 100 is more than a minute
+SHUTDOWN_SECONDS = 15  # how long one that ends waits for the others
+# what collectives say when the other side is gone, here and in the TPU's runtime
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "heartbeat", "Broken pipe",
+         "coordination service", "Gloo", "ABORTED", "UNAVAILABLE")  # fmt: skip
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the job is gone."""
+
+
+def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Joins this process to the others of a job; call it before anything else of JAX.
+
+    Args:
+        coordinator: 'host:port' of process 0; 'auto' where the cluster tells (Cloud TPU, SLURM, Open MPI, Kubernetes).
+        processes: how many there are; with 'auto' the cluster tells.
+        process: which of them this is, from 0.
+
+    Raises:
+        ValueError: some of the three are given and others not.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator is None and processes is None and process is None:
+        return
+    automatic = coordinator == "auto"
+    if not automatic and None in (coordinator, processes, process):
+        raise ValueError("give coordinator (host:port), processes and process together, or coordinator=auto alone")
+    jax.distributed.initialize(
+        None if automatic else coordinator,
+        processes,
+        process,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+    )
+
+
+def explain(error: BaseException) -> ProcessLost | None:
+    """Returns what an error of a collective means: that another process is gone; None if it means something else."""
+    text = str(error)
+    if jax.process_count() == 1 or not any(words in text for words in _LOST):
+        return None
+    return ProcessLost(
+        f"another process of the job is gone (this is {jax.process_index()} of {jax.process_count()}): "
+        f"{' '.join(text.split())[:160]}; start the job again, on any number of devices, and it goes on from its last "
+        "checkpoint"
+    )
+
+
+def leave() -> None:
+    """Ends this process at once with status 1: waiting for one that is gone would take long, or for ever."""
+    os._exit(1)

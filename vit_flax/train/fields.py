@@ -1,0 +1,101 @@
+"""Frozen dataclasses to JSON types and back, and changes of single fields by dotted names."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from vit_flax.config import ViTConfig, config_from_dict
+
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Returns the fields of a dataclass as JSON types, nested ones as dicts."""
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ViTConfig):
+        return value.to_dict()
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value
+
+
+def frozen(value: Any) -> Any:
+    """Returns `value` with every list in it as a tuple, so that a config can be hashed."""
+    return tuple(frozen(v) for v in value) if isinstance(value, tuple | list) else value
+
+
+def check_names(config_class: type, names: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises ValueError for the first name that is no field, suggesting the nearest one."""
+    fields = [field.name for field in dataclasses.fields(config_class)]
+    for name in names:
+        if name not in fields:
+            near = difflib.get_close_matches(str(name), fields, n=1)
+            hint = f"did you mean {prefix + near[0]!r}?" if near else f"fields: {', '.join(fields)}"
+            raise ValueError(f"{config_class.__name__} has no field {prefix + str(name)!r}; {hint}")
+
+
+def replace_dotted(config: T, changes: Mapping[str, Any], prefix: str = "") -> T:
+    """Returns a config with fields changed by dotted names, such as {'data.batch_size': 64}.
+
+    A whole nested config may be given as a mapping of its fields; None removes one that may be absent.
+
+    Raises:
+        ValueError: a name is no field (the nearest is suggested), or a value does not fit.
+    """
+    nested: dict[str, dict[str, Any]] = {}
+    direct: dict[str, Any] = {}
+    for name, value in changes.items():
+        head, _, rest = name.partition(".")
+        if rest:
+            nested.setdefault(head, {})[rest] = value
+        else:
+            direct[head] = value
+    check_names(type(config), {**direct, **nested}, prefix)
+    for name, inner in nested.items():
+        current = direct.get(name, getattr(config, name))
+        if current is None:
+            current = _default(type(config), name)
+        if isinstance(current, ViTConfig):
+            direct[name] = current.replace(**inner)
+        elif dataclasses.is_dataclass(current):
+            direct[name] = replace_dotted(current, inner, f"{prefix}{name}.")
+        else:
+            raise ValueError(f"{prefix}{name} has no fields of its own: it is {current!r}")
+    return dataclasses.replace(config, **direct)  # pyright: ignore[reportArgumentType]
+
+
+def _default(config_class: type, name: str) -> Any:
+    """Returns the nested config with its defaults that stands where a field may also be None."""
+    nested = getattr(config_class, "NESTED", {})
+    return nested[name]() if name in nested else None
+
+
+def build(config_class: type[T], values: Any, prefix: str = "") -> T:
+    """Returns the dataclass that `to_dict` described; the class's NESTED names its nested ones.
+
+    Raises:
+        ValueError: a key is no field of it (the nearest is suggested).
+    """
+    if isinstance(values, config_class):
+        return values
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{prefix.rstrip('.') or config_class.__name__} must be an object of fields, got {values!r}")
+    check_names(config_class, values, prefix)
+    nested = getattr(config_class, "NESTED", {})
+    fields: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in ("model", "teacher_model") and isinstance(value, Mapping):
+            fields[name] = config_from_dict(value)
+        elif name in nested and value is not None:
+            fields[name] = build(nested[name], value, f"{prefix}{name}.")
+        else:
+            fields[name] = frozen(value)
+    return config_class(**fields)

@@ -1,0 +1,73 @@
+"""Floating-point operations that a model's products take, and how many a device can do."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_flax.models import build_model
+from vit_flax.train.config import TrainConfig
+
+BACKWARD = 2  # gradients of both operands of each product: twice the forward's operations
+_SIDE = 1024
+_REPEATS = 8
+# dense bf16 operations a second of one chip, by the beginning of its device_kind; as published by the makers
+PEAKS = {
+    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
+    "TPU v6 lite": 918e12, "TPU v6e": 918e12, "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
+}  # fmt: skip
+
+
+def training_flops(config: TrainConfig) -> int:
+    """Returns operations per image of forward and backward pass, products only, nothing recomputed."""
+    cfg = config.model
+    model = build_model(cfg)
+    images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.in_chans), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    traced = jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x))(params, images)
+    return (1 + BACKWARD) * count_flops(traced.jaxpr)
+
+
+def count_flops(jaxpr: Any) -> int:
+    """Returns the operations of all products in a jaxpr, loops counted by their length."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += times * count_flops(inner)
+    return total
+
+
+def peak_flops(config: TrainConfig) -> float:
+    """Returns operations a second of one device: given, published for the chip (in bf16), or measured."""
+    if config.peak_flops is not None:
+        return config.peak_flops
+    kind = jax.local_devices()[0].device_kind
+    if config.precision == "bf16":
+        for name, peak in PEAKS.items():
+            if kind.startswith(name):
+                return peak
+    return measure_flops(jnp.bfloat16 if config.precision == "bf16" else jnp.float32)
+
+
+def measure_flops(dtype: Any) -> float:
+    """Returns the operations a second of a large matrix product, the best of a few."""
+    x = jnp.ones((_SIDE, _SIDE), dtype)
+    product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+    product(x).block_until_ready()
+    best = math.inf
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        product(x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * _SIDE**3 / best

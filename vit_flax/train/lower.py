@@ -1,0 +1,81 @@
+"""The training step as it is compiled: where state and batch lie, what is donated. Loop and planner share it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vit_flax.train.config import TrainConfig
+from vit_flax.train.sharding import batch_sharding, check_mesh, partitioned, place_params, state_shardings
+from vit_flax.train.step import TrainState, batch_shapes, eval_step, init_state, train_step
+
+
+def abstract_state(config: TrainConfig, mesh: Mesh) -> TrainState:
+    """Returns shapes, dtypes and shardings of the training state; nothing is allocated.
+
+    Raises:
+        ValueError: the mesh does not divide a parameter.
+    """
+    shapes = jax.eval_shape(partial(init_state, config=config), jax.random.key(0))
+    return _with_shardings(shapes, state_shardings(shapes, mesh, config.sharding))
+
+
+def create_state(config: TrainConfig, mesh: Mesh, params: Any = None) -> TrainState:
+    """Returns the state before the first step, made where it lies; `params` (in host memory) replace random ones."""
+    state = abstract_state(config, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    init = jax.jit(partial(init_state, config=config), out_shardings=shardings)
+    if params is None:
+        return init(jax.random.key(config.seed))
+    return init(jax.random.key(config.seed), params=place_params(params, shardings.params))
+
+
+def compile_step(config: TrainConfig, mesh: Mesh) -> Any:
+    """Returns the jitted training step, (state, batch) -> (state, scalars), whose old state is given up.
+
+    `config` is resolved. Raises ValueError when the mesh divides neither batch, heads nor parameters.
+    """
+    check_mesh(config, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
+
+    def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        with partitioned(mesh):
+            return train_step(state, batch, config)
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+    )
+
+
+def compile_eval(config: TrainConfig, mesh: Mesh) -> Any:
+    """Returns the jitted evaluation step, (params, batch) -> sums."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh).params)
+
+    def step(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        with partitioned(mesh):
+            return eval_step(params, batch, config)
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=everywhere)
+
+
+def lower(config: TrainConfig, mesh: Mesh) -> jax.stages.Lowered:
+    """Returns the lowered training step, from shapes alone; the mesh's devices need not exist."""
+    batch = _with_shardings(batch_shapes(config), batch_sharding(mesh))
+    return compile_step(config, mesh).lower(abstract_state(config, mesh), batch)
+
+
+def _with_shardings(shapes: Any, shardings: Any) -> Any:
+    def attach(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda leaf: attach(leaf, shardings), shapes)
+    return jax.tree.map(attach, shapes, shardings)

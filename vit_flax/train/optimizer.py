@@ -1,0 +1,136 @@
+"""Optimisers, schedules and what they apply to, through optax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
+from jaxtyping import Array
+
+from vit_flax.config import ViTConfig
+from vit_flax.models import trainable_mask, weight_decay_mask
+from vit_flax.train.config import OptimizerConfig, TrainConfig
+from vit_flax.train.patterns import match_tree, paths_of, select
+
+_TORCH_CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
+_STEM = r"(cls_token|dist_token|reg_token|mask_token|pos_embed|(patch_embed|tokens_to_token|norm_pre)/.*)"
+
+
+def make_optimizer(config: TrainConfig, params: Any) -> optax.GradientTransformation:
+    """Returns the optimiser of a resolved config; of `params` only names and shapes are read."""
+    numbers, model = config.optimizer, config.model
+    decay = decay_mask(numbers, model, params)
+    steps = []
+    if numbers.clip_norm is not None:
+        steps.append(clip_by_global_norm(numbers.clip_norm))
+    if numbers.name == "sgd":
+        # torch's SGD adds the decay to the gradient, before the momentum
+        steps.append(optax.add_decayed_weights(numbers.weight_decay, mask=decay))
+        steps.append(optax.trace(numbers.momentum, numbers.nesterov))
+    else:
+        steps.append(optax.scale_by_adam(numbers.b1, numbers.b2, numbers.eps))
+        steps.append(optax.add_decayed_weights(numbers.weight_decay, mask=decay))
+    if numbers.name == "lamb" and numbers.weight_decay:
+        # timm adapts the layers that decay and no others
+        steps.append(optax.masked(optax.scale_by_trust_ratio(), decay))
+    if numbers.layer_decay is not None:
+        steps.append(scale_by_rules(layer_decay_rules(model, numbers.layer_decay), params))
+    steps.append(optax.scale_by_learning_rate(learning_rate(config)))
+    return optax.masked(optax.chain(*steps), trained_mask(config, params))
+
+
+def learning_rate(config: TrainConfig) -> Callable[[Any], Any]:
+    """Returns the learning rate of a resolved config as a function of the steps taken."""
+    schedule, peak = config.schedule, config.optimizer.learning_rate
+    total, warmup = config.steps, schedule.warmup_steps
+    if total is None or warmup is None:
+        raise ValueError("the schedule needs durations in steps: call TrainConfig.resolve first")
+
+    def rate(step: Any) -> Any:
+        step = jnp.asarray(step, float)  # the widest that JAX is set to: an int32 would make it float32
+        rising = schedule.warmup_start + (1 - schedule.warmup_start) * step / max(1, warmup)
+        if schedule.name == "constant":
+            falling = 1.0
+        else:
+            done = jnp.clip((step - warmup) / max(1, total - warmup), 0, 1)
+            falling = schedule.final + (1 - schedule.final) * 0.5 * (1 + jnp.cos(np.pi * done))
+        return peak * jnp.where(step < warmup, rising, falling)
+
+    return rate
+
+
+def global_norm(tree: Any) -> Array:
+    """Computes the norm of all arrays together."""
+    return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scales all gradients down together when their common norm is above `max_norm`.
+
+    Reference: torch.nn.utils.clip_grad_norm_.
+    """
+
+    def clip(updates: Any, params: Any = None) -> Any:
+        del params
+        factor = jnp.minimum(1.0, max_norm / (global_norm(updates) + _TORCH_CLIP_EPS))
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates)
+
+    return optax.stateless(clip)
+
+
+def decay_mask(numbers: OptimizerConfig, model: ViTConfig, params: Any) -> Any:
+    """Returns True for each parameter that weight decay applies to.
+
+    Reference: for 'matrices', timm.optim.param_groups_weight_decay.
+    """
+    if not isinstance(numbers.decay, str):
+        return match_tree(numbers.decay, params)
+    mask = weight_decay_mask(model, params)
+    if numbers.decay == "matrices":
+        flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
+        shapes = {path: np.shape(leaf) for path, leaf in flat.items()}
+        mask = path_aware_map(lambda path, decayed: decayed and len(shapes["/".join(map(str, path))]) > 1, mask)
+    return mask
+
+
+def trained_mask(config: TrainConfig, params: Any) -> Any:
+    """Returns False for each parameter that stays as it is: frozen, or never trained in this model.
+
+    Raises:
+        ValueError: a pattern matches no parameter, or none is left to train.
+    """
+    paths = paths_of(params)
+    frozen = select(config.optimizer.freeze, paths)
+    if config.optimizer.train:
+        frozen |= set(paths) - select(config.optimizer.train, paths)
+    own = flatten_dict(trainable_mask(config.model, params), sep="/")
+    mask = {path: own[path] and path not in frozen for path in paths}
+    if not any(mask.values()):
+        raise ValueError("every parameter is frozen: nothing is left to train")
+    return unflatten_dict(mask, sep="/")
+
+
+def layer_decay_rules(model: ViTConfig, decay: float) -> tuple[tuple[str, float], ...]:
+    """Returns (pattern, factor) rules of the learning rate: 1 for the head, less for each block below.
+
+    Reference: timm.optim.param_groups_layer_decay; the final norm counts as part of the last block.
+    """
+    blocks = [(rf"blocks_{i}/.*", decay ** (model.depth - i)) for i in range(model.depth)]
+    return ((_STEM, decay ** (model.depth + 1)), *blocks, (r"norm/.*", decay), (r".*", 1.0))
+
+
+def scale_by_rules(rules: tuple[tuple[str, float], ...], params: Any) -> optax.GradientTransformation:
+    """Scales each parameter's update by the factor of the first rule that matches its path."""
+    factors = match_tree(rules, params)
+
+    def scale(updates: Any, params: Any = None) -> Any:
+        del params
+        # what is frozen stands in the tree as an empty node
+        return jax.tree.map(lambda f, g: g if isinstance(g, optax.MaskedNode) else g * f, factors, updates)
+
+    return optax.stateless(scale)

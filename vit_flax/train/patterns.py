@@ -1,0 +1,68 @@
+"""Ordered (pattern, value) lists over the paths of parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+_SHOWN = 10
+
+
+def paths_of(params: Any) -> list[str]:
+    """Returns the paths of a tree of parameters, such as 'blocks_0/attn/qkv/kernel'."""
+    return list(flatten_dict(params, sep="/"))
+
+
+def match(rules: Sequence[tuple[str, Any]], paths: Iterable[str]) -> dict[str, Any]:
+    """Returns each path's value: that of the first rule whose regular expression matches the whole path.
+
+    Raises:
+        ValueError: a path matches no rule, or a pattern is no regular expression.
+    """
+    compiled = [(_compile(pattern), value) for pattern, value in rules]
+    found: dict[str, Any] = {}
+    missed = []
+    for path in paths:
+        for pattern, value in compiled:
+            if pattern.fullmatch(path):
+                found[path] = value
+                break
+        else:
+            missed.append(path)
+    if missed:
+        more = f" and {len(missed) - _SHOWN} more" if len(missed) > _SHOWN else ""
+        raise ValueError(f"no rule matches {', '.join(missed[:_SHOWN])}{more}; end the list with ('.*', value)")
+    return found
+
+
+def match_tree(rules: Sequence[tuple[str, Any]], params: Any) -> Any:
+    """Returns a tree like `params` with each parameter's value; see `match`."""
+    return unflatten_dict(match(rules, paths_of(params)), sep="/")
+
+
+def select(patterns: Sequence[str], paths: Iterable[str]) -> set[str]:
+    """Returns the paths that one of the patterns matches whole.
+
+    Raises:
+        ValueError: a pattern matches none, so it is misspelt.
+    """
+    paths = list(paths)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        compiled = _compile(pattern)
+        matched = {path for path in paths if compiled.fullmatch(path)}
+        if not matched:
+            tops = sorted({path.split("/")[0] for path in paths})
+            raise ValueError(f"pattern {pattern!r} matches no parameter; they begin with {', '.join(tops)}")
+        chosen |= matched
+    return chosen
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error

@@ -1,0 +1,104 @@
+"""What a run tells: a progress line, a file of JSON lines, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+LOG = "log.jsonl"
+
+
+class RunLog:
+    """Writes what happens at a step; `start` drops what an earlier, interrupted run wrote beyond it.
+
+    Only the first process of a run writes: the others make one with `folder=None`.
+    """
+
+    def __init__(self, folder: Path | None, start: int, total: int, quiet: bool = False) -> None:
+        self._total, self._quiet = total, quiet
+        self._began, self._start = time.monotonic(), start
+        self._file: Any = None
+        self._board: Any = None
+        if folder is None:
+            return
+        path = folder / LOG
+        if path.exists():
+            truncate(path, start)
+        self._file = path.open("a", encoding="utf-8")
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            self.say("TensorBoard files are not written: pip install 'vit-linen[train]'")
+        else:
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+
+    def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        """Writes a line of a kind ('train', 'eval' ...), its numbers to TensorBoard as well."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def progress(self, step: int, values: dict[str, Any]) -> None:
+        """Shows the progress line."""
+        if self._file is None or self._quiet:
+            return
+        done = step - self._start
+        left = (time.monotonic() - self._began) / max(1, done) * (self._total - step)
+        parts = [f"step {step}/{self._total}", f"loss {values['loss']:.4f}", f"lr {values['learning_rate']:.2e}"]
+        if values.get("images_per_second") is not None:
+            parts.append(f"{values['images_per_second']:.1f} images/s")
+        if values.get("mfu") is not None:
+            parts.append(f"MFU {values['mfu']:.1%}")
+        parts.append(f"ETA {format_seconds(left)}")
+        line = "  ".join(parts)
+        if sys.stderr.isatty():
+            print(f"\r\033[K{line}", end="" if step < self._total else "\n", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Shows a line of its own."""
+        if not self._quiet:
+            print(f"\r\033[K{text}" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def truncate(path: Path, step: int) -> None:
+    """Drops the lines of later steps than `step`, and a line that was not finished."""
+    kept = [line for line in path.read_text("utf-8").splitlines(keepends=True) if _is_kept(line, step)]
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text("".join(kept), "utf-8")
+    beside.replace(path)
+
+
+def _is_kept(line: str, step: int) -> bool:
+    try:
+        return line.endswith("\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a log."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def format_seconds(seconds: float) -> str:
+    """Returns a duration as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

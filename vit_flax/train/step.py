@@ -1,0 +1,175 @@
+"""The training step: pure functions of state and batch that know no I/O."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float
+
+from vit_flax.config import NO_DROPS, ViTConfig
+from vit_flax.models import VisionTransformer, build_model
+from vit_flax.train.config import LossConfig, TrainConfig
+from vit_flax.train.ema import update_ema
+from vit_flax.train.losses import classification_loss, distillation_loss
+from vit_flax.train.mixing import mix
+from vit_flax.train.optimizer import global_norm, learning_rate, make_optimizer, trained_mask
+
+Batch = dict[str, Any]  # 'image' uint8 (B, H, W, C), 'label' int32 (B,); -1 pads a batch of evaluation
+MAX_CONFUSION_CLASSES = 1000  # with more, eval_step counts no confusions
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that a step changes, and a teacher's parameters."""
+
+    step: Array  # int32, steps taken
+    params: Any
+    opt_state: Any
+    ema: Any = None  # a tree like params
+    teacher: Any = None  # the parameters that config.teacher_model describes; they stay as they are
+
+
+def train_model(config: TrainConfig) -> VisionTransformer:
+    """Returns the linen module that a config trains: its compute dtype, drop rates, remat policy and scan set."""
+    return build_model(config.model, **_runtime(config), drop=config.drop, remat=config.remat, scan=config.scan)
+
+
+def _runtime(config: TrainConfig) -> dict[str, Any]:
+    precision = lax.Precision[config.matmul_precision.upper()]
+    return {"dtype": jnp.bfloat16 if config.precision == "bf16" else None, "precision": precision}
+
+
+def batch_shapes(config: TrainConfig) -> Batch:
+    """Returns the shapes and dtypes of a whole batch, as jax.ShapeDtypeStruct."""
+    size = config.data.batch_size
+    images = jax.ShapeDtypeStruct((size, *config.image_size, config.model.in_chans), jnp.uint8)
+    return {"image": images, "label": jax.ShapeDtypeStruct((size,), jnp.int32)}
+
+
+def init_params(key: Array, model: ViTConfig) -> Any:
+    """Returns random parameters, float32."""
+    images = jnp.zeros((1, *model.image_size, model.in_chans), jnp.float32)
+    return build_model(model).init(key, images)["params"]
+
+
+def init_state(key: Array, config: TrainConfig, params: Any = None, teacher: Any = None) -> TrainState:
+    """Returns the state before the first step; `params` stand in for random ones. Pure: may be jitted, eval_shape'd."""
+    if params is None:
+        params = init_params(key, config.model)
+    if config.teacher_model is not None and teacher is None:
+        teacher = init_params(key, config.teacher_model)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=make_optimizer(config, params).init(params),
+        # not the same buffers: a donated state must not hold one twice
+        ema=None if config.ema is None else jax.tree.map(jnp.copy, params),
+        teacher=teacher,
+    )
+
+
+def normalise(images: Array, config: TrainConfig) -> Float[Array, "b h w c"]:
+    """Returns images with pixels in 0..1 (or 0..255 as uint8) as the model takes them."""
+    if images.dtype == jnp.uint8:
+        images = images.astype(jnp.float32) / 255
+    mean, std = (jnp.asarray(value, images.dtype) for value in (config.data.mean, config.data.std))
+    return (images - mean) / std
+
+
+def train_step(state: TrainState, batch: Batch, config: TrainConfig) -> tuple[TrainState, dict[str, Array]]:
+    """Returns the state after one step, and its scalars: loss, grad_norm, learning_rate.
+
+    What is random follows from config.seed and state.step alone. `config` is resolved (`TrainConfig.resolve`) and is
+    meant to be bound before jit: `jax.jit(partial(train_step, config=config), donate_argnums=0)`.
+    """
+    mix_key, drop_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
+    images, labels = normalise(batch["image"], config), batch["label"]
+    if config.mixing.mixes or config.mixing.erasing_prob:
+        images, labels = mix(mix_key, images, labels, config.model.num_classes, config.mixing)
+    trained = trained_mask(config, state.params)
+
+    def loss_of(params: Any, images: Array, labels: Array, key: Array) -> Array:
+        # no gradient is computed for what is frozen
+        params = jax.tree.map(lambda p, is_trained: p if is_trained else lax.stop_gradient(p), params, trained)
+        return compute_loss(params, state.teacher, images, labels, key, config)
+
+    if config.accumulation == 1:
+        loss, gradients = jax.value_and_grad(loss_of)(state.params, images, labels, drop_key)
+    else:
+        loss, gradients = _accumulate(loss_of, state.params, images, labels, drop_key, config.accumulation)
+    updates, opt_state = make_optimizer(config, state.params).update(gradients, state.opt_state, state.params)
+    params: Any = optax.apply_updates(state.params, updates)
+    step = state.step + 1
+    ema = state.ema if config.ema is None else update_ema(config.ema, state.ema, params, step)
+    scalars = {
+        "loss": loss,
+        "grad_norm": global_norm(gradients),
+        "learning_rate": jnp.asarray(learning_rate(config)(state.step)),
+    }
+    return state.replace(step=step, params=params, opt_state=opt_state, ema=ema), scalars
+
+
+def compute_loss(
+    params: Any, teacher: Any, images: Float[Array, "b h w c"], labels: Array, key: Array, config: TrainConfig
+) -> Float[Array, ""]:
+    """Computes the loss of normalised images; `key` is of what is left out at random."""
+    model = train_model(config)
+    rngs = {} if config.drop == NO_DROPS else {"dropout": key}
+    if config.loss.distillation == "none":
+        logits: Any = model.apply({"params": params}, images, rngs=rngs)
+        return classification_loss(logits, labels, config.loss)
+    numbers: LossConfig = config.loss
+    both: Any = model.apply({"params": params}, images, rngs=rngs, method="both_heads")
+    assert config.teacher_model is not None
+    taught: Any = build_model(config.teacher_model, **_runtime(config)).apply({"params": teacher}, images)
+    own = classification_loss(both[0], labels, numbers)
+    distilled = distillation_loss(both[1], taught, numbers.distillation, numbers.distillation_tau)
+    return own * (1 - numbers.distillation_alpha) + distilled * numbers.distillation_alpha
+
+
+def _accumulate(loss_of: Any, params: Any, images: Array, labels: Array, key: Array, parts: int) -> tuple[Array, Any]:
+    """Returns loss and gradients of a batch in parts, one after the other."""
+
+    def cut(x: Array) -> Array:
+        # every part takes rows from all over the batch, so that each device keeps its own
+        return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        images, labels, index = part
+        one = jax.value_and_grad(loss_of)(params, images, labels, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, one), None
+
+    shapes = jax.eval_shape(jax.value_and_grad(loss_of), params, images, labels, key)
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = lax.scan(add, zero, (cut(images), cut(labels), jnp.arange(parts)))
+    return jax.tree.map(lambda leaf: leaf / parts, total)
+
+
+def eval_step(params: Any, batch: Batch, config: TrainConfig) -> dict[str, Array]:
+    """Returns sums over a batch: loss, correct, correct5, count, and confusion (K, K), label by row.
+
+    Rows with a negative label count nowhere. The loss is the cross-entropy, whatever is trained with.
+    """
+    classes = config.model.num_classes
+    model = build_model(config.model, **_runtime(config), scan=config.scan)
+    logits: Any = model.apply({"params": params}, normalise(batch["image"], config))
+    counts = batch["label"] >= 0
+    labels = jnp.maximum(batch["label"], 0)
+    losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    # of equal logits the first wins, as in argmax
+    rank = ((logits > own) | ((logits == own) & (jnp.arange(classes) < labels[:, None]))).sum(-1)
+    sums = {
+        "loss": jnp.where(counts, losses, 0).sum(),
+        "correct": (counts & (rank < 1)).sum(),
+        "correct5": (counts & (rank < 5)).sum(),
+        "count": counts.sum(),
+    }
+    if classes <= MAX_CONFUSION_CLASSES:
+        confusion = jnp.zeros((classes, classes), jnp.int32)
+        sums["confusion"] = confusion.at[labels, logits.argmax(-1)].add(counts.astype(jnp.int32))
+    return sums

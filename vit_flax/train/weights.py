@@ -1,0 +1,93 @@
+"""Weights a run starts from and weights it leaves, in the layouts of conversion."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from vit_flax.config import ViTConfig
+from vit_flax.convert import ConversionError, get_layout, layout_for
+from vit_flax.models import build_model
+from vit_flax.preprocessing.evaluation import PREPROCESSING_FILE
+from vit_flax.pretrained import load, save
+from vit_flax.train.config import TrainConfig
+from vit_flax.train.step import init_params
+
+_HEADS = ("head", "head_dist")  # a new one where the number of classes differs
+_SHOWN = 10
+
+
+def initial_params(config: TrainConfig) -> Any:
+    """Returns the parameters of config.init_from in float32, with a new head where its classes differ; or None.
+
+    Raises:
+        ValueError: anything but the head differs from the model to be trained; the message lists it.
+    """
+    if config.init_from is None:
+        return None
+    size = config.model.image_size
+    loaded: dict[str, Any] = flatten_dict(load(config.init_from, image_size=size)[1], sep="/")  # pyright: ignore
+    fresh = init_params(jax.random.key(config.seed), config.model)
+    own: dict[str, Any] = flatten_dict(fresh, sep="/")  # pyright: ignore[reportAssignmentType]
+    problems = [f"not in the model: {path}" for path in loaded if path not in own and path.split("/")[0] not in _HEADS]
+    for path, leaf in own.items():
+        if path in loaded and loaded[path].shape == leaf.shape:
+            own[path] = jnp.asarray(loaded[path], jnp.float32)
+        elif path.split("/")[0] not in _HEADS:
+            found = f"has shape {tuple(loaded[path].shape)}" if path in loaded else "is missing"
+            problems.append(f"{path} {found}, the model needs {tuple(leaf.shape)}")
+    if problems:
+        shown = "\n  ".join(problems[:_SHOWN])
+        raise ValueError(f"{config.init_from} is not of the model to be trained ({len(problems)} faults):\n  {shown}")
+    return jax.tree.map(np.asarray, unflatten_dict(own, sep="/"))
+
+
+def teacher_params(config: TrainConfig) -> Any:
+    """Returns the teacher's parameters in float32, or None."""
+    if config.teacher is None or config.teacher_model is None:
+        return None
+    params = load(config.teacher, config=config.teacher_model)[1]
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+
+
+def check_exportable(config: TrainConfig) -> None:
+    """Raises ConversionError when the layout asked for, or every layout, has no place for the model."""
+    if config.export_layout is None:
+        layout_for(config.model)
+    elif refusals := get_layout(config.export_layout).refusals(config.model):
+        raise ConversionError(f"layout {config.export_layout!r} cannot hold this model: {'; '.join(refusals)}")
+
+
+def export(
+    folder: Path, model: ViTConfig, params: Any, layout: str | None, preprocessing: dict[str, Any] | None = None
+) -> None:
+    """Writes model.safetensors and config.json into a folder, whole: what was there before is replaced at the end.
+
+    `preprocessing` is written beside them: how images are prepared, and the names of the classes.
+    """
+    params = gather(params)
+    if jax.process_index() != 0:
+        return
+    new = folder.with_name("new_" + folder.name)
+    shutil.rmtree(new, ignore_errors=True)
+    save(new, build_model(model), params, layout)
+    if preprocessing:
+        (new / PREPROCESSING_FILE).write_text(json.dumps(preprocessing, indent=1) + "\n", "utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
+
+
+def gather(params: Any) -> Any:
+    """Returns parameters in this process's memory, wherever they lie."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(params, tiled=True)
+    return jax.device_get(params)
