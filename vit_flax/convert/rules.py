@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -245,10 +246,13 @@ def to_params(
         raise ConversionError(_listing("the tensors do not fit the model", steps.problems))
     # rule by rule, so that rows of one stacked tensor are read one after the other
     moves = sorted(steps.moves.items(), key=lambda move: rules.index(move[1][0]))
-    return {
-        target: finish(rule.operation.forward(*(tensors.read(name) for name in names)))
-        for target, (rule, names) in moves
-    }
+
+    def move(step: tuple[str, tuple[Rule, Any]]) -> tuple[str, Any]:
+        target, (rule, names) = step
+        return target, finish(rule.operation.forward(*(tensors.read(name) for name in names)))
+
+    with ThreadPoolExecutor(2) as pool:  # copying a tensor keeps one core busy, not the memory
+        return dict(pool.map(move, moves))
 
 
 def to_tensors(params: Mapping[str, Any], rules: Iterable[Rule | Drop]) -> dict[str, np.ndarray]:
