@@ -12,7 +12,7 @@ from vit_flax.cli.runtime import prepare
 COMMANDS = (compare, convert, inspect, train, evaluate, predict, features, attention, plan)
 COMPUTING = {"compare", "train", "evaluate", "predict", "features", "attention"}
 # Libraries that come with an extra.
-EXTRAS = dict.fromkeys(("optax", "grain", "orbax", "tensorboardX", "matplotlib", "sklearn"), "train")
+EXTRAS: dict[str, str] = dict.fromkeys(("optax", "grain", "orbax", "tensorboardX", "matplotlib", "sklearn"), "train")
 EXTRAS |= {"PIL": "images", "datasets": "datasets", "pyarrow": "datasets", "array_record": "datasets", "torch": "torch"}
 
 
