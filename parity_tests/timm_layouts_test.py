@@ -193,10 +193,23 @@ def test_deit3_names() -> None:
         name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): array
         for name, array in tensors_of(torch_model).items()
     }
-    model, params = vit_flax.from_state_dict({"model": tensors}, **PROFILE)
+    with pytest.raises(ConversionError, match=r"gamma_1.*rope_ape.*pass layout='deit3'"):
+        vit_flax.from_state_dict({"model": tensors}, **PROFILE)
+    model, params = vit_flax.from_state_dict({"model": tensors}, "deit3", **PROFILE)
     assert model.config.no_embed_class
     assert error(torch_model, model, params) < TOLERANCE
     round_trip(model, params, "deit3", tensors)
+
+
+def test_models_that_are_not_here_are_refused_by_name() -> None:
+    tensors = tensors_of(timm_model())
+    hybrid = {**tensors, "patch_embed.backbone.stem.conv.weight": np.zeros((4, 3, 7, 7))}
+    with pytest.raises(ConversionError, match="convolutional network"):
+        vit_flax.from_state_dict(hybrid, **PLAIN)
+    naflex = {name.replace("patch_embed.proj", "embeds.proj"): array for name, array in tensors.items()}
+    for config in (None, "vit_tiny_patch16_224"):
+        with pytest.raises(ConversionError, match="timm's NaFlexVit"):
+            vit_flax.from_state_dict(naflex, config=config, **PLAIN)
 
 
 def test_dino_training_checkpoint() -> None:

@@ -156,6 +156,8 @@ def find_layout(checkpoint: Checkpoint, layout: str | None, config: Any = None) 
         found, evidence = detect_layout(checkpoint.shapes, _config_class(config))
     except ConversionError as error:
         raise ConversionError(f"{checkpoint.source}: {error}") from error
+    if found.unsettled and config is None and beside is None:
+        raise ConversionError(f"{checkpoint.source}: has {evidence}: {found.unsettled}")
     return found, f"has {evidence}"
 
 

@@ -9,6 +9,7 @@ from vit_flax.convert.beit import BEIT
 from vit_flax.convert.checkpoint import Checkpoint, from_mapping
 from vit_flax.convert.config_files import Beside, Family, read_config
 from vit_flax.convert.eva import EVA
+from vit_flax.convert.eva02 import EVA02
 from vit_flax.convert.explained import EXPLAINED, EXPLAINED_T2T
 from vit_flax.convert.facebook import DEIT, DEIT3, DINO, DINOV2, IJEPA, MAE
 from vit_flax.convert.facebook_dinov3 import FACEBOOK_DINOV3
@@ -24,7 +25,7 @@ from vit_flax.convert.lucidrains import LUCIDRAINS, SIMPLE_VIT
 from vit_flax.convert.open_clip import OPEN_CLIP, OPEN_CLIP_TIMM, OPEN_CLIP_TOWER
 from vit_flax.convert.rules import ConversionError, Drop, Rule
 from vit_flax.convert.t2t_vit import T2T_VIT
-from vit_flax.convert.timm import TIMM
+from vit_flax.convert.timm import TIMM, named
 from vit_flax.convert.torchvision import TORCHVISION
 from vit_flax.convert.wrappers import unwrap
 
@@ -53,10 +54,24 @@ __all__ = [
 # whose evidence is found.
 _ORDER = (
     TIMM, DINO, DEIT, DEIT3, DINOV2, IJEPA, MAE, OPEN_CLIP_TIMM, OPEN_CLIP, OPEN_CLIP_TOWER, TORCHVISION, GOOGLE_NPZ,
-    BIG_VISION, BIG_VISION_SCAN, EVA, FACEBOOK_DINOV3, BEIT, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T,
+    BIG_VISION, BIG_VISION_SCAN, EVA, EVA02, FACEBOOK_DINOV3, BEIT, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED,
+    EXPLAINED_T2T,
     *VIT_LAYOUTS, *BEIT_LAYOUTS, *DINOV2_LAYOUTS, *DINOV3_LAYOUTS, *CLIP_LAYOUTS,
 )  # fmt: skip
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ORDER}
+
+# Names of models that are not here, and what to tell their owner.
+_FOREIGN = (
+    (
+        named("patch_embed.backbone"),
+        "a hybrid model, whose tokens come from a convolutional network; this library has none",
+    ),
+    (
+        named("embeds.proj"),
+        "timm's NaFlexVit, which is not read; of NaFlex models Hugging Face's SigLIP 2 is, and timm's "
+        "VisionTransformer with the same weights",
+    ),
+)
 
 # By the model_type of Hugging Face's config.json.
 FAMILIES: dict[str, Family] = {**VIT_FAMILIES, **BEIT_FAMILIES, **DINOV2_FAMILIES, **DINOV3_FAMILIES, **CLIP_FAMILIES}
@@ -77,6 +92,9 @@ def detect_layout(names: Collection[str], config_class: type[ViTConfig] | None =
     Raises:
         ConversionError: no layout matches; the message shows some of the names.
     """
+    for tell, reason in _FOREIGN:
+        if evidence := tell(names):
+            raise ConversionError(f"has {evidence}: {reason}")
     family = [layout for layout in reversed(LAYOUTS.values()) if layout.config_class is config_class]
     for layout, tell in [*((f, f.evidence) for f in family), *((f, f.belongs) for f in family)]:
         if tell and (evidence := tell(names)):

@@ -51,7 +51,7 @@ def _infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     if has("gamma_{n}"):
         values["init_values"] = 1e-5  # only sets what a new model starts with
     else:
-        del values["block"]  # normalising last has the same names and shapes, but no LayerScale
+        values.pop("block", None)  # normalising last has the same names and shapes, but no LayerScale
     if any_match(shapes, "rope.freqs"):
         values["rope_type"] = "mixed"
     if "attn_pool.mlp.fc2.weight" in shapes:

@@ -48,6 +48,7 @@ class Layout:
     prefixes: tuple[str, ...] = ()  # a larger model's name for this one; rules have names without it
     prefix: Callable[[ViTConfig], str] = lambda config: ""  # which of these is written
     outside: tuple[str, ...] = ()  # how names begin that are the larger model's own, and so have no prefix
+    unsettled: str = ""  # what to say where names alone gave the layout away and are those of other models, too
     # as `evidence`, where a config.json has named the family; None: the same
     belongs: Callable[[Collection[str]], str | None] | None = None
     config_file: Callable[[ViTConfig], Mapping[str, Any]] | None = None  # the config.json of the layout's own library

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_flax.config import DropRates, RopeViTConfig, T2TViTConfig, ViTConfig
+from vit_flax.config import BeitConfig, DropRates, NaFlexViTConfig, RopeViTConfig, T2TViTConfig, ViTConfig
 from vit_flax.models import build_model
 from vit_flax.models.drop import drop_path, dropout
 
@@ -48,6 +48,34 @@ def test_remat_and_scan_compute_the_same(remat: str, scan: bool, key: int | None
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
 
 
+FAMILIES: dict[str, ViTConfig] = {
+    "one rotation for all": RopeViTConfig(**SMALL, reg_tokens=1),
+    "a rotation of each block": RopeViTConfig(
+        **SMALL, rope_type="mixed", rope_rotate_half=False, rope_theta=10.0, key_bias=True
+    ),
+    "one table for all": BeitConfig(**SMALL, shared_rel_pos_bias=True, rel_pos_bias=False),
+    "tables of each block and one": BeitConfig(**SMALL, shared_rel_pos_bias=True, rel_pos_bias=True),
+    "a mask": NaFlexViTConfig(**SMALL),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_remat_and_scan_give_blocks_what_they_need(family: str) -> None:
+    plain = build_model(FAMILIES[family])
+    params = _params(plain)
+
+    def loss(model, params):
+        return jnp.square(model.apply({"params": params}, IMAGES)).mean()
+
+    expected = jax.jit(jax.value_and_grad(lambda p: loss(plain, p)))(params)
+    assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(expected[1]))
+    for changes in ({"scan": True}, {"remat": "full"}, {"scan": True, "remat": "full"}):
+        other = build_model(FAMILIES[family], **changes)
+        got = jax.jit(jax.value_and_grad(lambda p, m=other: loss(m, p)))(params)
+        for (path, value), theirs in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(got), strict=True):
+            np.testing.assert_allclose(theirs, value, rtol=2e-4, atol=2e-6, err_msg=f"{changes} {path}")
+
+
 def test_remat_keeps_what_the_policy_says() -> None:
     def residual_bytes(remat: str) -> int:
         model = build_model(ViTConfig(**SMALL), remat=remat)
@@ -60,9 +88,12 @@ def test_remat_keeps_what_the_policy_says() -> None:
         residual_bytes("dots")
 
 
-@pytest.mark.parametrize("block", ["standard", "res_post", "parallel_scaling", "parallel_things", "diff", "rope"])
+@pytest.mark.parametrize(
+    "block", ["standard", "res_post", "parallel_scaling", "parallel_things", "diff", "rope", "beit", "naflex"]
+)
 def test_every_block_drops_paths_and_only_with_a_key(block: str) -> None:
-    config = RopeViTConfig(**SMALL) if block == "rope" else ViTConfig(**SMALL, block=block)
+    families = {"rope": RopeViTConfig, "beit": BeitConfig, "naflex": NaFlexViTConfig}
+    config = families[block](**SMALL) if block in families else ViTConfig(**SMALL, block=block)
     model, plain = build_model(config, drop=DropRates(drop_path_rate=0.5)), build_model(config)
     params = _params(plain)
     call = jax.jit(lambda key: model.apply({"params": params}, IMAGES, rngs={"dropout": key}))
@@ -111,6 +142,9 @@ def test_a_rate_of_zero_costs_nothing() -> None:
 def test_what_a_block_has_no_place_for_is_refused() -> None:
     model = build_model(ViTConfig(**SMALL, block="parallel_scaling"), drop=DropRates(proj_drop_rate=0.1))
     with pytest.raises(ValueError, match="no place for proj_drop_rate"):
+        jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    model = build_model(NaFlexViTConfig(**SMALL), drop=DropRates(attn_drop_rate=0.1))
+    with pytest.raises(ValueError, match="'naflex' has no place for attn_drop_rate"):
         jax.eval_shape(model.init, jax.random.key(0), IMAGES)
     model = build_model(ViTConfig(**SMALL, block="diff"), scan=True)
     params = jax.eval_shape(model.init, jax.random.key(0), IMAGES)["params"]

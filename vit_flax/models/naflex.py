@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vit_flax.config import NaFlexViTConfig, ViTConfig
 from vit_flax.models.attention import dot_product_attention, hide_keys
 from vit_flax.models.block import Block
+from vit_flax.models.drop import dropout, refuse_drops
 from vit_flax.models.linear import PRECISION, Linear
 from vit_flax.models.vision_transformer import VisionTransformer
 
@@ -74,12 +75,8 @@ class NaFlexBlock(Block):
 
     def setup_attention(self) -> None:
         """Builds the attention."""
+        refuse_drops("naflex", self.drop, "attn_drop_rate", "proj_drop_rate")
         self.attn = NaFlexAttention(self.config, self.dtype, self.param_dtype, self.precision)
-
-    def __call__(self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b n d"]:
-        """Returns the tokens after both residual steps."""
-        x = x + self.attn(self.norm1(x), mask)
-        return x + self.mlp(self.norm2(x))
 
 
 class NaFlexViT(VisionTransformer):
@@ -97,8 +94,9 @@ class NaFlexViT(VisionTransformer):
     config: NaFlexViTConfig
 
     def make_block(self, index: int) -> nn.Module:
-        """Returns a block; all are alike."""
-        return NaFlexBlock(self.config, self.dtype, self.param_dtype, self.precision)
+        """Returns a block; all are alike but for the share of them that training leaves out."""
+        rates = self.drop.block_rates(self.config.depth)
+        return NaFlexBlock(self.config, self.dtype, self.param_dtype, self.precision, self.drop, rates[index])
 
     def __call__(self, patches: Array, mask: Array | None = None, spatial_shapes: Array | None = None) -> Array:
         """Returns the logits, or the pooled features when `num_classes` is 0; all tokens when nothing is pooled."""
@@ -136,6 +134,5 @@ class NaFlexViT(VisionTransformer):
             mask = mask.astype(bool)
         table = self.pos_embed[0].reshape(*cfg.grid_size, cfg.embed_dim)
         tokens = tokens + resize_to_each(table, spatial_shapes, tokens.shape[1])
-        for block in self.blocks:
-            tokens = block(tokens, mask)
-        return self.norm(tokens), mask
+        tokens = dropout(self, tokens, self.drop.pos_drop_rate)
+        return self.norm(self._run_blocks(tokens, [(mask,)] * cfg.depth)), mask

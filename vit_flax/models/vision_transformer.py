@@ -131,18 +131,18 @@ class VisionTransformer(nn.Module):
         tokens = dropout(self, self._add_prefix(tokens), self.drop.pos_drop_rate)
         if cfg.pre_norm:
             tokens = self.norm_pre(tokens)
-        tokens = self._run_blocks(tokens)
+        tokens = self._run_blocks(tokens, self.block_inputs())
         return self.norm(tokens) if cfg.final_norm and not cfg.fc_norm else tokens
 
     def block_inputs(self) -> list[tuple[Any, ...]]:
         """Returns what each block needs beside tokens; a family whose blocks need more says so here."""
         return [()] * self.config.depth
 
-    def _run_blocks(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def _run_blocks(self, tokens: Float[Array, "b n d"], inputs: list[tuple[Any, ...]]) -> Float[Array, "b n d"]:
         is_random = self.has_rng("dropout")
         if self.is_initializing() or not (is_random or self.scan or self.remat != NO_REMAT):
-            for block, inputs in zip(self.blocks, self.block_inputs(), strict=True):
-                tokens = block(tokens, *inputs)
+            for block, more in zip(self.blocks, inputs, strict=True):
+                tokens = block(tokens, *more)
             return tokens
         if self.scan and self.config.block.startswith("diff"):
             raise ValueError(f"scan needs blocks that are alike, and those of block={self.config.block!r} are not")
@@ -150,7 +150,7 @@ class VisionTransformer(nn.Module):
         params = [self.variables["params"][f"blocks_{i}"] for i in range(depth)]
         keys = jax.random.split(self.make_rng("dropout"), depth) if is_random else None
         blocks = [block.clone() for block in self.blocks]
-        return run_blocks(blocks, params, self.block_inputs(), keys, tokens, self.remat, self.scan)
+        return run_blocks(blocks, params, inputs, keys, tokens, self.remat, self.scan)
 
     def _pos_table(self) -> Array:
         cfg = self.config

@@ -1,6 +1,7 @@
 """Published repositories on the Hugging Face hub, under their own names and with the numerics of transformers.
 
-Preprocessing is that of their preprocessor_config.json.
+Preprocessing is what their families publish, written down by hand: no test has read the repositories' own
+preprocessor_config.json, and neither does `load`.
 """
 
 from __future__ import annotations
