@@ -33,13 +33,15 @@ class Case:
 
 
 MODELS: dict[str, ViTConfig] = {
-    "T": ViTConfig(image_size=28, patch_size=4, in_chans=1, embed_dim=192, depth=6, num_heads=3, num_classes=10),
+    "T": ViTConfig(
+        image_size=(28, 28), patch_size=(4, 4), in_chans=1, embed_dim=192, depth=6, num_heads=3, num_classes=10
+    ),
     "S": ViTConfig(embed_dim=384, num_heads=6),
     "B": ViTConfig(),
     "L": ViTConfig(embed_dim=1024, depth=24, num_heads=16),
-    "S384": ViTConfig(embed_dim=384, num_heads=6, image_size=384),
-    "B384": ViTConfig(image_size=384),
-    "L384": ViTConfig(embed_dim=1024, depth=24, num_heads=16, image_size=384),
+    "S384": ViTConfig(embed_dim=384, num_heads=6, image_size=(384, 384)),
+    "B384": ViTConfig(image_size=(384, 384)),
+    "L384": ViTConfig(embed_dim=1024, depth=24, num_heads=16, image_size=(384, 384)),
 }
 
 

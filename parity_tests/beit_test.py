@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,7 +48,7 @@ def build(case: str = "a table for each block", size=SIZE):
 @pytest.mark.parametrize("case", CASES)
 def test_every_component_and_gradient_agrees(case):
     theirs = build(case)
-    pool = {"global_pool": "token"} if case == "class token" else {}
+    pool: dict[str, Any] = {"global_pool": "token"} if case == "class token" else {}
     model, params = vit_flax.from_state_dict(theirs.state_dict(), **TOLD, **pool)
     assert_components_agree(theirs, model, params, "beit", random_images(SIZE))
     load_strictly(theirs, vit_flax.to_state_dict(model, params))

@@ -135,7 +135,8 @@ def test_rotary_frequencies_have_the_bits_of_timms(head_dim, theta):
 
     ours = rotary_frequencies(head_dim, theta)
     assert (ours == freq_bands(head_dim // 4, theta, step=1).numpy()).all()
-    assert (ours == (1 / RotaryEmbeddingDinoV3(head_dim, theta).periods).numpy()).all()
+    periods = RotaryEmbeddingDinoV3(head_dim, theta).get_buffer("periods")
+    assert (ours == (1 / periods).numpy()).all()
 
 
 AS_OTHERS = ("vit_base_patch16_rope_ape_224", "vit_pe_core_tiny_patch16_384")

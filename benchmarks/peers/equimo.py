@@ -28,11 +28,14 @@ def prepare(job: Job) -> Prepared:
     from safetensors.numpy import load_file
 
     cfg, tensors = job.case.config, load_file(job.weights)
-    model = VisionTransformer(
-        img_size=cfg.image_size[0], in_channels=cfg.in_chans, dim=cfg.embed_dim, patch_size=cfg.patch_size[0],
-        num_heads=cfg.num_heads, depths=[cfg.depth], reg_tokens=0, global_pool="token", num_classes=cfg.num_classes,
-        act_layer="exactgelu", eps=1e-6, key=jax.random.PRNGKey(0),
-    )  # fmt: skip
+    # a dictionary, because jaxtyping's decorator hides the parameters from type checkers
+    arguments: dict[str, Any] = {
+        "img_size": cfg.image_size[0], "in_channels": cfg.in_chans, "dim": cfg.embed_dim,
+        "patch_size": cfg.patch_size[0], "num_heads": cfg.num_heads, "depths": [cfg.depth], "reg_tokens": 0,
+        "global_pool": "token", "num_classes": cfg.num_classes, "act_layer": "exactgelu", "eps": 1e-6,
+        "key": jax.random.PRNGKey(0),
+    }  # fmt: skip
+    model = VisionTransformer(**arguments)
     params, static = eqx.partition(model, eqx.is_array)
 
     def from_file(path: Any, leaf: Any) -> np.ndarray:

@@ -53,7 +53,8 @@ class PlainViT(nn.Module):
         x = jnp.concatenate([jnp.tile(cls, (x.shape[0], 1, 1)), x], axis=1)
         x = x + self.param("pos", nn.initializers.normal(0.02), (1, x.shape[1], cfg.embed_dim)).astype(x.dtype)
         if self.scan:
-            stacked = nn.scan(EncoderBlock, {"params": 0}, {"params": True}, in_axes=nn.broadcast, length=cfg.depth)
+            axes: Any = nn.broadcast  # what the signature says is an int
+            stacked = nn.scan(EncoderBlock, {"params": 0}, {"params": True}, in_axes=axes, length=cfg.depth)
             x, _ = stacked(cfg.num_heads, cfg.mlp_dim, self.dtype, name="blocks")(x, None)
         else:
             for index in range(cfg.depth):

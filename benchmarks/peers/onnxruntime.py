@@ -26,6 +26,6 @@ def prepare(job: Job) -> Prepared:
     feed = {session.get_inputs()[0].name: images}
 
     def run() -> np.ndarray:
-        return session.run(None, feed)[0]
+        return np.asarray(session.run(None, feed)[0])
 
     return Prepared(run, run(), time.perf_counter() - started, {})

@@ -22,11 +22,12 @@ def prepare(job: Job) -> Prepared:
 
     cfg = job.case.config
     ours, params = vit_flax.load(job.weights, "timm", cfg)
+    more: dict[str, Any] = {"num_labels": cfg.num_classes, "attn_implementation": "sdpa"}
     model = ViTForImageClassification(
         ViTConfig(
             image_size=cfg.image_size[0], patch_size=cfg.patch_size[0], num_channels=cfg.in_chans,
             hidden_size=cfg.embed_dim, num_hidden_layers=cfg.depth, num_attention_heads=cfg.num_heads,
-            intermediate_size=cfg.mlp_dim, num_labels=cfg.num_classes, layer_norm_eps=1e-6, attn_implementation="sdpa",
+            intermediate_size=cfg.mlp_dim, layer_norm_eps=1e-6, **more,
         )
     )  # fmt: skip
     tensors = vit_flax.to_state_dict(ours, params, "huggingface_vit_memory")

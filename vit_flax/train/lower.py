@@ -9,11 +9,11 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_flax.train.config import TrainConfig
-from vit_flax.train.sharding import batch_sharding, check_mesh, partitioned, place_params, state_shardings
+from vit_flax.train.sharding import AnyMesh, batch_sharding, check_mesh, partitioned, place_params, state_shardings
 from vit_flax.train.step import TrainState, batch_shapes, eval_step, init_state, train_step
 
 
-def abstract_state(config: TrainConfig, mesh: Mesh) -> TrainState:
+def abstract_state(config: TrainConfig, mesh: AnyMesh) -> TrainState:
     """Returns shapes, dtypes and shardings of the training state; nothing is allocated.
 
     Raises:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ IMAGES = jax.random.normal(jax.random.key(1), (8, 12, 10, 3))
 LABELS = jnp.arange(8) % 5
 
 
-def _mix(count: int, **fields: float) -> list[tuple[np.ndarray, np.ndarray]]:
+def _mix(count: int, **fields: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     """Returns so many draws of the mixed batch and its labels."""
     config = MixingConfig(**fields)
     keys = jax.random.split(KEY, count)

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from vit_flax.config import ViTConfig
@@ -31,6 +31,7 @@ BATCH = ("data", "fsdp")  # the axes that split a batch
 # mesh of 2 x 2 x 2 CPU devices; sharding_test.py would notice.
 _BOTH = ("fsdp", "tensor")
 Axes = tuple[str | tuple[str, ...] | None, ...]
+AnyMesh = Mesh | AbstractMesh  # what shapes are split by may be a mesh of no devices
 
 # (pattern, axes, other axes ...): the first rule whose pattern matches a parameter's whole name wins, and of its axes
 # the first that divide the shape. Axes belong to the last axes of the shape.
@@ -65,7 +66,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(np.array(ordered, dtype=object).reshape(sizes), AXES)
 
 
-def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
+def check_mesh(config: TrainConfig, mesh: AnyMesh) -> None:
     """Raises ValueError, in one line, when the mesh does not divide the batch, the heads or the hidden layer."""
     shards, tensor = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"]
     part = config.data.batch_size // config.accumulation
@@ -79,14 +80,14 @@ def check_mesh(config: TrainConfig, mesh: Mesh) -> None:
             raise ValueError(f"the mesh's tensor={tensor} does not divide {name} {value} of the model")
 
 
-def _divides(axes: Axes, shape: Sequence[int], mesh: Mesh) -> bool:
+def _divides(axes: Axes, shape: Sequence[int], mesh: AnyMesh) -> bool:
     if len(axes) > len(shape):
         return False
     last = shape[len(shape) - len(axes) :]
     return all(size % _size(axis, mesh) == 0 for axis, size in zip(axes, last, strict=True))
 
 
-def _size(axis: str | Sequence[str] | None, mesh: Mesh) -> int:
+def _size(axis: str | Sequence[str] | None, mesh: AnyMesh) -> int:
     names = () if axis is None else (axis,) if isinstance(axis, str) else axis
     for name in names:
         if name not in mesh.shape:
@@ -94,7 +95,7 @@ def _size(axis: str | Sequence[str] | None, mesh: Mesh) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
-def parameter_specs(params: Any, mesh: Mesh, rules: Any = None) -> dict[str, PartitionSpec]:
+def parameter_specs(params: Any, mesh: AnyMesh, rules: Any = None) -> dict[str, PartitionSpec]:
     """Returns how each parameter is split, by name.
 
     Raises:
@@ -105,7 +106,7 @@ def parameter_specs(params: Any, mesh: Mesh, rules: Any = None) -> dict[str, Par
     return {name: _split(name, shapes[name], choices, mesh) for name, choices in match(table, shapes).items()}
 
 
-def _split(name: str, shape: Sequence[int], choices: Sequence[Axes], mesh: Mesh) -> PartitionSpec:
+def _split(name: str, shape: Sequence[int], choices: Sequence[Axes], mesh: AnyMesh) -> PartitionSpec:
     for axes in choices:
         if _divides(axes, shape, mesh):
             return PartitionSpec(*[None] * (len(shape) - len(axes)), *axes)
@@ -119,7 +120,7 @@ def _names(path: Any) -> list[str]:
     return [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
 
 
-def state_shardings(state: Any, mesh: Mesh, rules: Any = None) -> Any:
+def state_shardings(state: Any, mesh: AnyMesh, rules: Any = None) -> Any:
     """Returns where each array of a training state lies: what belongs to a parameter lies as the parameter does.
 
     `state` has `params` and perhaps `teacher`; any other leaf belongs to the parameter that its path ends with, if
@@ -142,7 +143,7 @@ def state_shardings(state: Any, mesh: Mesh, rules: Any = None) -> Any:
     return jax.tree_util.tree_map_with_path(place, state)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """Returns how the first axis of a batch is split."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 

@@ -8,20 +8,19 @@ import sys
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
+from vit_flax.config import ViTConfig
 from vit_flax.presets import get_preset
-from vit_flax.train.config import MeshConfig, TrainConfig
+from vit_flax.train.config import DataConfig, MeshConfig, TrainConfig
 from vit_flax.train.lower import abstract_state
 from vit_flax.train.sharding import AXES, bytes_per_device, check_mesh, default_mesh, make_mesh, parameter_specs
 
-SMALL = {"image_size": 16, "patch_size": 4, "embed_dim": 256, "depth": 2, "num_heads": 8, "num_classes": 8}
+SMALL = ViTConfig(image_size=(16, 16), patch_size=(4, 4), embed_dim=256, depth=2, num_heads=8, num_classes=8)
 
 
 def config(**changes) -> TrainConfig:
-    from vit_flax.config import ViTConfig
-
-    return TrainConfig(model=ViTConfig(**SMALL), steps=10, data={"batch_size": 16}).resolve(1000).replace(changes)
+    return TrainConfig(model=SMALL, steps=10, data=DataConfig(batch_size=16)).resolve(1000).replace(changes)
 
 
 def abstract_mesh(data: int, fsdp: int, tensor: int) -> AbstractMesh:
@@ -52,6 +51,7 @@ def test_what_belongs_to_a_parameter_lies_as_it_does() -> None:
     ]
     assert len(kernels) == 4  # parameter, average and two moments
     assert set(kernels) == {PartitionSpec("tensor", "fsdp")}
+    assert isinstance(state.step.sharding, NamedSharding)
     assert state.step.sharding.spec == PartitionSpec()
 
 

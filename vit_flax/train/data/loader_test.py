@@ -64,10 +64,9 @@ def test_an_epoch_is_a_permutation_and_each_its_own() -> None:
     loader = _loader(seed=5)
     assert loader.steps_per_epoch == 3
     batches = _take(loader, 6)
-    epochs = [np.concatenate([batch["index"] for batch in batches[i : i + 3]]) for i in (0, 3)]
-    for epoch in epochs:
-        assert len(set(epoch)) == 36
-    assert not np.array_equal(*epochs)
+    first, second = (np.concatenate([batch["index"] for batch in batches[i : i + 3]]) for i in (0, 3))
+    assert len(set(first)) == len(set(second)) == 36
+    assert not np.array_equal(first, second)
     assert all(batch["image"].dtype == np.uint8 and batch["label"].dtype == np.int32 for batch in batches)
     assert all((batch["label"] == batch["index"] % 3).all() for batch in batches)
     other = _take(_loader(seed=6), 1)[0]
@@ -105,7 +104,11 @@ def test_it_goes_on_where_it_was() -> None:
     resumed.set_state(state)
     assert resumed.bad == {7: "spoilt"}
     _assert_same(batches[5:], _take(resumed, 3))
-    for changes, said in (({"batch_size": 10}, "batch_size was 12 and is 10"), ({"seed": 1}, "seed was 0 and is 1")):
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"batch_size": 10}, "batch_size was 12 and is 10"),
+        ({"seed": 1}, "seed was 0 and is 1"),
+    ]
+    for changes, said in wrong:
         with pytest.raises(DataError, match=said):
             _loader(**changes).set_state(state)
 
