@@ -20,14 +20,19 @@ from vit_flax.train.data import open_source
 
 
 def finetune(
-    checkpoint: str, folder: str, data: str = "image_folder", image_size: Any = None, layout: str | None = None
+    checkpoint: str,
+    folder: str,
+    data: str = "image_folder",
+    image_size: Any = None,
+    layout: str | None = None,
+    config: str | None = None,
 ) -> TrainConfig:
     """All of a checkpoint's model on other images, with a new head; positions are resized to `image_size`.
 
-    Command: vit-flax train finetune --set checkpoint=FILE --set folder=DIR --set image_size=160 --out runs/finetune.
-    Accuracy and time: not measured.
+    `config` names a preset for a file whose tensors do not tell everything. Command: vit-flax train finetune --set
+    checkpoint=FILE --set folder=DIR --set image_size=160 --out runs/finetune. Accuracy and time: not measured.
     """
-    model, source = _adapted(checkpoint, folder, data, image_size, layout)
+    model, source = _adapted(checkpoint, folder, data, image_size, layout, config)
     return TrainConfig(
         model=model,
         drop=DropRates(drop_path_rate=0.1) if type(model) is ViTConfig and model.block == "standard" else DropRates(),
@@ -39,19 +44,26 @@ def finetune(
         loss=LossConfig(label_smoothing=0.1),
         epochs=10,
         init_from=checkpoint,
+        init_layout=layout,
+        init_config=config,
         export_layout=layout,
     )  # fmt: skip
 
 
 def linear_probe(
-    checkpoint: str, folder: str, data: str = "image_folder", image_size: Any = None, layout: str | None = None
+    checkpoint: str,
+    folder: str,
+    data: str = "image_folder",
+    image_size: Any = None,
+    layout: str | None = None,
+    config: str | None = None,
 ) -> TrainConfig:
     """A new head on a checkpoint's frozen model.
 
-    Command: vit-flax train linear_probe --set checkpoint=FILE --set folder=DIR --out runs/probe. Accuracy and time: not
-    measured.
+    `config` names a preset for a file whose tensors do not tell everything. Command: vit-flax train linear_probe --set
+    checkpoint=FILE --set folder=DIR --out runs/probe. Accuracy and time: not measured.
     """
-    model, source = _adapted(checkpoint, folder, data, image_size, layout)
+    model, source = _adapted(checkpoint, folder, data, image_size, layout, config)
     return TrainConfig(
         model=model,
         data=DataConfig(**source, batch_size=64, augment=AugmentConfig(random_resized_crop=(0.5, 1.0), flip=True)),
@@ -59,18 +71,21 @@ def linear_probe(
         schedule=ScheduleConfig(),
         epochs=10,
         init_from=checkpoint,
+        init_layout=layout,
+        init_config=config,
         export_layout=layout,
     )
 
 
 def _adapted(
-    checkpoint: str, folder: str, data: str, image_size: Any, layout: str | None
+    checkpoint: str, folder: str, data: str, image_size: Any, layout: str | None, config: str | None
 ) -> tuple[ViTConfig, dict[str, Any]]:
     """Returns the checkpoint's model for the classes of the data, and where these are."""
     overrides = {} if image_size is None else {"image_size": image_size}
-    answer = describe(unwrap(read_checkpoint(checkpoint)), layout, None, overrides)
+    answer = describe(unwrap(read_checkpoint(checkpoint)), layout, config, overrides)
     if not answer["config"]:
-        raise ValueError(f"{checkpoint}: {'; '.join(answer['problems'])}")
+        told = "; ".join(answer["problems"])
+        raise ValueError(f"{told} (to a recipe: --set config=PRESET, or `vit-flax convert` the file first)")
     model = config_from_dict(answer["config"])
     source: dict[str, Any] = {"name": data, "path": folder}
     if model.in_chans == 3:

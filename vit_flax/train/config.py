@@ -328,6 +328,8 @@ class TrainConfig:
     sharding: Rules | None = None  # (pattern, axes) rules; None: vit_flax.train.sharding's own
     seed: int = 0
     init_from: str | None = None  # weights to start from, in any layout that vit_flax.load reads
+    init_layout: str | None = None  # of init_from; None: told by its tensors
+    init_config: str | None = None  # a preset for what the tensors of init_from do not tell
     teacher: str | None = None  # weights of the teacher for distillation, and its model: a config or a preset's name
     teacher_model: ViTConfig | None = None
     eval_every: int | None = None  # steps; None: once an epoch

@@ -32,8 +32,8 @@ def initial_params(config: TrainConfig) -> Any:
     """
     if config.init_from is None:
         return None
-    size = config.model.image_size
-    loaded: dict[str, Any] = flatten_dict(load(config.init_from, image_size=size)[1], sep="/")  # pyright: ignore
+    read = load(config.init_from, config.init_layout, config.init_config, image_size=config.model.image_size)
+    loaded: dict[str, Any] = flatten_dict(read[1], sep="/")  # pyright: ignore[reportAssignmentType]
     fresh = init_params(jax.random.key(config.seed), config.model)
     own: dict[str, Any] = flatten_dict(fresh, sep="/")  # pyright: ignore[reportAssignmentType]
     problems = [f"not in the model: {path}" for path in loaded if path not in own and path.split("/")[0] not in _HEADS]
