@@ -71,7 +71,7 @@ def test_every_component_and_gradient():
     module = peer()
     config: dict[str, Any] = {"num_heads": 3, "image_size": 32, "norm_eps": 1e-12, "activation": "gelu"}
     model, params = vit_flax.from_state_dict(module.state_dict(), **config)
-    assert_components_agree(Logits(module), model, params, "huggingface_vit", random_images((32, 32)))
+    assert_components_agree(Logits(module), model, params, "huggingface_vit_memory", random_images((32, 32)))
 
 
 class Logits(torch.nn.Module):
