@@ -146,7 +146,7 @@ def test_sharded_training_computes_the_same() -> None:
     numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert found[0]["collectives"] == {}
     assert found[4]["collectives"] == {"all-reduce": {"count": 1, "bytes": 4 * (numbers - SMALL.embed_dim + 1)}}
-    # by fsdp, parameters are gathered once for both passes, and no tokens: ten times what the sum leaves out, the biases
+    # by fsdp, parameters are gathered once for both passes, and no tokens: these are ten times what the sum leaves out
     tokens = 4 * 16 * (SMALL.num_patches + 1) * SMALL.embed_dim
     gathered = found[1]["collectives"]["all-gather"]["bytes"]
     assert 4 * numbers - tokens / 10 < gathered <= 4 * numbers
