@@ -118,12 +118,13 @@ def _line(made: Any) -> str:
 def describe(made: Any) -> str:
     """Returns a plan as text."""
     mesh = " ".join(f"{name}={size}" for name, size in made.mesh.items())
+    layers = "layers as a loop (--no-scan: unrolled)" if made.scan else "layers unrolled"
     short = f"does not fit: {_gigabytes(made.missing_bytes)} too much"
     rows = [
         ("topology", f"{made.topology}, {made.chips} chips, mesh {mesh}"),
         (
             "step",
-            f"batch {made.batch_size}, {made.precision}, remat {made.remat}, {'scan' if made.scan else 'unrolled'}",
+            f"batch {made.batch_size}, {made.precision}, remat {made.remat}, {layers}",
         ),
         (
             "memory a chip",
@@ -135,11 +136,14 @@ def describe(made: Any) -> str:
     ]
     if made.step_seconds is not None:
         rows += [
-            ("step FLOPs", f"{made.step_flops / 1e12:.3f} T"),
-            ("memory traffic", f"at most {_gigabytes(made.traffic_bytes)}"),
+            ("step FLOPs", f"{made.step_flops / 1e12:.3f} T a chip"),
+            ("memory traffic", f"at least {_gigabytes(made.moved_bytes)} (state and batch)"),
             ("step time", f"at least {made.step_seconds * 1e3:.1f} ms, bound by {made.bound}"),
             ("MFU", f"at most {made.mfu:.0%}"),
-            *((kind, f"{row['count']}, {_gigabytes(row['bytes'])}") for kind, row in made.collectives.items()),
+            *(
+                (kind, f"{row['count']} a step, {_gigabytes(row['bytes'])} a chip")
+                for kind, row in made.collectives.items()
+            ),
         ]
     return format_table([*rows, ("compiled in", f"{made.compile_seconds:.0f} s")])
 

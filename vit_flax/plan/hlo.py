@@ -1,4 +1,4 @@
-"""What a compiled program's text tells: collectives and memory traffic, loops counted as often as they run."""
+"""The collectives of a compiled program, read from its text, loops counted as often as they run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,6 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "f8e4m3fn": 8, "f8e5m2":
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _COLLECTIVE = re.compile(r"(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?$")
-# nothing is moved by these: names of memory, or what the called computation is counted for
-_FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional", "call", "after-all",
-         "copy-done", "slice-done", "async-done", "all-gather-done", "all-reduce-done", "collective-permute-done",
-         "partition-id", "replica-id", "iota", "opt-barrier"}  # fmt: skip
-_PARTS = {"dynamic-slice", "slice", "gather"}
 
 
 class Program:
@@ -83,53 +78,6 @@ class Program:
             visit(name, times)
         return {kind: dict(found[kind]) for kind in sorted(found)}
 
-    def memory_bytes(self) -> int:
-        """Returns bytes read from and written to main memory in a step: the shapes of what is not kept on the chip."""
-        return sum(times * self._traffic(name) for name, times in self.runs())
-
-    def _traffic(self, name: str) -> int:
-        lines = self.computations.get(name, [])
-        types = {line[1]: line[2] for line in lines}
-        total = 0
-        for _, _, kind, operation, rest in lines:
-            if operation in _FREE or operation.endswith("-done"):
-                continue
-            operands = [types.get(operand, "") for operand in _operands(rest)]
-            if operation in _PARTS:
-                total += 2 * _bytes(kind, main=True)
-            elif operation == "dynamic-update-slice":
-                total += 2 * _bytes(operands[1], main=True)
-            elif operation == "fusion":
-                total += self._fusion_traffic(_called(rest, "calls"), kind, operands)
-            elif operation.endswith("-start"):
-                total += 2 * max((_bytes(part, main=True) for part in _parts(kind)), default=0)
-            else:
-                total += _bytes(kind, main=True) + sum(_bytes(operand, main=True) for operand in operands)
-        return total
-
-    def _fusion_traffic(self, name: str, kind: str, operands: list[str]) -> int:
-        lines = self.computations.get(name, [])
-        total, updated = 0, set()
-        types = {line[1]: line[2] for line in lines}
-        written = _bytes(kind, main=True)
-        for is_root, _, own, operation, rest in lines:
-            if operation == "dynamic-update-slice" and (is_root or own.split("{")[0] == kind.split("{")[0]):
-                names = _operands(rest)
-                written = _bytes(types.get(names[1], "")) if written else 0
-                updated.add(names[0])
-        for _, parameter, _, operation, rest in lines:
-            if operation != "parameter":
-                continue
-            index = int(re.match(r"\d+", rest)[0])  # pyright: ignore[reportOptionalSubscript]
-            whole = _bytes(operands[index], main=True) if index < len(operands) else 0
-            users = [line for line in lines if re.search(rf"%{re.escape(parameter)}\b(?![.\w-])", line[4])]
-            if parameter in updated:
-                continue
-            if users and all(line[3] in _PARTS for line in users):
-                whole = min(whole, sum(_bytes(line[2]) for line in users))
-            total += whole
-        return total + written
-
 
 def _called(rest: str, attribute: str) -> str:
     found = re.search(rf"\b{attribute}=%?([\w.\-]+)", rest)
@@ -150,10 +98,8 @@ def _parts(kind: str) -> list[str]:
     return [found[0] for found in _ARRAY.finditer(kind)]
 
 
-def _bytes(kind: str, main: bool = False) -> int:
+def _bytes(kind: str) -> int:
     total = 0
     for found in _ARRAY.finditer(kind):
-        if main and "S(" in (found[3] or ""):  # another memory than the main one
-            continue
         total += math.prod(int(n) for n in found[2].split(",") if n) * _BITS.get(found[1], 0) // 8
     return total

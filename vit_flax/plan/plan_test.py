@@ -55,8 +55,6 @@ def test_loops_count_as_often_as_they_run() -> None:
         "all-gather": {"count": 1, "bytes": 128},
         "all-reduce": {"count": 12, "bytes": 12 * 128},
     }
-    # the loop's sums are read and written, the fusion reads one part and an index, its result stays on the chip
-    assert program.memory_bytes() == 12 * 2 * 128 + 128 + 4 + 2 * 128
 
 
 @pytest.mark.parametrize("message", [
@@ -109,3 +107,5 @@ def test_the_compiler_itself() -> None:
     assert made.chips == 4
     assert made.step_flops >= made.model_flops > 0
     assert 0 < made.mfu <= 1
+    assert made.moved_bytes is not None
+    assert made.moved_bytes >= 2 * made.state_bytes

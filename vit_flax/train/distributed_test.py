@@ -19,7 +19,8 @@ U32 = 2.0**-24
 
 
 def _command(out: Path, steps: int, *more: str) -> list[str]:
-    changes = [f"steps={steps}", f"data.batch_size={BATCH}", "log_every=1", "checkpoint_every=5", "eval_every=100000"]
+    changes = [f"steps={steps}", f"data.batch_size={BATCH}", "log_every=1", "checkpoint_every=5", "eval_every=100000",
+               "model.embed_dim=16", "model.depth=1", "model.num_heads=2", "peak_flops=1e12"]  # fmt: skip
     sets = [argument for change in changes for argument in ("--set", change)]
     return [sys.executable, "-m", "vit_flax.cli.main", "train", "digits", "--quiet", "--out", str(out), *sets, *more]
 

@@ -96,6 +96,7 @@ import numpy as np
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 from vit_flax.train.sharding_test import config
+from vit_flax.plan.hlo import Program
 from vit_flax.train.lower import compile_eval, create_state, lower
 from vit_flax.train.sharding import bytes_per_device, make_mesh, place_batch
 rng = np.random.default_rng(0)
@@ -118,17 +119,15 @@ for sizes in json.loads(sys.argv[1]):
         state, scalars = step(state, place_batch(batch, mesh))
         losses.append(float(scalars["loss"]))
     sums = compile_eval(run, mesh)(state.params, place_batch(batches[0], mesh))
-    print(json.dumps({"losses": losses, "share": held / total, "count": int(sums["count"])}))
+    collectives = Program(step.as_text()).collectives()
+    found = {"losses": losses, "share": held / total, "count": int(sums["count"]), "collectives": collectives}
+    print(json.dumps(found))
 """
 
 
 def test_sharded_training_computes_the_same() -> None:
-    sizes = [
-        {"data": 1, "fsdp": 1, "tensor": 1},
-        {"data": 1, "fsdp": 8, "tensor": 1},
-        {"data": 1, "fsdp": 1, "tensor": 8},
-    ]
-    sizes.append({"data": 2, "fsdp": 2, "tensor": 2})
+    meshes = ((1, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (8, 1, 1))
+    sizes = [dict(zip(AXES, mesh, strict=True)) for mesh in meshes]
     environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     done = subprocess.run(
         [sys.executable, "-c", DEVICES, json.dumps(sizes)], capture_output=True, text=True, env=environment
@@ -141,3 +140,15 @@ def test_sharded_training_computes_the_same() -> None:
         assert run["count"] == 16
     assert abs(found[1]["share"] * 8 - 1) < 0.05
     assert abs(found[2]["share"] * 8 - 1) < 0.05
+    # by batch alone, what is exchanged is the gradient of each parameter, once, and the loss; that of the class token
+    # is the one of its position as well
+    params = abstract_state(config(), abstract_mesh(1, 1, 1)).params
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert found[0]["collectives"] == {}
+    assert found[4]["collectives"] == {"all-reduce": {"count": 1, "bytes": 4 * (numbers - SMALL.embed_dim + 1)}}
+    # by fsdp, parameters are gathered once for both passes, and no tokens: these are ten times what the sum leaves out
+    tokens = 4 * 16 * (SMALL.num_patches + 1) * SMALL.embed_dim
+    gathered = found[1]["collectives"]["all-gather"]["bytes"]
+    assert 4 * numbers - tokens / 10 < gathered <= 4 * numbers
+    # by tensor, tokens are gathered after the patches' kernel and the positions, which are split, and in no block
+    assert found[2]["collectives"]["all-gather"]["bytes"] < 2.1 * tokens
