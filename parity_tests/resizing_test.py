@@ -39,11 +39,12 @@ def test_timm(name, arguments, size):
     in_float64(module)
     native = {"depth": 2, "image_size": 48, "patch_size": 8, "num_classes": module.num_classes}
     config = vit_flax.create_model(name, **native, **arguments).config
-    model, params = vit_flax.from_state_dict(state, config=config, image_size=size)
+    layout = "eva" if name.startswith("eva") else "timm"  # DeiT's own repository resizes otherwise
+    model, params = vit_flax.from_state_dict(state, layout, config, image_size=size)
     images = random_images(size)
     expected = run_torch(module, images)
     assert_agrees(run_flax(model, params, images), expected)
-    model, params = vit_flax.from_state_dict(state, config=config, image_size=size, resample="bicubic")
+    model, params = vit_flax.from_state_dict(state, layout, config, image_size=size, resample="bicubic")
     assert relative_error(run_flax(model, params, images), expected) > 1e-6
 
 
