@@ -28,7 +28,8 @@ def _params(model):
 
 @pytest.mark.parametrize("key", [None, 1], ids=["deterministic", "dropping"])
 @pytest.mark.parametrize(
-    ("remat", "scan"), [("full", False), ("dots_with_no_batch_dims_saveable", True), ("none", True)]
+    ("remat", "scan"),
+    [("full", False), ("none", True), pytest.param("dots_with_no_batch_dims_saveable", True, marks=pytest.mark.slow)],
 )
 def test_remat_and_scan_compute_the_same(remat: str, scan: bool, key: int | None) -> None:
     config = ViTConfig(**SMALL, init_values=0.1)
