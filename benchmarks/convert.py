@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -25,6 +24,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from benchmarks.environment import describe
 
 RESULT = Path(__file__).parent / "results" / "convert.json"
 KNOWN = {"num_heads": 16, "norm_eps": 1e-6, "activation": "gelu", "global_pool": "token", "image_size": 224}
@@ -192,13 +193,8 @@ def main() -> None:
                 row[f"{what} time over torch's"] = round(row[f"flax {what} seconds"] / row[f"torch {what} seconds"], 3)
             rows.append(row)
             print(json.dumps(row, indent=1), flush=True)
-    import jax
-    import torch
-
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    versions = {"jax": jax.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    machine["load_average"] = [round(load, 2) for load in os.getloadavg()]  # of other work, too: best of all repeats
-    settings = {"preset": options.preset, "repeats": options.repeats, **machine, **versions}
+    load = [round(load, 2) for load in os.getloadavg()]  # of other work, too: best of all repeats
+    settings = {"preset": options.preset, "repeats": options.repeats, "load_average": load, **describe()}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps({"benchmark": "convert", **settings, "rows": rows}, indent=1) + "\n")
 

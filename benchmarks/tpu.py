@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from benchmarks.environment import describe
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224")
@@ -119,9 +119,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "tpu.json")
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
-    versions = {name: version(name) for name in ("jax", "jaxlib", "libtpu", "flax")} | {
-        "python": platform.python_version()
-    }
     cases = [
         (model, topology, options.batch, attention, remat, training)
         for topology in options.topologies
@@ -135,7 +132,7 @@ def main() -> None:
     for number, case in enumerate(cases, 1):
         rows.append(measure(*case))
         print(f"{number}/{len(cases)} {json.dumps(rows[-1])}", file=sys.stderr, flush=True)
-        options.output.write_text(json.dumps({"benchmark": "tpu", **versions, "rows": rows}, indent=1) + "\n")
+        options.output.write_text(json.dumps({"benchmark": "tpu", **describe(), "rows": rows}, indent=1) + "\n")
         options.output.with_suffix(".md").write_text(table(rows))
 
 

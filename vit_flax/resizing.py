@@ -27,41 +27,45 @@ KERNEL = "patch_embed/proj/kernel"
 WINDOWS = "relative_position_bias_table"  # how the paths of such parameters end
 
 
-@dataclasses.dataclass(frozen=True)
-class Resize:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Change:
+    """How a parameter comes from the checkpoint's size to the model's."""
+
+    old: Grid
+    new: Grid
+    mode: str
+    stored_shape: tuple[int, ...]  # of the whole parameter
+
+    def __str__(self) -> str:
+        """Says it in a few words."""
+        return f"{_by(self.old)} -> {_by(self.new)}, {self.mode}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resize(_Change):
     """A table's way from the checkpoint's grid of patches to the model's."""
 
-    old_grid: Grid
-    new_grid: Grid
     num_prefix_tokens: int
-    mode: str
-    stored_shape: tuple[int, ...]  # of the whole table
 
     def __call__(self, table: Any) -> np.ndarray:
         """Returns the table resized, computed in float64 whatever its dtype."""
-        return resize_pos_embed(np.asarray(table), self.old_grid, self.new_grid, self.num_prefix_tokens, self.mode)
-
-    def __str__(self) -> str:
-        """Says it in a few words."""
-        return f"{_by(self.old_grid)} -> {_by(self.new_grid)}, {self.mode}"
+        return resize_pos_embed(np.asarray(table), self.old, self.new, self.num_prefix_tokens, self.mode)
 
 
-@dataclasses.dataclass(frozen=True)
-class PatchResize:
+class PatchResize(_Change):
     """A patch kernel's way from the checkpoint's patch size to the model's."""
-
-    old_size: Grid
-    new_size: Grid
-    mode: str
-    stored_shape: tuple[int, ...]
 
     def __call__(self, kernel: Any) -> np.ndarray:
         """Returns the kernel resized, computed in float64 whatever its dtype."""
-        return resize_patch_embed(np.asarray(kernel), self.new_size, self.mode)
+        return resize_patch_embed(np.asarray(kernel), self.new, self.mode)
 
-    def __str__(self) -> str:
-        """Says it in a few words."""
-        return f"{_by(self.old_size)} -> {_by(self.new_size)}, {self.mode}"
+
+class WindowResize(_Change):
+    """The way of a table of relative positions from the checkpoint's grid of patches to the model's."""
+
+    def __call__(self, table: Any) -> np.ndarray:
+        """Returns the table resized, computed in float64 whatever its dtype."""
+        return resize_windows(np.asarray(table), self.old, self.new, self.mode)
 
 
 def find_patch_resize(
@@ -80,7 +84,7 @@ def find_patch_resize(
     if len(stored) != 4 or len(wanted) != 4 or stored[2:] != wanted[2:] or stored[:2] == wanted[:2]:
         return None
     mode = mode if mode in PATCH_MODES else "bicubic_antialias"
-    return PatchResize((stored[0], stored[1]), config.patch_size, mode, stored)
+    return PatchResize(old=(stored[0], stored[1]), new=config.patch_size, mode=mode, stored_shape=stored)
 
 
 def find_resize(
@@ -154,25 +158,8 @@ def find_resize(
             None,
             f"{found}: layout {layout.name!r} does not say how to resize it, pass resample= {' or '.join(MODES)}",
         )
-    return Resize(old_grid, new_grid, prefix, mode, stored), ""
-
-
-@dataclasses.dataclass(frozen=True)
-class WindowResize:
-    """The way of a table of relative positions from the checkpoint's grid of patches to the model's."""
-
-    old_grid: Grid
-    new_grid: Grid
-    mode: str
-    stored_shape: tuple[int, ...]
-
-    def __call__(self, table: Any) -> np.ndarray:
-        """Returns the table resized, computed in float64 whatever its dtype."""
-        return resize_windows(np.asarray(table), self.old_grid, self.new_grid, self.mode)
-
-    def __str__(self) -> str:
-        """Says it in a few words."""
-        return f"{_by(self.old_grid)} -> {_by(self.new_grid)}, {self.mode}"
+    change = Resize(old=old_grid, new=new_grid, num_prefix_tokens=prefix, mode=mode, stored_shape=stored)
+    return change, ""
 
 
 def find_window_resizes(
@@ -206,7 +193,7 @@ def find_window_resizes(
             found = f"the relative positions are for a {_by(candidates[0])} grid, the model has {_by(config.grid_size)}"
             return {}, f"{found}: pass image_size= to say that they are to be resized"
         mode = mode or layout.resample_windows
-        resizes[path] = WindowResize(candidates[0], config.grid_size, mode, stored)
+        resizes[path] = WindowResize(old=candidates[0], new=config.grid_size, mode=mode, stored_shape=stored)
     return resizes, ""
 
 

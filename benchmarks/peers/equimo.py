@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import Any
 
@@ -21,21 +22,20 @@ def _timm_name(path: str) -> str:
 
 def prepare(job: Job) -> Prepared:
     """Builds the model from the weights and compiles it."""
-    import equinox as eqx
     import jax
     import jax.numpy as jnp
-    from equimo.models.vit import VisionTransformer
     from safetensors.numpy import load_file
 
+    eqx = importlib.import_module("equinox")  # by name: type checkers may not have it
+    vit = importlib.import_module("equimo.models.vit")
     cfg, tensors = job.case.config, load_file(job.weights)
-    # a dictionary, because jaxtyping's decorator hides the parameters from type checkers
-    arguments: dict[str, Any] = {
+    arguments = {
         "img_size": cfg.image_size[0], "in_channels": cfg.in_chans, "dim": cfg.embed_dim,
         "patch_size": cfg.patch_size[0], "num_heads": cfg.num_heads, "depths": [cfg.depth], "reg_tokens": 0,
         "global_pool": "token", "num_classes": cfg.num_classes, "act_layer": "exactgelu", "eps": 1e-6,
         "key": jax.random.PRNGKey(0),
     }  # fmt: skip
-    model = VisionTransformer(**arguments)
+    model = vit.VisionTransformer(**arguments)
     params, static = eqx.partition(model, eqx.is_array)
 
     def from_file(path: Any, leaf: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 
 import numpy as np
@@ -14,9 +15,9 @@ SETTINGS = "ONNX export (opset 18), CPUExecutionProvider, all graph optimisation
 
 def prepare(job: Job) -> Prepared:
     """Exports the model and opens a session."""
-    import onnxruntime
     import torch
 
+    onnxruntime = importlib.import_module("onnxruntime")  # by name: type checkers may not have it
     images = np.ascontiguousarray(job.images.transpose(0, 3, 1, 2))
     started = time.perf_counter()
     path = job.weights.with_suffix(f".b{len(images)}.onnx")

@@ -32,21 +32,14 @@ def finetune(
     `config` names a preset for a file whose tensors do not tell everything. Command: vit-flax train finetune --set
     checkpoint=FILE --set folder=DIR --set image_size=160 --out runs/finetune. Accuracy and time: not measured.
     """
-    model, source = _adapted(checkpoint, folder, data, image_size, layout, config)
+    adapted = _adapted(checkpoint, folder, data, image_size, layout, config)
+    model = adapted["model"]
     return TrainConfig(
-        model=model,
         drop=DropRates(drop_path_rate=0.1) if type(model) is ViTConfig and model.block == "standard" else DropRates(),
-        data=DataConfig(
-            **source, batch_size=64, augment=AugmentConfig(random_resized_crop=(0.5, 1.0), flip=True)
-        ),
         optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.05, layer_decay=0.75, clip_norm=1.0),
         schedule=ScheduleConfig(warmup_epochs=1),
         loss=LossConfig(label_smoothing=0.1),
-        epochs=10,
-        init_from=checkpoint,
-        init_layout=layout,
-        init_config=config,
-        export_layout=layout,
+        **adapted,
     )  # fmt: skip
 
 
@@ -63,24 +56,17 @@ def linear_probe(
     `config` names a preset for a file whose tensors do not tell everything. Command: vit-flax train linear_probe --set
     checkpoint=FILE --set folder=DIR --out runs/probe. Accuracy and time: not measured.
     """
-    model, source = _adapted(checkpoint, folder, data, image_size, layout, config)
     return TrainConfig(
-        model=model,
-        data=DataConfig(**source, batch_size=64, augment=AugmentConfig(random_resized_crop=(0.5, 1.0), flip=True)),
         optimizer=OptimizerConfig(name="sgd", learning_rate=0.1, weight_decay=0.0, train=("head(_dist)?/.*",)),
         schedule=ScheduleConfig(),
-        epochs=10,
-        init_from=checkpoint,
-        init_layout=layout,
-        init_config=config,
-        export_layout=layout,
+        **_adapted(checkpoint, folder, data, image_size, layout, config),
     )
 
 
 def _adapted(
     checkpoint: str, folder: str, data: str, image_size: Any, layout: str | None, config: str | None
-) -> tuple[ViTConfig, dict[str, Any]]:
-    """Returns the checkpoint's model for the classes of the data, and where these are."""
+) -> dict[str, Any]:
+    """Returns what both recipes have: the checkpoint's model for the classes of the data, these, and the way in."""
     overrides = {} if image_size is None else {"image_size": image_size}
     answer = describe(unwrap(read_checkpoint(checkpoint)), layout, config, overrides)
     if not answer["config"]:
@@ -91,4 +77,12 @@ def _adapted(
     if model.in_chans == 3:
         source |= {"mean": IMAGENET[0], "std": IMAGENET[1]}
     classes = len(open_source(DataConfig(**source), "train", model.in_chans).class_names)
-    return model.replace(num_classes=classes), source
+    return {
+        "model": model.replace(num_classes=classes),
+        "data": DataConfig(**source, batch_size=64, augment=AugmentConfig(random_resized_crop=(0.5, 1.0), flip=True)),
+        "epochs": 10,
+        "init_from": checkpoint,
+        "init_layout": layout,
+        "init_config": config,
+        "export_layout": layout,
+    }
