@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -27,8 +26,8 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def _command(out: Path, *more: str) -> list[str]:
-    settings = [part for setting in (*SETTINGS, *more) for part in ("--set", setting)]
+def _command(out: Path) -> list[str]:
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
     return [sys.executable, "-m", "vit_flax.cli.main", "train", "digits", *settings, "--out", str(out)]
 
 
@@ -38,8 +37,8 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **cache, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 
-def _run(out: Path, *more: str, expected: int = 0, **options: object) -> str:
-    done = subprocess.run(_command(out, *more), capture_output=True, text=True, env=_environment(), **options)  # pyright: ignore
+def _run(out: Path, expected: int = 0, under: tuple[str, ...] = ()) -> str:
+    done = subprocess.run([*under, *_command(out)], capture_output=True, text=True, env=_environment())
     assert done.returncode == expected, done.stderr
     # threads of the checkpoint library may print what ends them; the last line is ours in any case
     assert expected == 1 or "Traceback" not in done.stderr
@@ -119,10 +118,7 @@ def test_damaged_checkpoints_and_a_full_disk(undisturbed: Path, tmp_path: Path) 
     names = [_largest(folder).name for folder in (flipped, truncated)]
     limit = _largest(last).stat().st_size // 2
 
-    def shrink() -> None:  # no file can grow beyond it
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    said = _run(out, expected=1, preexec_fn=shrink)
+    said = _run(out, expected=1, under=("prlimit", f"--fsize={limit}"))  # no file can grow beyond it
     for folder, name in zip((flipped, truncated), names, strict=True):
         assert any(f"{folder} is damaged" in line and name in line for line in said.splitlines()), said
     assert f"going on from {last}" in said

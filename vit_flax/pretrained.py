@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -208,7 +208,7 @@ def build_from(
         checkpoint, found, resolved.config, rules, expected, config, overrides, resample, source_grid
     )
     try:
-        flat = to_params(checkpoint, rules, _as_stored(expected, resizes), on_device)
+        flat = to_params(checkpoint, rules, _as_stored(expected, resizes), _as_in_this_thread(on_device))
     except ConversionError as error:
         if not obstacle:
             raise
@@ -350,6 +350,17 @@ def on_device(array: np.ndarray) -> jax.Array:
     own = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     np.copyto(own, array)
     return jax.device_put(own)  # on the CPU without another copy
+
+
+def _as_in_this_thread(function: Callable[[np.ndarray], jax.Array]) -> Callable[[np.ndarray], jax.Array]:
+    """Returns the function with this thread's 64-bit mode and default device: JAX's contexts belong to one thread."""
+    wide, device = jax.config.jax_enable_x64, jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+
+    def inside(array: np.ndarray) -> jax.Array:
+        with jax.enable_x64(wide), jax.default_device(device):
+            return function(array)
+
+    return inside
 
 
 def _layout_to_write(model: VisionTransformer, layout: str | None) -> Layout:

@@ -34,8 +34,10 @@ def drop_path(module: nn.Module, x: Float[Array, "b n d"], rate: Any) -> Float[A
 
 
 def _drop(module: nn.Module, x: Array, rate: Any, shape: tuple[int, ...]) -> Array:
-    kept = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, shape)
-    return x * (kept / jnp.asarray(1 - rate, x.dtype)).astype(x.dtype)
+    # a number and a traced rate, in 64-bit mode or not, draw the same bits
+    share = 1 - jnp.asarray(rate, jnp.float32)
+    kept = jax.random.bernoulli(module.make_rng("dropout"), share, shape)
+    return x * (kept / share.astype(x.dtype)).astype(x.dtype)
 
 
 def refuse_drops(kind: str, drop: DropRates, *names: str) -> None:
