@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vit_flax.config import ViTConfig
+from vit_flax.recipes.small import fashion_mnist
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ MODELS: dict[str, ViTConfig] = {
     "T": ViTConfig(
         image_size=(28, 28), patch_size=(4, 4), in_chans=1, embed_dim=192, depth=6, num_heads=3, num_classes=10
     ),
+    # the recipe's, with positions that every library has; only torch_timm builds it beside ours
+    "fashion_mnist": fashion_mnist().model.replace(pos_embed="learned", fc_norm=True),
     "S": ViTConfig(embed_dim=384, num_heads=6),
     "B": ViTConfig(),
     "L": ViTConfig(embed_dim=1024, depth=24, num_heads=16),

@@ -80,7 +80,10 @@ def test_vit(name: str) -> None:
     _check(module, "explained", arguments["img_size"], num_heads=arguments["num_heads"], **overrides)
 
 
-@pytest.mark.parametrize("name", T2T)
+REPEATING = ("square", "wide_tokens")  # what others show, too
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in REPEATING else n for n in T2T])
 def test_t2t_vit(name: str) -> None:
     arguments, overrides = T2T[name]
     arguments = {"token_len": 32, "token_chan": 16, "preds": 2, "num_heads": 1, "depth": 2, **arguments}

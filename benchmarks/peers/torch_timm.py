@@ -27,10 +27,12 @@ def build(job: Job) -> Any:
     from timm.models.vision_transformer import VisionTransformer
 
     cfg = job.case.config
+    pool: Any = cfg.global_pool
     with torch.device("cpu"):
         model = VisionTransformer(
             img_size=cfg.image_size, patch_size=cfg.patch_size[0], in_chans=cfg.in_chans, embed_dim=cfg.embed_dim,
-            depth=cfg.depth, num_heads=cfg.num_heads, num_classes=cfg.num_classes,
+            depth=cfg.depth, num_heads=cfg.num_heads, num_classes=cfg.num_classes, mlp_ratio=cfg.mlp_ratio,
+            class_token=cfg.class_token, global_pool=pool, fc_norm=cfg.fc_norm,
         )  # fmt: skip
     model.load_state_dict(load_file(job.weights))
     return model

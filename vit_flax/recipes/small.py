@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vit_flax.config import DropRates, T2TViTConfig, ViTConfig
+from vit_flax.config import T2TViTConfig, ViTConfig
 from vit_flax.train.config import (
     AugmentConfig,
     DataConfig,
@@ -44,10 +44,10 @@ def fashion_mnist(folder: str | None = None) -> TrainConfig:
     time: not measured.
     """
     model = ViTConfig(
-        image_size=(28, 28), patch_size=(4, 4), in_chans=1, num_classes=10, embed_dim=128, depth=6, num_heads=2,
-        mlp_ratio=2.0, class_token=False, global_pool="avg",
+        image_size=(28, 28), patch_size=(4, 4), in_chans=1, num_classes=10, embed_dim=128, depth=4, num_heads=2,
+        mlp_ratio=2.0, class_token=False, global_pool="avg", pos_embed="simple_sincos_2d",
     )  # fmt: skip
-    return _fashion(model, folder, epochs=24)
+    return _fashion(model, folder, epochs=10)
 
 
 def fashion_mnist_t2t(folder: str | None = None) -> TrainConfig:
@@ -57,22 +57,23 @@ def fashion_mnist_t2t(folder: str | None = None) -> TrainConfig:
     time: not measured.
     """
     model = T2TViTConfig(
-        image_size=(28, 28), in_chans=1, num_classes=10, embed_dim=128, depth=6, num_heads=2, mlp_ratio=2.0,
-        softsplit_kernels=(3, 3, 1), token_chan=32, token_num_heads=1, value_skip=True, pos_embed="sinusoid",
+        image_size=(28, 28), in_chans=1, num_classes=10, embed_dim=128, depth=4, num_heads=2, mlp_ratio=2.0,
+        softsplit_kernels=(3, 3, 3), token_chan=32, token_num_heads=1, value_skip=True, pos_embed="sinusoid",
     )  # fmt: skip
-    return _fashion(model, folder, epochs=16)
+    return _fashion(model, folder, epochs=8)
 
 
 def _fashion(model: ViTConfig, folder: str | None, epochs: float) -> TrainConfig:
     return TrainConfig(
         model=model,
-        drop=DropRates(drop_path_rate=0.05),
         data=DataConfig(
             name="fashion_mnist", path=folder, batch_size=256, mean=_FASHION_MEAN, std=_FASHION_STD,
-            augment=AugmentConfig(shift_pixels=2, flip=True),
+            augment=AugmentConfig(flip=True),
         ),
-        optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.05, b2=0.98, clip_norm=1.0),
-        schedule=ScheduleConfig(warmup_epochs=1.5),
+        optimizer=OptimizerConfig(
+            name="muon", learning_rate=7e-3, weight_decay=0.05, momentum=0.95, b2=0.98, clip_norm=1.0
+        ),
+        schedule=ScheduleConfig(warmup_epochs=0.5),
         loss=LossConfig(label_smoothing=0.05),
         ema=EmaConfig(decay=0.998, warmup=True, warmup_power=0.75),
         epochs=epochs,

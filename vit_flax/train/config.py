@@ -14,7 +14,7 @@ from vit_flax.train.fields import build, frozen, replace_dotted, to_dict
 
 LOSSES = ("softmax", "binary")
 DISTILLATIONS = ("none", "soft", "hard")
-OPTIMIZERS = ("adamw", "lamb", "sgd")
+OPTIMIZERS = ("adamw", "lamb", "muon", "sgd")
 DECAYS = ("reference", "matrices")
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("float32", "bf16")
@@ -206,7 +206,7 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
-    momentum: float = 0.9  # of sgd
+    momentum: float = 0.9  # of sgd, and of muon
     nesterov: bool = False
     clip_norm: float | None = None  # of all gradients together
     layer_decay: float | None = None  # the learning rate falls by this factor from a block to the one below

@@ -39,7 +39,7 @@ def test_recipes_survive_json_and_say_what_was_measured(name: str) -> None:
         ({"model.dept": 3}, "did you mean 'depth'?"),
         ({"ema.dacay": 0.9}, "did you mean 'ema.decay'?"),
         ({"seed.x": 1}, "seed has no fields of its own"),
-        ({"optimizer.name": "adam"}, "optimizer.name must be one of adamw, lamb, sgd, got 'adam'"),
+        ({"optimizer.name": "adam"}, "optimizer.name must be one of adamw, lamb, muon, sgd, got 'adam'"),
         ({"accumulation": 3}, "data.batch_size 128 is not divisible by accumulation 3"),
         ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
         ({"steps": 3, "epochs": 2}, "give one of epochs and steps"),

@@ -32,6 +32,9 @@ def make_optimizer(config: TrainConfig, params: Any) -> optax.GradientTransforma
         # torch's SGD adds the decay to the gradient, before the momentum
         steps.append(optax.add_decayed_weights(numbers.weight_decay, mask=decay))
         steps.append(optax.trace(numbers.momentum, numbers.nesterov))
+    elif numbers.name == "muon":
+        steps.append(scale_by_muon(numbers))
+        steps.append(optax.add_decayed_weights(numbers.weight_decay, mask=decay))
     else:
         steps.append(optax.scale_by_adam(numbers.b1, numbers.b2, numbers.eps))
         steps.append(optax.add_decayed_weights(numbers.weight_decay, mask=decay))
@@ -42,6 +45,23 @@ def make_optimizer(config: TrainConfig, params: Any) -> optax.GradientTransforma
         steps.append(scale_by_rules(layer_decay_rules(model, numbers.layer_decay), params))
     steps.append(optax.scale_by_learning_rate(learning_rate(config)))
     return optax.masked(optax.chain(*steps), trained_mask(config, params))
+
+
+def scale_by_muon(numbers: OptimizerConfig) -> optax.GradientTransformation:
+    """Makes the momentum of each matrix orthogonal, at the size of Adam's updates; what is no matrix is NAdam's.
+
+    torch.optim.Muon differs: it iterates in bfloat16, and its Nesterov momentum has no bias correction.
+
+    Reference: arXiv 2502.16982.
+    """
+    return optax.contrib.muon(
+        -1.0,  # the learning rate comes last in the chain, and turns the sign
+        beta=numbers.momentum,
+        eps=numbers.eps,
+        adam_b1=numbers.b1,
+        adam_b2=numbers.b2,
+        consistent_rms=0.2,
+    )
 
 
 def learning_rate(config: TrainConfig) -> Callable[[Any], Any]:
