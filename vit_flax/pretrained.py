@@ -180,6 +180,20 @@ def find_config(
     return resolve_config(layout, checkpoint.shapes, sources)
 
 
+def with_own_classes(checkpoint: Checkpoint, layout: str | None, preset: str | None) -> ViTConfig | None:
+    """Returns the config of a preset (None: None) with as many classes as the checkpoint's own head has, perhaps none.
+
+    For whoever puts another head in its place.
+    """
+    if preset is None:
+        return None
+    config = get_preset(preset).config
+    found, _ = find_layout(checkpoint, layout, preset)
+    known = {name: value for name, value in _fields(config).items() if name != "num_classes"}
+    told = found.infer(found.read(checkpoint).shapes, known)
+    return config.replace(num_classes=told.get("num_classes", config.num_classes))
+
+
 def expected_shapes(model: VisionTransformer) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every parameter of a model by its path, without allocating any."""
     cfg = model.config

@@ -7,7 +7,7 @@ from typing import Any
 from vit_flax.config import DropRates, ViTConfig, config_from_dict
 from vit_flax.convert import read_checkpoint, unwrap
 from vit_flax.presets.preset import IMAGENET
-from vit_flax.pretrained import describe
+from vit_flax.pretrained import describe, with_own_classes
 from vit_flax.train.config import (
     AugmentConfig,
     DataConfig,
@@ -68,7 +68,8 @@ def _adapted(
 ) -> dict[str, Any]:
     """Returns what both recipes have: the checkpoint's model for the classes of the data, these, and the way in."""
     overrides = {} if image_size is None else {"image_size": image_size}
-    answer = describe(unwrap(read_checkpoint(checkpoint)), layout, config, overrides)
+    file = unwrap(read_checkpoint(checkpoint))
+    answer = describe(file, layout, with_own_classes(file, layout, config), overrides)
     if not answer["config"]:
         told = "; ".join(answer["problems"])
         raise ValueError(f"{told} (to a recipe: --set config=PRESET, or `vit-flax convert` the file first)")

@@ -61,13 +61,16 @@ def peak_flops(config: TrainConfig) -> float:
 
 
 def measure_flops(dtype: Any) -> float:
-    """Returns the operations a second of a large matrix product, the best of a few."""
-    x = jnp.ones((_SIDE, _SIDE), dtype)
+    """Returns the operations a second of a large matrix product, the best of a few, on each of this process's devices.
+
+    All of them compute at once: devices of a CPU share its cores.
+    """
+    operands = [jax.device_put(jnp.ones((_SIDE, _SIDE), dtype), device) for device in jax.local_devices()]
     product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
-    product(x).block_until_ready()
+    jax.block_until_ready([product(x) for x in operands])
     best = math.inf
     for _ in range(_REPEATS):
         start = time.perf_counter()
-        product(x).block_until_ready()
+        jax.block_until_ready([product(x) for x in operands])
         best = min(best, time.perf_counter() - start)
     return 2 * _SIDE**3 / best

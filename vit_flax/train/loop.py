@@ -28,7 +28,9 @@ from vit_flax.train.sharding import data_share, make_mesh, place_batch, place_pa
 from vit_flax.train.weights import check_exportable, export, initial_params, teacher_params
 
 RESULTS = "results.json"
-_AHEAD = 2  # steps given to the device before the first of them must be done
+# Steps given to the device before the first of them must be done: the batches of the later ones travel meanwhile, so
+# that nothing else needs to bring batches to the device ahead of their step.
+_AHEAD = 2
 _SHOWN = 8
 # fields that change where and how often, but not what is computed: a run may go on with others
 _FREE = {"mesh", "sharding", "eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "peak_flops", "out",
@@ -180,6 +182,7 @@ class Run:
     def _evaluate(self, step: int) -> None:
         state = self.state
         with self._rate.paused():
+            self._rate.measure_peak()
             sums: Any = None
             params = state.params if state.ema is None else state.ema
             for batch in self.eval_loader:
@@ -253,21 +256,29 @@ class Rate:
     def __init__(self, config: TrainConfig) -> None:
         self.count = 0
         self._batch, self._began, self._paused = config.data.batch_size, time.perf_counter(), 0.0
-        self._flops = training_flops(config)
-        self._peak = peak_flops(config) * jax.device_count()
+        self._config, self._flops, self._peak = config, training_flops(config), 0.0
+        self.measure_peak()
+
+    def measure_peak(self) -> None:
+        """Measures again what the devices can do, where nobody told: other work may have disturbed it the last time."""
+        self._peak = max(self._peak, peak_flops(self._config) * jax.device_count())
 
     def restart(self) -> None:
         """Begins to count anew."""
         self.count, self._began, self._paused = 0, time.perf_counter(), 0.0
 
     def measure(self) -> dict[str, float | None]:
-        """Returns images_per_second and mfu since the last time, None when no step was counted."""
+        """Returns images_per_second and mfu since the last time, None when no step was counted.
+
+        Nor is a share above 1 told: the peak was measured while the machine did something else as well.
+        """
         seconds = time.perf_counter() - self._began - self._paused
         images = self.count * self._batch / max(seconds, 1e-9) if self.count else None
         self.restart()
         if images is None:
             return {"images_per_second": None, "mfu": None}
-        return {"images_per_second": images, "mfu": images * self._flops / self._peak}
+        share = images * self._flops / self._peak
+        return {"images_per_second": images, "mfu": share if share <= 1 else None}
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -13,10 +13,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_flax.config import ViTConfig
-from vit_flax.convert import ConversionError, get_layout, layout_for
+from vit_flax.convert import ConversionError, get_layout, layout_for, read_checkpoint, unwrap
 from vit_flax.models import build_model
 from vit_flax.preprocessing.evaluation import PREPROCESSING_FILE
-from vit_flax.pretrained import load, save
+from vit_flax.pretrained import build_from, load, save, with_own_classes
 from vit_flax.train.config import TrainConfig
 from vit_flax.train.step import init_params
 
@@ -32,7 +32,9 @@ def initial_params(config: TrainConfig) -> Any:
     """
     if config.init_from is None:
         return None
-    read = load(config.init_from, config.init_layout, config.init_config, image_size=config.model.image_size)
+    checkpoint = unwrap(read_checkpoint(config.init_from))
+    preset = with_own_classes(checkpoint, config.init_layout, config.init_config)
+    read = build_from(checkpoint, config.init_layout, preset, {"image_size": config.model.image_size})
     loaded: dict[str, Any] = flatten_dict(read[1], sep="/")  # pyright: ignore[reportAssignmentType]
     fresh = init_params(jax.random.key(config.seed), config.model)
     own: dict[str, Any] = flatten_dict(fresh, sep="/")  # pyright: ignore[reportAssignmentType]

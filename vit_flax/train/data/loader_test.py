@@ -5,7 +5,6 @@ import json
 import logging
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -14,7 +13,6 @@ from vit_flax.train.config import AugmentConfig, DataConfig
 from vit_flax.train.data import DataError, open_source
 from vit_flax.train.data.augment import TrainTransform, shift
 from vit_flax.train.data.loader import Loader, make_loader
-from vit_flax.train.data.prefetch import prefetch_to_device
 from vit_flax.train.data.source import ArraySource, Example
 
 AUGMENT = AugmentConfig(
@@ -164,24 +162,6 @@ def test_batches_that_do_not_divide() -> None:
     with pytest.raises(DataError, match="spoilt: 11 images are fewer than one batch of 12"):
         _loader(_source(11))
     assert _loader(_source(11), train=False).steps_per_epoch == 1
-
-
-def test_prefetch_to_the_device_keeps_the_state_of_what_was_handed_out() -> None:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    expected = _take(_loader(), 6)
-    batches = prefetch_to_device(_loader(), sharding, size=3)
-    _assert_same(expected[:4], [next(batches) for _ in range(4)])
-    state = batches.get_state()
-    assert state["step"] == 4
-    again = prefetch_to_device(_loader(), sharding)
-    again.set_state(state)
-    batch = next(again)
-    assert isinstance(batch["image"], jax.Array)
-    _assert_same(expected[4:5], [batch])
-    evaluation = prefetch_to_device(_loader(train=False), sharding)
-    assert [len(list(evaluation)) for _ in range(2)] == [4, 4]
-    for opened in (batches, again, evaluation):
-        opened.close()
 
 
 @pytest.mark.parametrize("auto", ["none", "randaugment", "autoaugment", "three_augment"])
