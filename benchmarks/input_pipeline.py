@@ -1,8 +1,8 @@
 """Measures whether the input pipeline keeps up: images a second of the loader beside those of the training step.
 
-`python -m benchmarks.input_pipeline --fashion-mnist DIR [--rounds N] [--quick]` writes
+`python -m benchmarks.input_pipeline [--fashion-mnist DIR] [--rounds N] [--quick]` writes
 benchmarks/results/input_pipeline.json. Two cases: `fashion_mnist` (28 x 28, flip and shift; the recipe's model) and
-`jpeg_folder` (512-pixel JPEGs cut from scikit-learn's sample photographs, random-resized-crop to 224 and flip;
+`jpeg_folder` (512-pixel JPEGs cut from scikit-learn's sample photographs; crop to 224 and flip as the finetune recipe;
 ViT-S/16). In every round the loader alone, the step alone on batches held in memory, and both together as the training
 loop runs them take turns, after one that does not count; the result is their medians and quartiles. Loader and step
 share the machine's cores when they run together: 'together_share' is together over step alone.
@@ -14,15 +14,19 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.environment import describe
+
+FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # where Debian's dataset-fashion-mnist puts it
 RESULT = Path(__file__).parent / "results" / "input_pipeline.json"
+KINDS = ("loader", "step", "together")
 SIDE = 512
 AHEAD = 8  # batches, at least as many as a loader makes ahead
 
@@ -52,6 +56,7 @@ class Case:
     run_step: Callable[[Any], Any]  # batch -> what to wait for
     batch_size: int
     batches: int  # in one measurement
+    model: str
 
     def prepare(self) -> None:
         """Compiles the step and fills the loader's buffers."""
@@ -78,6 +83,22 @@ class Case:
         return self.batches * self.batch_size / (time.perf_counter() - started)
 
 
+def measure(case: Case, rounds: int) -> dict[str, Any]:
+    """Returns images a second of every kind, one after the other in each round, and their ratios."""
+    case.prepare()
+    rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for number in range(rounds + 1):
+        for kind in KINDS:
+            rate = case.measure(kind)
+            if number:  # the first is not counted
+                rates[kind].append(rate)
+    case.loader.close()
+    median = {kind: statistics.median(rates[kind]) for kind in KINDS}
+    found: dict[str, Any] = {f"{kind}_images_per_second": summarise(rates[kind]) for kind in KINDS}
+    found |= {"loader_over_step": median["loader"] / median["step"], "batch_size": case.batch_size}
+    return found | {"together_share": median["together"] / median["step"], "model": case.model}
+
+
 def make_case(config: Any, batches: int) -> Case:
     """Returns the case of a training config."""
     import jax
@@ -100,7 +121,8 @@ def make_case(config: Any, batches: int) -> Case:
         held["state"], scalars = step(held["state"], placed)
         return scalars
 
-    return Case(loader, run_step, data.batch_size, batches)
+    name = f"{'x'.join(map(str, config.image_size))}, width {model.embed_dim}, depth {model.depth}, {config.precision}"
+    return Case(loader, run_step, data.batch_size, batches, name)
 
 
 def configs(fashion: str | None, photos: Path, quick: bool, workers: int) -> dict[str, Any]:
@@ -117,7 +139,7 @@ def configs(fashion: str | None, photos: Path, quick: bool, workers: int) -> dic
         model = model.replace(depth=1, embed_dim=48)
     data = DataConfig(
         name="image_folder", path=str(photos), batch_size=8 if quick else 32, workers=workers,
-        augment=AugmentConfig(random_resized_crop=(0.08, 1.0), flip=True),
+        augment=AugmentConfig(random_resized_crop=(0.5, 1.0), flip=True),
     )  # fmt: skip
     found["jpeg_folder"] = TrainConfig(model=model.replace(num_classes=2), data=data, epochs=100.0)
     return found
@@ -132,50 +154,42 @@ def summarise(values: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
+    """Measures every case and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--fashion-mnist", metavar="DIR", help="folder of the IDX files (without: that case is left out)"
-    )
+    parser.add_argument("--fashion-mnist", metavar="DIR", default=FASHION_MNIST, help="folder of the IDX files")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, default=12, help="batches in one measurement")
     parser.add_argument("--photos", type=int, default=512, help="JPEGs to make")
     parser.add_argument("--workers", type=int, default=0, help="processes that read; 0: threads")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--quick", action="store_true", help="one short round of small models: checks that it runs")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--quick", action="store_true", help="one short round of small models, to see that it runs")
     options = parser.parse_args()
     rounds, batches, photos = (1, 3, 16) if options.quick else (options.rounds, options.batches, options.photos)
+    fashion = options.fashion_mnist if Path(options.fashion_mnist).is_dir() else None
+    if fashion is None:
+        print(f"{options.fashion_mnist}: no such folder, fashion_mnist is left out", file=sys.stderr)
 
+    from vit_flax.host_memory import keep_host_memory
+
+    keep_host_memory()  # as the command line does
     import jax
 
-    cases: dict[str, Any] = {}
+    load, cases = os.getloadavg()[0], {}
     with tempfile.TemporaryDirectory() as folder:
         make_photos(Path(folder), photos)
-        for name, config in configs(options.fashion_mnist, Path(folder), options.quick, options.workers).items():
-            case = make_case(config, batches)
-            case.prepare()
-            kinds = ("loader", "step", "together")
-            rates: dict[str, list[float]] = {kind: [] for kind in kinds}
-            for number in range(rounds + 1):
-                for kind in kinds:
-                    rate = case.measure(kind)
-                    if number:  # the first is not counted
-                        rates[kind].append(rate)
-            case.loader.close()
-            found: dict[str, Any] = {f"{kind}_images_per_second": summarise(rates[kind]) for kind in kinds}
-            median = {kind: statistics.median(rates[kind]) for kind in kinds}
-            found |= {"loader_over_step": median["loader"] / median["step"]}
-            found |= {"together_share": median["together"] / median["step"], "batch_size": case.batch_size}
-            cases[name] = found
+        for name, config in configs(fashion, Path(folder), options.quick, options.workers).items():
+            cases[name] = measure(make_case(config, batches), rounds)
+            median = {kind: cases[name][f"{kind}_images_per_second"]["median"] for kind in KINDS}
             print(f"{name}: loader {median['loader']:.0f}, step {median['step']:.0f}, together "
-                  f"{median['together']:.0f} images/s")  # fmt: skip
-    machine = {"platform": platform.platform(), "cores": os.cpu_count(), "device": str(jax.devices()[0])}
+                  f"{median['together']:.0f} images/s", file=sys.stderr)  # fmt: skip
     setting = {"rounds": rounds, "batches": batches, "workers": options.workers, "quick": options.quick}
-    result = {"cases": cases, "machine": machine, "setting": setting, "jax": jax.__version__}
-    if options.quick and options.out == RESULT:
-        print(json.dumps(result, indent=1))
+    setting |= {"load_average": load, "jax_devices": jax.device_count()}
+    text = json.dumps({"benchmark": "input_pipeline", **setting, **describe(), "cases": cases}, indent=1)
+    if options.quick and options.output == RESULT:
+        print(text)
         return
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(text + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--mesh", type=_mesh, help="data=..,fsdp=..,tensor=.. (default: fsdp as large as it divides)")
     parser.add_argument("--dtype", choices=("bf16", "float32"), help="of the products (default: bf16; the recipe's)")
     parser.add_argument("--remat", help="what is recomputed: none, full, dots_with_no_batch_dims_saveable ...")
-    parser.add_argument("--scan", action=argparse.BooleanOptionalAction, help="layers as a loop (default: yes)")
+    parser.add_argument(
+        "--scan",
+        action=argparse.BooleanOptionalAction,
+        help="layers as a loop (default: yes for a preset, else the recipe's)",
+    )
     parser.add_argument("--set", action="append", default=[], type=assignment, metavar="KEY=VALUE", dest="changes",
                         help="a field of the config, such as model.depth=48; may be repeated")  # fmt: skip
     parser.add_argument("--search", action="store_true", help="find the largest batch and the least remat that fit")
@@ -62,7 +66,7 @@ def build_config(options: argparse.Namespace, chips: int) -> Any:
     from vit_flax.cli.train import build_config as of_recipe
     from vit_flax.presets import PRESETS, get_preset
     from vit_flax.recipes import RECIPES
-    from vit_flax.train.config import TrainConfig
+    from vit_flax.train.config import DataConfig, TrainConfig
 
     changes: dict[str, Any] = {}
     if options.what in RECIPES or options.what.endswith(".json"):
@@ -73,11 +77,12 @@ def build_config(options: argparse.Namespace, chips: int) -> Any:
             get_preset(options.what)  # says what is near
         model = get_preset(options.what).config
         model = model if model.num_classes else model.replace(num_classes=1000)
-        config = TrainConfig(model=model, steps=1000, precision="bf16", data={"batch_size": 64 * chips})  # pyright: ignore[reportArgumentType]
+        data = DataConfig(batch_size=64 * chips)
+        config = TrainConfig(model=model, steps=1000, precision="bf16", scan=True, data=data)
         config = config.replace(dict(options.changes))
     wanted = {"data.batch_size": options.batch, "precision": options.dtype, "remat": options.remat}
-    changes = {name: value for name, value in wanted.items() if value is not None}
-    config = config.replace({**changes, "scan": True if options.scan is None else options.scan})
+    wanted |= {"scan": options.scan}
+    config = config.replace({name: value for name, value in wanted.items() if value is not None})
     return config.resolve(max(1_281_167, config.data.batch_size))  # the schedule's length changes nothing here
 
 
