@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import logging
 import os
 import sys
-import threading
+import traceback
 from typing import Any
 
 from vit_flax.cli.options import assignment
@@ -18,7 +19,7 @@ EXAMPLE = """example:
   vit-flax train fashion_mnist --set folder=/usr/share/datasets/fashion-mnist --set epochs=2 --out runs/fashion
 
 Run again with the same folder, it goes on from the last checkpoint. Exit status: 0 trained to the end; 1 stopped (a
-loss that is no number, a checkpoint that could not be written); 2 unusable input; 75 SIGTERM came and the state was
+loss that is no number, a full disk); 2 unusable input; 75 SIGTERM came and the state was
 saved."""
 
 
@@ -90,12 +91,12 @@ def run(options: argparse.Namespace) -> int:
     start(options.coordinator, options.processes, options.process)
 
     from vit_flax.train.checkpoints import CheckpointError
-    from vit_flax.train.loop import NonFiniteLoss, Run
+    from vit_flax.train.loop import FileError, NonFiniteLoss, Run
 
-    threading.excepthook, sys.excepthook = _one_line, _one_line_of_callbacks
+    _keep_to_one_line()
     try:
         result = Run(config, profile=options.profile, quiet=options.quiet).run()
-    except (CheckpointError, NonFiniteLoss) as error:
+    except (CheckpointError, FileError, NonFiniteLoss) as error:
         print(f"vit-flax train: {error}", file=sys.stderr)
         return 1
     except jax.errors.JaxRuntimeError as error:
@@ -115,13 +116,21 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _one_line_of_callbacks(kind: Any, error: BaseException, trace: Any) -> None:
-    """Does so for what a library's callbacks, which Python does not run as threads of its own, end with."""
-    if threading.current_thread() is threading.main_thread() or os.environ.get("VIT_FLAX_DEBUG"):
-        sys.__excepthook__(kind, error, trace)
-
-
-def _one_line(arguments: threading.ExceptHookArgs) -> None:
-    """Keeps quiet about what ends a thread of a library: the run itself tells it where it matters."""
+def _keep_to_one_line() -> None:
+    """Keeps quiet about what Orbax's tasks and callbacks still raise once a checkpoint has failed: the run tells it."""
     if os.environ.get("VIT_FLAX_DEBUG"):
-        threading.__excepthook__(arguments)
+        return
+    sys.unraisablehook = _of_a_callback
+    logging.getLogger("asyncio").addFilter(lambda record: not _is_of_orbax(record))
+
+
+def _of_a_callback(left: Any) -> None:
+    # TensorStore calls back what waited for a write in an event loop that ended with the failure of another write
+    if not (isinstance(left.exc_value, RuntimeError) and str(left.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(left)
+
+
+def _is_of_orbax(record: logging.LogRecord) -> bool:
+    trace = record.exc_info[2] if record.exc_info else None
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
+    return any(f"{os.sep}orbax{os.sep}" in file for file in files)

@@ -41,7 +41,8 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike[str], keep: int = 3) -> None:
         import orbax.checkpoint as ocp
 
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of every save, and logs what it raises
+        if not os.environ.get("VIT_FLAX_DEBUG"):
+            logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of every save, and logs what it raises
         self.folder = Path(folder).absolute()
         self.keep = keep
         self._ocp = ocp

@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vit_flax.train.checkpoints import Checkpoints
+from vit_flax.convert import ConversionError
+from vit_flax.train.checkpoints import CheckpointError, Checkpoints
 from vit_flax.train.config import TrainConfig, config_from_dict
 from vit_flax.train.data import open_source
 from vit_flax.train.data.loader import make_loader
@@ -39,6 +40,10 @@ _FREE = {"mesh", "sharding", "eval_every", "checkpoint_every", "keep_checkpoints
 
 class NonFiniteLoss(RuntimeError):
     """The loss became NaN or infinite; the message names the step, the images and the last good checkpoint."""
+
+
+class FileError(RuntimeError):
+    """The run could not write a file, or not read one; the message names it and the last good checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +116,17 @@ class Run:
         Raises:
             NonFiniteLoss: the loss became NaN or infinite.
             CheckpointError: a checkpoint could not be written.
+            FileError: another file could not.
         """
+        try:
+            return self._train()
+        except OSError as error:
+            with contextlib.suppress(CheckpointError):
+                self.checkpoints.wait()
+            said = f"{error.filename or self.out}: {error.strerror or error}; {self.checkpoints.last_good()}"
+            raise FileError(said) from error
+
+    def _train(self) -> Result:
         config, total = self.config, self.config.steps or 0
         with _terminated() as is_terminated, contextlib.closing(self.log):
             if self.start and self.start % (config.eval_every or total) == 0 and self.scores.get("step") != self.start:
@@ -200,7 +215,13 @@ class Run:
                          f"{self.scores['loss']:.4f}")  # fmt: skip
             if self.scores["accuracy"] > self.best.get("accuracy", -1.0):
                 self.best = dict(self.scores)
-                export(self.out / "best", self.config.model, params, self.config.export_layout, self._prepared())
+                self._export("best", params)
+
+    def _export(self, name: str, params: Any) -> None:
+        try:
+            export(self.out / name, self.config.model, params, self.config.export_layout, self._prepared())
+        except ConversionError as error:  # that the layout holds the model is known since the start
+            raise FileError(f"{error}; {self.checkpoints.last_good()}") from error
 
     def _prepared(self) -> dict[str, Any]:
         """Returns what evaluation does to images and the classes' names, for whoever uses the weights."""
@@ -217,7 +238,7 @@ class Run:
         if self.confusion is None and not (self.out / RESULTS).exists():
             self._evaluate(step)  # interrupted after the last checkpoint
         params = self.state.params if self.state.ema is None else self.state.ema
-        export(self.out / "final", self.config.model, params, self.config.export_layout, self._prepared())
+        self._export("final", params)
         if not self.is_first or self.confusion is None:
             return
         lines = read_log(self.out / LOG)

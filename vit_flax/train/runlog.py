@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 LOG = "log.jsonl"
+_FLUSH_SECONDS = 20.0
 
 
 class RunLog:
@@ -29,11 +30,9 @@ class RunLog:
             truncate(path, start)
         self._file = path.open("a", encoding="utf-8")
         try:
-            from tensorboardX import SummaryWriter
+            self._board = Board(folder / "tensorboard", start)
         except ImportError:
             self.say("TensorBoard files are not written: pip install 'vit-linen[train]'")
-        else:
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
 
     def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
         """Writes a line of a kind ('train', 'eval' ...), its numbers to TensorBoard as well."""
@@ -44,7 +43,7 @@ class RunLog:
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
+                    self._board.write(f"{kind}/{name}", value, step)
 
     def progress(self, step: int, values: dict[str, Any]) -> None:
         """Shows the progress line."""
@@ -75,6 +74,37 @@ class RunLog:
             self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+class Board:
+    """A file for TensorBoard, written by whoever calls.
+
+    tensorboardX's own SummaryWriter has a thread for it, which a full disk ends unseen: the run would wait for it for
+    ever.
+    """
+
+    def __init__(self, folder: Path, start: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(exist_ok=True)
+        self._events, self._flushed = EventsWriter(str(folder / "events")), time.monotonic()
+        if start:  # what an interrupted run wrote of later steps is not shown
+            self._events.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, name: str, value: float, step: int) -> None:
+        """Writes a number."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._events.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._events.close()
 
 
 def truncate(path: Path, step: int) -> None:
