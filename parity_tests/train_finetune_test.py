@@ -116,6 +116,10 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     [
         (["digts"], "no recipe named 'digts'; did you mean 'digits'?"),
         (["digits", "--set", "data.batchsize=3"], "no field 'data.batchsize'; did you mean 'data.batch_size'?"),
+        (
+            ["fashion_mnist", "--set", "foldr=x"],
+            "has no parameter 'foldr'; did you mean 'folder'?",
+        ),
         (["linear_probe", "--set", "folder=x"], "recipe linear_probe needs --set checkpoint=..."),
         (["fashion_mnist", "--set", "folder=/nowhere"], "/nowhere"),
         (["digits", "--set", "mesh.fsdp=3"], "does not divide"),

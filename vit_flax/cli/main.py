@@ -41,11 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: Exception) -> str:
-    """Returns the error's text; for a library that is not installed, how to get it."""
+    """Returns the error's text; for a library that is not installed, how to get it; for a file, its name first."""
     if isinstance(error, ModuleNotFoundError) and str(error).startswith("No module named"):
         library = (error.name or "").split(".")[0]
         if library in EXTRAS:
             return f"{library} is not installed: pip install 'vit-linen[{EXTRAS[library]}]'"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
     return str(error)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import difflib
 import inspect
 import json
 import logging
@@ -62,7 +64,7 @@ def build_config(recipe: str, changes: dict[str, Any], out: str | None) -> Any:
         ValueError: no such recipe or key (the nearest is suggested), or a parameter of the recipe is missing.
     """
     from vit_flax.recipes import get_recipe
-    from vit_flax.train.config import config_from_json
+    from vit_flax.train.config import TrainConfig, config_from_json
 
     if recipe.endswith(".json"):
         with open(recipe, encoding="utf-8") as file:
@@ -71,6 +73,9 @@ def build_config(recipe: str, changes: dict[str, Any], out: str | None) -> Any:
         function = get_recipe(recipe)
         parameters = inspect.signature(function).parameters
         own = {name: changes[name] for name in changes if name in parameters}
+        for name in changes.keys() - own.keys() - {field.name for field in dataclasses.fields(TrainConfig)}:
+            if near := difflib.get_close_matches(name, parameters, n=1):
+                raise ValueError(f"recipe {recipe} has no parameter {name!r}; did you mean {near[0]!r}?")
         missing = [name for name, p in parameters.items() if p.default is p.empty and name not in own]
         if missing:
             raise ValueError(f"recipe {recipe} needs {' '.join(f'--set {name}=...' for name in missing)}")
@@ -86,9 +91,10 @@ def run(options: argparse.Namespace) -> int:
 
     import jax
 
-    from vit_flax.train.distributed import explain, leave, start
+    from vit_flax.train.distributed import announce_abort, explain, leave, start
 
-    start(options.coordinator, options.processes, options.process)
+    if start(options.coordinator, options.processes, options.process):
+        announce_abort("vit-flax train")
 
     from vit_flax.train.checkpoints import CheckpointError
     from vit_flax.train.loop import FileError, NonFiniteLoss, Run

@@ -54,6 +54,11 @@ def _number(name: str, value: Any, minimum: float = 0.0) -> None:
         raise ValueError(f"{name} must be a number of at least {minimum:g}, got {value!r}")
 
 
+def _positive(name: str, value: Any) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive number, got {value!r}")
+
+
 def _freeze_lists(config: Any) -> None:
     for field in dataclasses.fields(config):
         object.__setattr__(config, field.name, frozen(getattr(config, field.name)))
@@ -134,14 +139,16 @@ class DataConfig:
             _whole("data.threads", self.threads)
         _share("data.val_share", self.val_share, one=False)
         _share("data.max_bad_share", self.max_bad_share)
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"data.crop_pct must be in 0..1, got {self.crop_pct!r}")
+        _share("data.crop_pct", self.crop_pct)
+        _positive("data.crop_pct", self.crop_pct)
         for name in ("mean", "std"):
             value = getattr(self, name)
-            if isinstance(value, int | float):
-                object.__setattr__(self, name, (float(value),))
-        if not all(value > 0 for value in self.std):
-            raise ValueError(f"data.std must be positive, got {self.std!r}")
+            if not isinstance(value, tuple):
+                object.__setattr__(self, name, (value,))
+        for value in self.mean:
+            _number("data.mean", value)
+        for value in self.std:
+            _positive("data.std", value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,8 +194,7 @@ class LossConfig:
         _choice("loss.distillation", self.distillation, DISTILLATIONS)
         _share("loss.label_smoothing", self.label_smoothing, one=False)
         _share("loss.distillation_alpha", self.distillation_alpha)
-        if not self.distillation_tau > 0:
-            raise ValueError(f"loss.distillation_tau must be positive, got {self.distillation_tau!r}")
+        _positive("loss.distillation_tau", self.distillation_tau)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,8 +230,8 @@ class OptimizerConfig:
         for name in ("b1", "b2", "momentum"):
             _share(f"optimizer.{name}", getattr(self, name), one=False)
         for name in ("clip_norm", "layer_decay"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"optimizer.{name} must be None or positive, got {getattr(self, name)!r}")
+            if getattr(self, name) is not None:
+                _positive(f"optimizer.{name}", getattr(self, name))
         for name in ("freeze", "train"):
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, (getattr(self, name),))
@@ -352,8 +358,9 @@ class TrainConfig:
         object.__setattr__(self, "sharding", frozen(self.sharding))
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"give one of epochs and steps, got epochs={self.epochs!r} and steps={self.steps!r}")
-        if self.epochs is not None and not self.epochs > 0:
-            raise ValueError(f"epochs must be positive, got {self.epochs!r}")
+        for name in ("epochs", "peak_flops"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
         for name in ("steps", "eval_every", "checkpoint_every"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name))

@@ -34,6 +34,12 @@ def test_recipes_survive_json_and_say_what_was_measured(name: str) -> None:
     ("changes", "message"),
     [
         ({"data.batchsize": 64}, "no field 'data.batchsize'; did you mean 'data.batch_size'?"),
+        ({"batchsize": 64}, "no field 'batchsize'; did you mean 'data.batch_size'?"),
+        ({"epochs": "nan"}, "epochs must be a positive number, got 'nan'"),
+        ({"epochs": 0}, "epochs must be a positive number, got 0"),
+        ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate must be a number of at least 0, got nan"),
+        ({"optimizer.clip_norm": "little"}, "optimizer.clip_norm must be a positive number, got 'little'"),
+        ({"data.std": (0.5, 0, 0.5)}, "data.std must be a positive number, got 0"),
         ({"optimiser": {}}, "no field 'optimiser'; did you mean 'optimizer'?"),
         ({"data.augment.flipp": True}, "did you mean 'data.augment.flip'?"),
         ({"model.dept": 3}, "did you mean 'depth'?"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+from typing import Any
 
 import jax
 
@@ -17,8 +20,8 @@ class ProcessLost(RuntimeError):
     """Another process of the job is gone."""
 
 
-def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
-    """Joins this process to the others of a job; call it before anything else of JAX.
+def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> bool:
+    """Joins this process to the others of a job, and returns whether there are any; call it before the rest of JAX.
 
     Args:
         coordinator: 'host:port' of process 0; 'auto' where the cluster tells (Cloud TPU, SLURM, Open MPI, Kubernetes).
@@ -30,7 +33,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if coordinator is None and processes is None and process is None:
-        return
+        return False
     automatic = coordinator == "auto"
     if not automatic and None in (coordinator, processes, process):
         raise ValueError("give coordinator (host:port), processes and process together, or coordinator=auto alone")
@@ -41,6 +44,12 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         shutdown_timeout_seconds=SHUTDOWN_SECONDS,
     )
+    return True
+
+
+GONE = "another process of the job is gone"
+AGAIN = "start the job again, on any number of devices, and it goes on from its last checkpoint"
+_on_abort: Any = None  # C calls it: it must not be collected
 
 
 def explain(error: BaseException) -> ProcessLost | None:
@@ -48,11 +57,25 @@ def explain(error: BaseException) -> ProcessLost | None:
     text = str(error)
     if jax.process_count() == 1 or not any(words in text for words in _LOST):
         return None
-    return ProcessLost(
-        f"another process of the job is gone (this is {jax.process_index()} of {jax.process_count()}): "
-        f"{' '.join(text.split())[:160]}; start the job again, on any number of devices, and it goes on from its last "
-        "checkpoint"
-    )
+    where = f"this is {jax.process_index()} of {jax.process_count()}"
+    return ProcessLost(f"{GONE} ({where}): {' '.join(text.split())[:160]}; {AGAIN}")
+
+
+def announce_abort(name: str) -> None:
+    """Makes this process end with one line, begun by `name`, and status 1 where JAX's service aborts it.
+
+    That is how the service ends a process when another is gone, past all exceptions and handlers of Python's; its own
+    account of the reason comes before.
+    """
+    global _on_abort
+    line = f"{name}: {GONE}, as JAX says above; {AGAIN}\n".encode()
+
+    def say(_: int) -> None:
+        os.write(2, line)
+        leave()
+
+    _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(say)
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), _on_abort)
 
 
 def leave() -> None:

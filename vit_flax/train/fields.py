@@ -37,9 +37,16 @@ def check_names(config_class: type, names: Mapping[str, Any], prefix: str = "") 
     fields = [field.name for field in dataclasses.fields(config_class)]
     for name in names:
         if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=1)
+            near = difflib.get_close_matches(str(name), fields, n=1) or _below(config_class, str(name))
             hint = f"did you mean {prefix + near[0]!r}?" if near else f"fields: {', '.join(fields)}"
             raise ValueError(f"{config_class.__name__} has no field {prefix + str(name)!r}; {hint}")
+
+
+def _below(config_class: type, name: str) -> list[str]:
+    """Returns the dotted name of a nested config's field that is near a name, if one is."""
+    nested = getattr(config_class, "NESTED", {})
+    dotted = {f.name: f"{part}.{f.name}" for part, inner in nested.items() for f in dataclasses.fields(inner)}
+    return [dotted[near] for near in difflib.get_close_matches(name, dotted, n=1, cutoff=0.8)]
 
 
 def replace_dotted(config: T, changes: Mapping[str, Any], prefix: str = "") -> T:

@@ -67,6 +67,8 @@ class Run:
             raise ValueError("a run needs a folder: out")
         check_exportable(config)  # now, not after hours
         self.out, self.profile = Path(config.out).absolute(), profile
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"{self.out}: is a file; out must be a folder")
         self.is_first = jax.process_index() == 0
         self.mesh = make_mesh(config.mesh)
         model, data = config.model, config.data
