@@ -83,7 +83,7 @@ def test_processes_and_devices_change_nothing_but_rounding(tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_job_which_then_goes_on(tmp_path: Path, victim: int) -> None:
-    out, steps = tmp_path / "run", 300
+    out, steps = tmp_path / "run", 120
     processes = _pair(out, steps)
     until = time.monotonic() + 300
     while not ((out / "log.jsonl").exists() and len(_rows(out)) > 10):
