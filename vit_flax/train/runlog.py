@@ -70,10 +70,12 @@ class RunLog:
 
     def close(self) -> None:
         """Closes the files."""
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        try:
+            if self._file is not None:
+                self._file.close()
+        finally:
+            if self._board is not None:
+                self._board.close()
 
 
 class Board:
