@@ -87,7 +87,7 @@ class Board:
 
     def __init__(self, folder: Path, start: int) -> None:
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
         folder.mkdir(exist_ok=True)
         self._events, self._flushed = EventsWriter(str(folder / "events")), time.monotonic()
@@ -96,7 +96,7 @@ class Board:
 
     def write(self, name: str, value: float, step: int) -> None:
         """Writes a number."""
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboardX.summary import scalar
 
         self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))

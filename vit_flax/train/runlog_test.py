@@ -12,7 +12,7 @@ from vit_flax.train.runlog import LOG, RunLog, read_log
 
 def _events(folder: Path) -> list[Any]:
     """Returns what a TensorBoard file holds: length, its checksum, the event and its checksum, again and again."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
     (path,) = folder.iterdir()
     data, events = path.read_bytes(), []
