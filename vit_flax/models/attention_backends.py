@@ -129,13 +129,15 @@ def _cudnn(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Arr
 def _by_jax(q: Array, k: Array, v: Array, scale: float, bias: Array | None, implementation: Any, step: int) -> Array:
     # it wants (B, N, H, E) heads of one width, a multiple of `step`
     width = -(-max(q.shape[-1], v.shape[-1]) // step) * step
-    heads = [
-        jnp.pad(part, ((0, 0), (0, 0), (0, 0), (0, width - part.shape[-1]))).transpose(0, 2, 1, 3)
-        for part in (q, k, v.astype(q.dtype))
-    ]
+
+    def padded(part: Array) -> Array:
+        return jnp.pad(part.astype(q.dtype), ((0, 0), (0, 0), (0, 0), (0, width - part.shape[-1]))).swapaxes(1, 2)
+
     bias = None if bias is None else bias.astype(q.dtype)
-    out = jax.nn.dot_product_attention(*heads, bias, scale=scale, implementation=implementation)
-    return out.transpose(0, 2, 1, 3)[..., : v.shape[-1]]
+    out = jax.nn.dot_product_attention(
+        padded(q), padded(k), padded(v), bias, scale=scale, implementation=implementation
+    )
+    return out.swapaxes(1, 2)[..., : v.shape[-1]]
 
 
 def matmul_precision(precision: Any) -> AbstractContextManager[None]:
@@ -150,7 +152,7 @@ def _splash(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Ar
     return splash_attention(q, k, v, scale, precision, bias)
 
 
-BACKENDS: dict[str, Callable[..., Array]] = {
+BACKENDS: dict[str, Callable[..., Any]] = {
     "auto": late_attention,
     "xla": late_attention,
     "plain": plain_attention,

@@ -37,8 +37,8 @@ def splash_attention(q: Array, k: Array, v: Array, scale: float, precision: Any,
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
     q, k, v = (_rows(part) for part in ((q * scale).astype(q.dtype), k, v.astype(q.dtype)))
-    out = _attend(q, k, v, keys, precision)[:, :queries]
-    return out.reshape(batch, heads, queries, -1)
+    out: Any = _attend(q, k, v, keys, precision)
+    return out[:, :queries].reshape(batch, heads, queries, -1)
 
 
 def _rows(x: Array) -> Array:
@@ -84,7 +84,8 @@ def _kernel(q: Array, k: Array, v: Array, keys: int) -> Array:
     segments = None
     if keys != columns:  # the padded keys are a segment of their own
         segments = kernels.SegmentIds(jnp.zeros(rows, jnp.int32), (jnp.arange(columns) >= keys).astype(jnp.int32))
-    return kernel(q, k, v, segments)
+    out: Any = kernel(q, k, v, segments)
+    return out
 
 
 def _block(tokens: int) -> int:
