@@ -6,7 +6,8 @@ matrix products, nothing recomputed). 'Bytes accessed' is the compiler's estimat
 operation, also of those that stay on the chip, so it says which of two programs moves less and not how much goes
 through the main memory. 'Temporaries' is what the program needs beside its arguments and results. What a Pallas kernel
 (splash) does inside is in none of the counts but its operands' bytes. Layers are unrolled, so that the counts are
-whole. Results go to benchmarks/results/tpu.json, after each compilation; `--add` keeps the other rows that are there.
+whole, and cut to the first few (`--depth`), which are all alike: whole models take minutes to compile. Results go to
+benchmarks/results/tpu.json, after each compilation; `--add` keeps the other rows that are there.
 """
 
 from __future__ import annotations
@@ -29,19 +30,25 @@ STEPS = ("training", "inference")
 REMATS = ("none", "dots_with_no_batch_dims_saveable", "full")
 
 
-def measure(model: str, topology: str, batch: int, attention: str, remat: str, training: bool) -> dict[str, Any]:
+def measure(
+    model: str, depth: int, topology: str, batch: int, attention: str, remat: str, training: bool
+) -> dict[str, Any]:
     """Returns what the compiler reports for one chip."""
     from vit_flax.plan import topology_devices
+    from vit_flax.presets import get_preset
     from vit_flax.train.config import DataConfig, TrainConfig
     from vit_flax.train.flops import training_flops
     from vit_flax.train.lower import abstract_state, compile_eval, lower
     from vit_flax.train.sharding import make_mesh
     from vit_flax.train.step import batch_shapes
 
-    settings: dict[str, Any] = {"model": model, "attention": attention, "remat": remat}
-    config = TrainConfig(**settings, steps=10, precision="bf16", data=DataConfig(batch_size=batch)).resolve(batch)
+    cut = get_preset(model).config.replace(depth=depth)
+    data = DataConfig(batch_size=batch)
+    config = TrainConfig(model=cut, attention=attention, remat=remat, steps=10, precision="bf16", data=data)
+    config = config.resolve(batch)
     mesh = make_mesh(config.mesh, topology_devices(topology))
-    row = {**settings, "topology": topology, "batch": batch, "step": "training" if training else "inference"}
+    row: dict[str, Any] = {"model": model, "depth": depth, "attention": attention, "remat": remat}
+    row |= {"topology": topology, "batch": batch, "step": "training" if training else "inference"}
     flops = training_flops(config) * batch / (1 if training else 3)
     started = time.perf_counter()
     compiled: Any
@@ -63,7 +70,7 @@ def measure(model: str, topology: str, batch: int, attention: str, remat: str, t
     }
 
 
-def cases(options: argparse.Namespace) -> list[tuple[str, str, int, str, str, bool]]:
+def cases(options: argparse.Namespace) -> list[tuple[str, int, str, int, str, str, bool]]:
     """Returns the arguments of every `measure`: all back ends without remat, all remats with ours, and inference."""
     found = []
     for topology in options.topologies:
@@ -74,7 +81,7 @@ def cases(options: argparse.Namespace) -> list[tuple[str, str, int, str, str, bo
                 kinds += [(options.attention[0], remat, True) for remat in options.remats if remat != "none"]
             if "inference" in options.steps:
                 kinds += [(attention, "none", False) for attention in options.attention]
-            found += [(model, topology, options.batch, *kind) for kind in kinds]
+            found += [(model, options.depth, topology, options.batch, *kind) for kind in kinds]
     return found
 
 
@@ -86,11 +93,11 @@ def table(result: dict[str, Any]) -> str:
         f"{result['commit']}. 'Bytes accessed' counts the operands of every operation, also of those that stay on the "
         "chip; what happens inside the kernel of splash is in none of the counts.",
         "",
-        "| model | chip | step | attention | remat | FLOPs / model's | bytes accessed an image | temporaries |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | blocks | chip | step | attention | remat | FLOPs / model's | bytes an image | temporaries |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in sorted(result["rows"], key=lambda row: (row["topology"], MODELS.index(row["model"]), row["step"])):
-        cells = [row["model"], row["topology"], row["step"], row["attention"], row["remat"]]
+    for row in sorted(result["rows"], key=lambda row: (row["topology"], row["model"], row["depth"], row["step"])):
+        cells = [row["model"], str(row["depth"]), row["topology"], row["step"], row["attention"], row["remat"]]
         if "error" in row:
             cells += [row["error"], "", ""]
         else:
@@ -101,7 +108,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("topology", "model", "step", "attention", "remat", "batch"))
+    return tuple(row[name] for name in ("topology", "model", "depth", "step", "attention", "remat", "batch"))
 
 
 def main() -> None:
@@ -109,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--topologies", nargs="+", default=("v5e:1x1", "v6e:1x1"))
+    parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--attention", nargs="+", default=BACKENDS, choices=BACKENDS)
     parser.add_argument("--remats", nargs="+", default=REMATS)
