@@ -52,6 +52,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> str | None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import numpy as np
+    from matplotlib.lines import Line2D
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
     everything = [point for found in panels.values() for point in found]
@@ -89,8 +90,8 @@ def draw(results: list[dict[str, Any]], path: Path) -> str | None:
         axis.set_axisbelow(True)
     axes[0].set(ylabel="model FLOPs a second", ylim=(low, max(peaks.values()) * 1.6))
     shown = [name for name in COLOURS if any(point[2] == name for point in everything)]
-    handles = [plt.Line2D([], [], color=COLOURS[name], marker="s", linestyle="", label=name) for name in shown]
-    handles += [plt.Line2D([], [], color="gray", marker=MARKS[p], linestyle="", label=p) for p in MARKS if p in peaks]
+    handles = [Line2D([], [], color=COLOURS[name], marker="s", linestyle="", label=name) for name in shown]
+    handles += [Line2D([], [], color="gray", marker=MARKS[p], linestyle="", label=p) for p in MARKS if p in peaks]
     axes[1].legend(handles=handles, fontsize=8, loc="lower right")
     figure.suptitle(results[0]["device"], fontsize=10)
     path.parent.mkdir(exist_ok=True)
