@@ -73,7 +73,9 @@ def draw(results: list[dict[str, Any]], path: Path) -> str | None:
                 f"{precision} product {peak / 1e9:.0f} GFLOP/s", (right, peak), xytext=(-2, 3),
                 textcoords="offset points", ha="right", fontsize=8,
             )  # fmt: skip
-        for number, (intensity, rate, name, precision, label) in enumerate(sorted(panels[mode])):
+        for number, (intensity, rate, name, precision, label) in enumerate(
+            sorted(panels[mode], key=lambda point: (point[2], point[3], point[0]))
+        ):
             ours = name == "vit_flax"
             axis.plot(
                 intensity, rate, MARKS[precision], color=COLOURS[name], markersize=8 if ours else 6,
