@@ -153,6 +153,26 @@ def summarise(values: list[float]) -> dict[str, float]:
     return {"median": median, "lower_quartile": lower, "upper_quartile": upper}
 
 
+def table(result: dict[str, Any]) -> str:
+    """Returns the loader's images a second beside the training step's as a Markdown table."""
+    lines = [
+        "### The loader beside the training step",
+        f"{result['device']}, medians of {result['rounds']} interleaved rounds (quartiles), commit {result['commit']}",
+        "",
+        "| data | model | batch | loader, images/s | step, images/s | loader / step | together | of the step |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in result["cases"].items():
+        loader, step, both = (_rate(row[f"{kind}_images_per_second"]) for kind in ("loader", "step", "together"))
+        ratios = f"{row['loader_over_step']:.1f} | {both} | {row['together_share']:.0%}"
+        lines.append(f"| {name} | {row['model']} | {row['batch_size']} | {loader} | {step} | {ratios} |")
+    return "\n".join(lines) + "\n"
+
+
+def _rate(row: dict[str, float]) -> str:
+    return f"{row['median']:.4g} ({row['lower_quartile']:.4g}-{row['upper_quartile']:.4g})"
+
+
 def main() -> None:
     """Measures every case and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

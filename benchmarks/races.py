@@ -27,6 +27,7 @@ CONTESTANTS = [
     Contestant("openvino", "openvino"),
     Contestant("matmul_jax", "matmul"),
     Contestant("matmul_torch+mkl", "matmul", "torch", mkl=True),
+    Contestant("memory_jax", "memory"),
 ]
 INFERENCE_ONLY = {"onnxruntime", "openvino"}
 
@@ -70,6 +71,11 @@ def table(result: dict[str, Any]) -> str:
         if "error" in row:
             lines.append(f"{name:20}{row['error'][:90]}")
             continue
+        if is_probe(name):
+            rate = f"{row['bytes'] / row['seconds'] / 1e9:.0f} GB/s" if "bytes" in row else ""
+            rate = rate or f"{row['flops_per_second'] / 1e9:.0f} GFLOP/s"
+            lines.append(f"{name:20}{row['seconds'] * 1e3:9.1f}{row['spread']:8.0%}  {rate}")
+            continue
         share = f"{row['flops_per_second'] / peak:7.0%}" if peak else f"{'-':>7}"
         spread = f"({row['ratio_low']:.2f}-{row['ratio_high']:.2f})"
         lines.append(
@@ -79,11 +85,26 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def is_probe(name: str) -> bool:
+    """Tells whether a contestant measures the machine instead of running a model."""
+    return name.startswith(("matmul", "memory"))
+
+
 def peak_of(result: dict[str, Any]) -> float | None:
     """Returns the FLOP/s of the fastest matrix product of the run, None without one."""
     rates = [
         row["flops_per_second"]
         for name, row in result["rows"].items()
         if name.startswith("matmul") and "seconds" in row
+    ]
+    return max(rates, default=None)
+
+
+def bandwidth_of(result: dict[str, Any]) -> float | None:
+    """Returns the bytes a second between memory and processor in the run, None where they were not measured."""
+    rates = [
+        row["bytes"] / row["seconds"]
+        for name, row in result["rows"].items()
+        if name.startswith("memory") and "seconds" in row
     ]
     return max(rates, default=None)

@@ -1,4 +1,7 @@
-"""Writes the tables of benchmarks/README.md from benchmarks/results: `python -m benchmarks.report`."""
+"""Writes the tables of benchmarks/README.md and the roofline picture from benchmarks/results.
+
+python -m benchmarks.report
+"""
 
 from __future__ import annotations
 
@@ -6,35 +9,49 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.races import peak_of
+from benchmarks import input_pipeline, precision, startup, tpu
+from benchmarks.races import bandwidth_of, is_probe, peak_of
+from benchmarks.roofline import draw
 from benchmarks.rounds import RESULTS
 
 PAGE = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- tables: python -m benchmarks.report -->", "<!-- end of tables -->"
+PICTURE = RESULTS / "roofline.png"
 
 
 def main() -> None:
-    """Replaces what stands between the two marks."""
+    """Replaces what stands between the two marks, and the picture."""
     page = PAGE.read_text()
     head, _, rest = page.partition(BEGIN)
     _, _, tail = rest.partition(END)
     found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    tables = [table(result) for result in found if "case" in result]
-    tables += [pipeline_table(result) for result in found if result.get("benchmark") == "input_pipeline"]
-    PAGE.write_text(f"{head}{BEGIN}\n\n" + "\n".join(tables) + f"\n{END}{tail}")
+    raced = [result for result in found if "case" in result]
+    parts = [table(result) for result in raced]
+    others = {module.__name__.rpartition(".")[2]: module.table for module in (input_pipeline, precision, startup, tpu)}
+    by_name = {result["benchmark"]: result for result in found if "benchmark" in result}
+    parts += [write(by_name[name]) for name, write in others.items() if name in by_name]
+    caption = draw(raced, PICTURE)
+    if caption:
+        parts.insert(len(raced), f"![roofline]({PICTURE.relative_to(PAGE.parent)})\n\n{caption}\n")
+    PAGE.write_text(f"{head}{BEGIN}\n\n" + "\n".join(parts) + f"\n{END}{tail}")
 
 
 def table(result: dict[str, Any]) -> str:
     """Returns one case as a Markdown table."""
-    peak = peak_of(result)
+    peak, bandwidth = peak_of(result), bandwidth_of(result)
+    probes = [f"{peak / 1e9:.0f} GFLOP/s of the matrix product"] if peak else []
+    probes += [f"{bandwidth / 1e9:.0f} GB/s of the memory"] if bandwidth else []
     lines = [
         f"### {result['name']}",
-        f"{result['device']}, medians of {result['rounds']} interleaved rounds, commit {result['commit']}",
+        f"{result['device']}, medians of {result['rounds']} interleaved rounds, commit {result['commit']}"
+        + (f"; in the same run {' and '.join(probes)}" if probes else ""),
         "",
         "| | ms | spread | images/s | ours is faster by | share of matmul peak | compile, s | peak MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in result["rows"].items():
+        if is_probe(name):
+            continue
         if "error" in row:
             lines.append(f"| {name} | {row['error']} | | | | | | |")
             continue
@@ -45,26 +62,6 @@ def table(result: dict[str, Any]) -> str:
             f"| {name} | {numbers} | {share} | {row['compile_seconds']:.1f} | {row['peak_bytes'] / 2**20:.0f} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def pipeline_table(result: dict[str, Any]) -> str:
-    """Returns the loader's images a second beside the training step's as a Markdown table."""
-    lines = [
-        "### The loader beside the training step",
-        f"{result['device']}, medians of {result['rounds']} interleaved rounds (quartiles), commit {result['commit']}",
-        "",
-        "| data | model | batch | loader, images/s | step, images/s | loader / step | together | of the step |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in result["cases"].items():
-        loader, step, both = (_rate(row[f"{kind}_images_per_second"]) for kind in ("loader", "step", "together"))
-        ratios = f"{row['loader_over_step']:.1f} | {both} | {row['together_share']:.0%}"
-        lines.append(f"| {name} | {row['model']} | {row['batch_size']} | {loader} | {step} | {ratios} |")
-    return "\n".join(lines) + "\n"
-
-
-def _rate(row: dict[str, float]) -> str:
-    return f"{row['median']:.4g} ({row['lower_quartile']:.4g}-{row['upper_quartile']:.4g})"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
 """What the TPU compiler makes of a step: `python -m benchmarks.tpu [--models ...] [--topologies v5e:1x1 v6e:1x1]`.
 
-Compiles training step and inference with libtpu, on a machine without a TPU: operations against the model's own, bytes
-to and from main memory, temporaries. Nothing is timed. One row for each formulation of attention and each remat; layers
-are unrolled, so that the compiler's own counts are whole. Results go to benchmarks/results/tpu.json and .md.
+Compiles training step and inference with libtpu for one chip, on a machine without a TPU; nothing is run or timed. One
+row for each attention back end and, of ours, each remat. 'FLOPs' are the compiler's count over the model's own (its
+matrix products, nothing recomputed). 'Bytes accessed' is the compiler's estimate as well: operands and results of every
+operation, also of those that stay on the chip, so it says which of two programs moves less and not how much goes
+through the main memory. 'Temporaries' is what the program needs beside its arguments and results. What a Pallas kernel
+(splash) does inside is in none of the counts but its operands' bytes. Layers are unrolled, so that the counts are
+whole, and cut to the first few (`--depth`), which are all alike: whole models take minutes to compile. Results go to
+benchmarks/results/tpu.json, after each compilation; `--add` keeps the other rows that are there.
 """
 
 from __future__ import annotations
@@ -10,73 +15,49 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from benchmarks.environment import describe
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224")
-FORMULATIONS = ("late", "plain", "jax.nn")
+BACKENDS = ("xla", "plain", "jax_nn", "splash")
+STEPS = ("training", "inference")
+REMATS = ("none", "dots_with_no_batch_dims_saveable", "full")
 
 
-def plain(q: Any, k: Any, v: Any, scale: float, precision: Any) -> Any:
-    """Computes attention as it is usually written, softmax before the product with the values."""
-    logits = jnp.einsum("bhqe,bhke->bhqk", q * scale, k, preferred_element_type=jnp.float32, precision=precision)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bhke->bhqe", weights, v, preferred_element_type=jnp.float32, precision=precision)
-
-
-def jax_nn(q: Any, k: Any, v: Any, scale: float, precision: Any) -> Any:
-    """Computes attention by jax.nn.dot_product_attention."""
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-    return jax.nn.dot_product_attention(q, k, v, scale=scale).transpose(0, 2, 1, 3)
-
-
-@contextmanager
-def formulated(name: str) -> Iterator[None]:
-    """Makes models traced inside compute attention by one formulation."""
-    from vit_flax.models import attention
-
-    own = attention.dot_product_attention
-    attention.dot_product_attention = {"late": own, "plain": plain, "jax.nn": jax_nn}[name]  # pyright: ignore
-    try:
-        yield
-    finally:
-        attention.dot_product_attention = own
-
-
-def measure(model: str, topology: str, batch: int, formulation: str, remat: str, training: bool) -> dict[str, Any]:
+def measure(
+    model: str, depth: int, topology: str, batch: int, attention: str, remat: str, training: bool
+) -> dict[str, Any]:
     """Returns what the compiler reports for one chip."""
     from vit_flax.plan import topology_devices
-    from vit_flax.train.config import TrainConfig
+    from vit_flax.presets import get_preset
+    from vit_flax.train.config import DataConfig, TrainConfig
     from vit_flax.train.flops import training_flops
     from vit_flax.train.lower import abstract_state, compile_eval, lower
     from vit_flax.train.sharding import make_mesh
     from vit_flax.train.step import batch_shapes
 
-    config = TrainConfig(model=model, steps=10, precision="bf16", remat=remat, data={"batch_size": batch})  # pyright: ignore
+    cut = get_preset(model).config.replace(depth=depth)
+    data = DataConfig(batch_size=batch)
+    config = TrainConfig(model=cut, attention=attention, remat=remat, steps=10, precision="bf16", data=data)
     config = config.resolve(batch)
     mesh = make_mesh(config.mesh, topology_devices(topology))
-    row = {"model": model, "topology": topology, "batch": batch, "step": "training" if training else "inference"}
-    row |= {"attention": formulation, "remat": remat}
-    flops = training_flops(config) * batch // (1 if training else 3)
+    row: dict[str, Any] = {"model": model, "depth": depth, "attention": attention, "remat": remat}
+    row |= {"topology": topology, "batch": batch, "step": "training" if training else "inference"}
+    flops = training_flops(config) * batch / (1 if training else 3)
+    started = time.perf_counter()
     compiled: Any
     try:
-        with formulated(formulation):
-            if training:
-                compiled = lower(config, mesh).compile()
-            else:
-                compiled = (
-                    compile_eval(config, mesh)
-                    .lower(abstract_state(config, mesh).params, batch_shapes(config))
-                    .compile()
-                )
+        if training:
+            compiled = lower(config, mesh).compile()
+        else:
+            shapes = abstract_state(config, mesh).params, batch_shapes(config)
+            compiled = compile_eval(config, mesh).lower(*shapes).compile()
     except jax.errors.JaxRuntimeError as error:
         return {**row, "error": str(error).splitlines()[0][:200]}
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
@@ -85,20 +66,38 @@ def measure(model: str, topology: str, batch: int, formulation: str, remat: str,
         "flops over the model's": round(cost["flops"] / flops, 4),
         "bytes accessed": int(cost["bytes accessed"]),
         "temporary bytes": memory.temp_size_in_bytes,
+        "compile seconds": round(time.perf_counter() - started, 1),
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Returns the rows as markdown."""
+def cases(options: argparse.Namespace) -> list[tuple[str, int, str, int, str, str, bool]]:
+    """Returns the arguments of every `measure`: all back ends without remat, all remats with ours, and inference."""
+    found = []
+    for topology in options.topologies:
+        for model in options.models:
+            kinds = []
+            if "training" in options.steps:
+                kinds += [(attention, "none", True) for attention in options.attention]
+                kinds += [(options.attention[0], remat, True) for remat in options.remats if remat != "none"]
+            if "inference" in options.steps:
+                kinds += [(attention, "none", False) for attention in options.attention]
+            found += [(model, options.depth, topology, options.batch, *kind) for kind in kinds]
+    return found
+
+
+def table(result: dict[str, Any]) -> str:
+    """Returns the rows as Markdown."""
     lines = [
-        "The report of the TPU's compiler for one chip, on a machine without a TPU: nothing was run or timed. 'Bytes "
-        "accessed' is the compiler's estimate, which also counts what stays on the chip.",
+        f"### What the TPU's compiler reports: bfloat16, batch {result['rows'][0]['batch']}, one chip",
+        f"libtpu {result['versions'].get('libtpu')}, on a machine without a TPU: nothing was run or timed; commit "
+        f"{result['commit']}. 'Bytes accessed' counts the operands of every operation, also of those that stay on the "
+        "chip; what happens inside the kernel of splash is in none of the counts.",
         "",
-        "| model | chip | step | attention | remat | FLOPs / model's | bytes accessed an image | temporaries |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | blocks | chip | step | attention | remat | FLOPs / model's | bytes an image | temporaries |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        cells = [row["model"], row["topology"], row["step"], row["attention"], row["remat"]]
+    for row in sorted(result["rows"], key=lambda row: (row["topology"], row["model"], row["depth"], row["step"])):
+        cells = [row["model"], str(row["depth"]), row["topology"], row["step"], row["attention"], row["remat"]]
         if "error" in row:
             cells += [row["error"], "", ""]
         else:
@@ -108,32 +107,35 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("topology", "model", "depth", "step", "attention", "remat", "batch"))
+
+
 def main() -> None:
     """Compiles every combination and writes the results, after each one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--topologies", nargs="+", default=("v5e:1x1", "v6e:1x1"))
+    parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--attention", nargs="+", default=FORMULATIONS, choices=FORMULATIONS)
-    parser.add_argument("--remats", nargs="+", default=("none", "full"))
+    parser.add_argument("--attention", nargs="+", default=BACKENDS, choices=BACKENDS)
+    parser.add_argument("--remats", nargs="+", default=REMATS)
+    parser.add_argument("--steps", nargs="+", default=STEPS, choices=STEPS)
+    parser.add_argument("--add", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS / "tpu.json")
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
-    cases = [
-        (model, topology, options.batch, attention, remat, training)
-        for topology in options.topologies
-        for model in options.models
-        for attention in options.attention
-        for training in (True, False)
-        for remat in (options.remats if training else ("none",))
-    ]
-    rows = []
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    if options.add and options.output.exists():
+        rows = {_key(row): row for row in json.loads(options.output.read_text())["rows"]}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    for number, case in enumerate(cases, 1):
-        rows.append(measure(*case))
-        print(f"{number}/{len(cases)} {json.dumps(rows[-1])}", file=sys.stderr, flush=True)
-        options.output.write_text(json.dumps({"benchmark": "tpu", **describe(), "rows": rows}, indent=1) + "\n")
-        options.output.with_suffix(".md").write_text(table(rows))
+    todo = cases(options)
+    for number, case in enumerate(todo, 1):
+        row = measure(*case)
+        rows[_key(row)] = row
+        print(f"{number}/{len(todo)} {json.dumps(row)}", file=sys.stderr, flush=True)
+        result = {"benchmark": "tpu", **describe(), "rows": list(rows.values())}
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,16 @@
-"""Parity is decided in float64 on the CPU, one torch thread, so that results do not depend on the machine's load."""
+"""Parity is decided in float64 on the CPU, one torch thread, so that results do not depend on the machine's load.
+
+`VIT_FLAX_ATTENTION=plain pytest parity_tests` decides it with another attention back end.
+"""
+
+import os
+from collections.abc import Iterator
 
 import jax
 import pytest
 import torch
+
+from vit_flax.models import attention_backend
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_enable_x64", True)
@@ -12,3 +20,9 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _attention() -> Iterator[None]:
+    with attention_backend(os.environ.get("VIT_FLAX_ATTENTION", "auto")):
+        yield

@@ -45,6 +45,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("torch", "timm", "onnx", "onnxruntime"),
     "openvino": ("torch", "timm", "openvino"),
     "matmul": (),
+    "memory": (),
 }
 
 

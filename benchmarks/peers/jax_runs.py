@@ -23,11 +23,11 @@ def prepare_inference(job: Job, apply: Callable[[Any, Any], Any], params: Any) -
     compiled = jax.jit(apply).lower(params, images).compile()
     seconds = time.perf_counter() - started
     outputs = np.asarray(compiled(params, images), np.float32)
-    return Prepared(lambda: compiled(params, images).block_until_ready(), outputs, seconds, _memory(compiled))
+    return Prepared(lambda: compiled(params, images).block_until_ready(), outputs, seconds, _told(compiled))
 
 
-def prepare_train_step(job: Job, apply: Callable[[Any, Any], Any], params: Any) -> Prepared:
-    """Compiles loss, gradients and the AdamW update into one call that takes its state's place."""
+def make_train_step(apply: Callable[[Any, Any], Any]) -> tuple[Any, Callable[..., Any]]:
+    """Returns AdamW and the step, ((params, its state), images, labels) -> (the same after the step, loss)."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -44,6 +44,14 @@ def prepare_train_step(job: Job, apply: Callable[[Any, Any], Any], params: Any) 
         updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
         return (optax.apply_updates(params, updates), optimizer_state), loss
 
+    return optimizer, step
+
+
+def prepare_train_step(job: Job, apply: Callable[[Any, Any], Any], params: Any) -> Prepared:
+    """Compiles loss, gradients and the AdamW update into one call that takes its state's place."""
+    import jax
+
+    optimizer, step = make_train_step(apply)
     images, labels = jax.device_put(job.images), jax.device_put(job.labels)
     params = jax.device_put(params)
     state = (params, optimizer.init(params))
@@ -57,9 +65,14 @@ def prepare_train_step(job: Job, apply: Callable[[Any, Any], Any], params: Any) 
         return jax.block_until_ready((held[0], loss))[1]
 
     losses = np.asarray([run() for _ in range(3)], np.float32)
-    return Prepared(run, losses, seconds, _memory(compiled))
+    return Prepared(run, losses, seconds, _told(compiled))
 
 
-def _memory(compiled: Any) -> dict[str, Any]:
-    analysis = compiled.memory_analysis()
-    return {"temp_bytes": getattr(analysis, "temp_size_in_bytes", None)}
+def _told(compiled: Any) -> dict[str, Any]:
+    """Returns what the compiler says of itself; its bytes are those of every operation, in a cache or not."""
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    return {
+        "temp_bytes": getattr(memory, "temp_size_in_bytes", None),
+        "compiler_flops": cost.get("flops"),
+        "compiler_bytes": cost.get("bytes accessed"),
+    }

@@ -54,7 +54,8 @@ class PlainViT(nn.Module):
         x = x + self.param("pos", nn.initializers.normal(0.02), (1, x.shape[1], cfg.embed_dim)).astype(x.dtype)
         if self.scan:
             axes: Any = nn.broadcast  # what the signature says is an int
-            stacked = nn.scan(EncoderBlock, {"params": 0}, {"params": True}, in_axes=axes, length=cfg.depth)
+            split: Any = {"params": True}
+            stacked = nn.scan(EncoderBlock, {"params": 0}, split_rngs=split, in_axes=axes, length=cfg.depth)
             x, _ = stacked(cfg.num_heads, cfg.mlp_dim, self.dtype, name="blocks")(x, None)
         else:
             for index in range(cfg.depth):

@@ -4,6 +4,7 @@ from typing import Any
 
 from vit_flax.config import BeitConfig, LucidrainsViTConfig, NaFlexViTConfig, RopeViTConfig, T2TViTConfig, ViTConfig
 from vit_flax.models.attention import Attention
+from vit_flax.models.attention_backends import attention_backend
 from vit_flax.models.attention_pool import AttentionPool
 from vit_flax.models.beit import Beit
 from vit_flax.models.block import Block
@@ -41,6 +42,7 @@ __all__ = [
     "TokenTransformer",
     "TokensToToken",
     "VisionTransformer",
+    "attention_backend",
     "build_model",
     "no_weight_decay",
     "simple_sincos_2d",

@@ -6,65 +6,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vit_flax.models.attention_backends import dot_product_attention, heads_dot
 from vit_flax.models.drop import dropout, is_dropping
 from vit_flax.models.linear import PRECISION, Linear, accumulator_dtype
 from vit_flax.models.norm import NORM_LAYERS
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def dot_product_attention(
-    q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None
-) -> Array:
-    """Mixes the values of (B, H, N, E) heads by softmax(q k^T scale + bias), the bias being of shape (1, H, N, N).
-
-    Products accumulate in float32 or wider.
-
-    The softmax is normalised after the product with the values, on (N, E) numbers instead of (N, N); the backward pass
-    is written out for the same reason as in `vit_flax.models.linear.matmul`.
-    """
-    return _attention_forward(q, k, v, scale, precision, bias)[0]
-
-
-def _heads_dot(a: Array, b: Array, a_axis: int, b_axis: int, precision: Any) -> Array:
-    # contracts one axis of each (B, H, _, _) operand, batch and heads kept
-    dims = (((a_axis,), (b_axis,)), ((0, 1), (0, 1)))
-    return lax.dot_general(a, b, dims, precision, preferred_element_type=accumulator_dtype(a.dtype))
-
-
-def _attention_forward(
-    q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None
-) -> tuple[Array, Any]:
-    dtype = q.dtype
-    logits = _heads_dot((q * scale).astype(dtype), k, 3, 3, precision)
-    if bias is not None:
-        logits = logits + bias
-    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-    total = weights.sum(-1, keepdims=True)
-    weights = weights.astype(dtype)
-    out = _heads_dot(weights, v, 3, 2, precision) / total
-    return out, (q, k, v, weights, total, out, bias)
-
-
-def _attention_backward(scale: float, precision: Any, residuals: Any, g: Array) -> tuple[Array | None, ...]:
-    q, k, v, weights, total, out, bias = residuals
-    dtype = q.dtype
-    g = g / total
-    row = (g * out).sum(-1, keepdims=True)
-    g = g.astype(dtype)
-    dv = _heads_dot(weights, g, 2, 2, precision)
-    dlogits = weights * (_heads_dot(g, v, 3, 3, precision) - row)
-    dbias = None if bias is None else dlogits.sum(0, keepdims=True).astype(bias.dtype)
-    dlogits = dlogits.astype(dtype)
-    dq = _heads_dot(dlogits, k, 3, 2, precision) * scale
-    dk = _heads_dot(dlogits, q, 2, 2, precision) * scale
-    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), dbias
-
-
-dot_product_attention.defvjp(_attention_forward, _attention_backward)
 
 
 def hide_keys(q: Array, k: Array, mask: Array, scale: float) -> tuple[Array, Array]:
@@ -82,8 +30,8 @@ def dropped_attention(module: nn.Module, q: Array, k: Array, v: Array, scale: fl
     """Computes `dot_product_attention` with weights left out at random, all in float32 or wider."""
     wide = accumulator_dtype(q.dtype)
     q, k, v = (part.astype(wide) for part in (q, k, v))
-    weights = jax.nn.softmax(_heads_dot(q * scale, k, 3, 3, PRECISION), axis=-1)
-    return _heads_dot(dropout(module, weights, rate), v, 3, 2, PRECISION)
+    weights = jax.nn.softmax(heads_dot(q * scale, k, 3, 3, PRECISION), axis=-1)
+    return heads_dot(dropout(module, weights, rate), v, 3, 2, PRECISION)
 
 
 class Attention(nn.Module):

@@ -63,7 +63,8 @@ class NaFlexAttention(nn.Module):
         runtime = (self.dtype, self.param_dtype, self.precision)
         qkv = Linear(3 * dim, True, *runtime, name="qkv")(x)
         # (B, N, 3 H E) -> (3, B, H, N, E)
-        q, k, v = qkv.reshape(batch, tokens, 3, cfg.num_heads, cfg.head_dim).transpose(2, 0, 3, 1, 4)
+        heads = qkv.reshape(batch, tokens, 3, cfg.num_heads, cfg.head_dim).transpose(2, 0, 3, 1, 4)
+        q, k, v = heads.astype(self.dtype or qkv.dtype)
         scale = cfg.head_dim**-0.5
         q, k = hide_keys(q, k, mask, scale)
         out: Any = dot_product_attention(q, k, v, scale, self.precision)

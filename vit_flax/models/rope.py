@@ -112,8 +112,8 @@ class RopeAttention(nn.Module):
                 jnp.concatenate([part[:, :, :prefix], rotate(part[:, :, prefix:], angles, half)], axis=2)
                 for part in (q, k)
             )
-        heads = (part.astype(self.dtype or qkv.dtype) for part in (q, k, v))
-        out: Any = dot_product_attention(*heads, cfg.qk_scale or cfg.head_dim**-0.5, self.precision)
+        q, k, v = (part.astype(self.dtype or qkv.dtype) for part in (q, k, v))
+        out: Any = dot_product_attention(q, k, v, cfg.qk_scale or cfg.head_dim**-0.5, self.precision)
         out = out.transpose(0, 2, 1, 3).reshape(batch, tokens, dim)
         if cfg.scale_attn_norm:
             out = NORM_LAYERS[cfg.norm_layer](cfg.norm_eps, self.param_dtype, name="norm")(out)

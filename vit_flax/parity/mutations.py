@@ -20,7 +20,7 @@ import numpy as np
 from flax.linen.module import wrap_method_once
 from jax import lax
 
-from vit_flax.models import activations, attention, linear, norm, patch_embed
+from vit_flax.models import activations, attention, attention_backends, linear, norm, patch_embed
 from vit_flax.models.block import Block
 from vit_flax.models.vision_transformer import VisionTransformer
 from vit_flax.parity.steps import AdamW
@@ -137,8 +137,8 @@ def _post_norm(self: Block, x: Any) -> Any:
 
 
 def _softmax_over_queries(q: Any, k: Any, v: Any, scale: float, precision: Any) -> Any:
-    logits = attention._heads_dot(q * scale, k, 3, 3, precision)
-    return attention._heads_dot(jax.nn.softmax(logits, axis=-2), v, 3, 2, precision)
+    logits = attention_backends.heads_dot(q * scale, k, 3, 3, precision)
+    return attention_backends.heads_dot(jax.nn.softmax(logits, axis=-2), v, 3, 2, precision)
 
 
 def _columns_first(images: np.ndarray) -> np.ndarray:
@@ -171,15 +171,15 @@ _layer_norm_scale_only.defvjp(norm._layer_norm_forward, _layer_norm_scale_only_b
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _attention_without_row(q: Any, k: Any, v: Any, scale: float, precision: Any) -> Any:
-    return attention._attention_forward(q, k, v, scale, precision)[0]
+    return attention_backends._late_forward(q, k, v, scale, precision)[0]
 
 
 def _attention_without_row_backward(scale: float, precision: Any, residuals: Any, g: Any) -> Any:
     *rest, out, bias = residuals
-    return attention._attention_backward(scale, precision, (*rest, jnp.zeros_like(out), bias), g)[:3]
+    return attention_backends._late_backward(scale, precision, (*rest, jnp.zeros_like(out), bias), g)[:3]
 
 
-_attention_without_row.defvjp(attention._attention_forward, _attention_without_row_backward)
+_attention_without_row.defvjp(attention_backends._late_forward, _attention_without_row_backward)
 
 
 def _matmul_without_kernel_gradient(x: Any, kernel: Any, dtype: Any, precision: Any) -> Any:

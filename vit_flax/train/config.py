@@ -27,6 +27,7 @@ REMAT_POLICIES = (
     "everything_saveable",
     "offload_dot_with_no_batch_dims",
 )
+ATTENTION_BACKENDS = ("auto", "xla", "plain", "jax_nn", "cudnn", "splash")  # see vit_flax.models.attention_backends
 AUTO_AUGMENTS = ("none", "randaugment", "autoaugment", "three_augment")
 
 Pair = tuple[float, float]
@@ -328,6 +329,7 @@ class TrainConfig:
     accumulation: int = 1  # parts that a batch is cut into, one after the other
     precision: str = "float32"  # of the matrix products; parameters are float32 always
     matmul_precision: str = "highest"  # of float32 products on TPU and GPU: a name of jax.lax.Precision
+    attention: str = "auto"  # who computes it: one of ATTENTION_BACKENDS
     remat: str = "none"  # which activations are kept: one of REMAT_POLICIES
     scan: bool = False  # blocks as one scanned loop: compiles faster; state and checkpoints are the same
     mesh: MeshConfig = MeshConfig()
@@ -370,6 +372,7 @@ class TrainConfig:
         _whole("keep_checkpoints", self.keep_checkpoints, 2)  # the one before the last is used when that is damaged
         _choice("precision", self.precision, PRECISIONS)
         _choice("matmul_precision", self.matmul_precision, ("default", "high", "highest"))
+        _choice("attention", self.attention, ATTENTION_BACKENDS)
         _choice("remat", self.remat, REMAT_POLICIES)
         if self.data.batch_size % self.accumulation:
             raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vit_flax.models import attention_backend
 from vit_flax.train.config import TrainConfig
 from vit_flax.train.sharding import AnyMesh, batch_sharding, check_mesh, partitioned, place_params, state_shardings
 from vit_flax.train.step import TrainState, batch_shapes, eval_step, init_state, train_step
@@ -42,7 +43,7 @@ def compile_step(config: TrainConfig, mesh: Mesh) -> Any:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
-        with partitioned(mesh):
+        with partitioned(mesh), attention_backend(config.attention):
             return train_step(state, batch, config)
 
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -59,7 +60,7 @@ def compile_eval(config: TrainConfig, mesh: Mesh) -> Any:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh).params)
 
     def step(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        with partitioned(mesh):
+        with partitioned(mesh), attention_backend(config.attention):
             return eval_step(params, batch, config)
 
     everywhere = NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,162 @@
+"""Attention of heads, and which program computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from vit_flax.models.linear import accumulator_dtype
+
+# part of the key of every jit cache: what was traced with one back end is never run for another
+_chosen = jax.make_user_context("auto")
+
+
+def attention_backend(name: str) -> AbstractContextManager[None]:
+    """Makes models that run in this context, jitted ones too, compute attention by the back end of that name.
+
+    'auto' (the default) is what was measured to be fastest on the device and never refuses: today 'xla' everywhere.
+    'xla' is our own form of it, for every dtype and device. 'plain' is the textbook's, differentiated by JAX; ours is
+    compared with it. 'jax_nn' and 'cudnn' are the two implementations of jax.nn.dot_product_attention, 'splash' is
+    JAX's Pallas kernel for TPUs. What is left out at random in training (attn_drop) has a form of its own, which no
+    back end replaces.
+
+    Raises:
+        ValueError: there is no such back end; or, where a model is traced in the context, the back end cannot compute
+            its attention on this device, in this dtype or with a bias.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"unknown attention back end {name!r}; there are {', '.join(BACKENDS)}")
+    return _chosen(name)
+
+
+def dot_product_attention(
+    q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None
+) -> Array:
+    """Mixes the values of (B, H, N, E) heads by softmax(q k^T scale + bias), the bias being of shape (1, H, N, N).
+
+    The result is float32 or wider; operands are in the dtype of `q`. `attention_backend` chooses how it is computed.
+    """
+    name = _chosen.value
+    try:
+        out = BACKENDS[name](q, k, v, scale, precision, bias)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"attention back end {name!r} cannot compute heads {q.shape} of {q.dtype}: {error}; "
+            f"choose another with attention_backend(name): {', '.join(BACKENDS)}"
+        ) from error
+    return out.astype(accumulator_dtype(q.dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def late_attention(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
+    """Computes attention normalised after the product with the values, on (N, E) numbers instead of (N, N).
+
+    The backward pass is written out for the same reason as in `vit_flax.models.linear.matmul`.
+    """
+    return _late_forward(q, k, v, scale, precision, bias)[0]
+
+
+def heads_dot(a: Array, b: Array, a_axis: int, b_axis: int, precision: Any) -> Array:
+    """Contracts one axis of each (B, H, _, _) operand, accumulating in float32 or wider."""
+    dims = (((a_axis,), (b_axis,)), ((0, 1), (0, 1)))
+    return lax.dot_general(a, b, dims, precision, preferred_element_type=accumulator_dtype(a.dtype))
+
+
+def _late_forward(
+    q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None
+) -> tuple[Array, Any]:
+    dtype = q.dtype
+    logits = heads_dot((q * scale).astype(dtype), k, 3, 3, precision)
+    if bias is not None:
+        logits = logits + bias
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    total = weights.sum(-1, keepdims=True)
+    weights = weights.astype(dtype)
+    out = heads_dot(weights, v, 3, 2, precision) / total
+    return out, (q, k, v, weights, total, out, bias)
+
+
+def _late_backward(scale: float, precision: Any, residuals: Any, g: Array) -> tuple[Array | None, ...]:
+    q, k, v, weights, total, out, bias = residuals
+    dtype = q.dtype
+    g = g / total
+    row = (g * out).sum(-1, keepdims=True)
+    g = g.astype(dtype)
+    dv = heads_dot(weights, g, 2, 2, precision)
+    dlogits = weights * (heads_dot(g, v, 3, 3, precision) - row)
+    dbias = None if bias is None else dlogits.sum(0, keepdims=True).astype(bias.dtype)
+    dlogits = dlogits.astype(dtype)
+    dq = heads_dot(dlogits, k, 3, 2, precision) * scale
+    dk = heads_dot(dlogits, q, 2, 2, precision) * scale
+    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), dbias
+
+
+late_attention.defvjp(_late_forward, _late_backward)
+
+
+def plain_attention(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
+    """Computes attention as it is usually written: softmax, then the product with the values."""
+    logits = heads_dot(q, k, 3, 3, precision) * scale
+    if bias is not None:
+        logits = logits + bias
+    return heads_dot(jax.nn.softmax(logits, axis=-1).astype(v.dtype), v, 3, 2, precision)
+
+
+def _jax_nn(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
+    if q.dtype == jnp.float64:
+        raise NotImplementedError("its softmax is float32 whatever the operands are")
+    with matmul_precision(precision):
+        return _by_jax(q, k, v, scale, bias, "xla", 1)
+
+
+def _cudnn(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
+    if jax.default_backend() != "gpu":
+        raise NotImplementedError(f"it needs an NVIDIA GPU, and JAX runs on the {jax.default_backend()} here")
+    if q.dtype not in (jnp.float16, jnp.bfloat16):
+        raise NotImplementedError("it computes float16 and bfloat16 alone: set the model's dtype")
+    if bias is not None and (q.shape[2] % 2 or k.shape[2] % 2):
+        raise NotImplementedError("with a bias it needs even numbers of tokens")
+    return _by_jax(q, k, v, scale, bias, "cudnn", 8)
+
+
+def _by_jax(q: Array, k: Array, v: Array, scale: float, bias: Array | None, implementation: Any, step: int) -> Array:
+    # it wants (B, N, H, E) heads of one width, a multiple of `step`
+    width = -(-max(q.shape[-1], v.shape[-1]) // step) * step
+
+    def padded(part: Array) -> Array:
+        return jnp.pad(part.astype(q.dtype), ((0, 0), (0, 0), (0, 0), (0, width - part.shape[-1]))).swapaxes(1, 2)
+
+    bias = None if bias is None else bias.astype(q.dtype)
+    out = jax.nn.dot_product_attention(
+        padded(q), padded(k), padded(v), bias, scale=scale, implementation=implementation
+    )
+    return out.swapaxes(1, 2)[..., : v.shape[-1]]
+
+
+def matmul_precision(precision: Any) -> AbstractContextManager[None]:
+    """Makes products that name no precision, those of other people's functions, have this one."""
+    name = "default" if precision is None else lax.Precision(precision).name.lower()
+    return jax.default_matmul_precision(name)
+
+
+def _splash(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
+    from vit_flax.models.splash import splash_attention  # Pallas takes as long to import as all of Flax
+
+    return splash_attention(q, k, v, scale, precision, bias)
+
+
+BACKENDS: dict[str, Callable[..., Any]] = {
+    "auto": late_attention,
+    "xla": late_attention,
+    "plain": plain_attention,
+    "jax_nn": _jax_nn,
+    "cudnn": _cudnn,
+    "splash": _splash,
+}

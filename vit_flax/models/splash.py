@@ -1,0 +1,92 @@
+"""Attention by JAX's Pallas kernel for TPUs."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jaxtyping import Array
+
+from vit_flax.models.attention_backends import matmul_precision
+
+LANES = 128  # the kernel takes multiples of that many tokens
+LARGEST_BLOCK = 1024  # tokens; the logits of a block stay on the chip
+
+
+def splash_attention(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
+    """Mixes the values of (B, H, N, E) heads without storing the (N, N) weights, neither forward nor backward.
+
+    Numbers of tokens are padded to multiples of 128. It is for one TPU: the compiler does not divide the kernel among
+    several. On the CPU it runs inside `jax.experimental.pallas.tpu.force_tpu_interpret_mode()`, for tests.
+
+    Raises:
+        NotImplementedError: a bias, another dtype than float32 and bfloat16, or a GPU.
+
+    Reference: jax.experimental.pallas.ops.tpu.splash_attention; FlashAttention, arXiv 2205.14135.
+    """
+    if bias is not None:
+        raise NotImplementedError("the kernel adds no bias")
+    if q.dtype not in (jnp.float32, jnp.bfloat16):
+        raise NotImplementedError("the kernel computes float32 and bfloat16 alone")
+    if jax.default_backend() == "gpu":
+        raise NotImplementedError("the kernel is for TPUs, and JAX runs on the gpu here")
+    batch, heads, queries, _ = q.shape
+    keys = k.shape[2]
+    q, k, v = (_rows(part) for part in ((q * scale).astype(q.dtype), k, v.astype(q.dtype)))
+    out: Any = _attend(q, k, v, keys, precision)
+    return out[:, :queries].reshape(batch, heads, queries, -1)
+
+
+def _rows(x: Array) -> Array:
+    """Returns (B H, N, E) heads, N padded: the kernel knows no batch, and interpreted ones cannot be vmapped."""
+    return jnp.pad(x.reshape(-1, *x.shape[2:]), ((0, 0), (0, -x.shape[2] % LANES), (0, 0)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _attend(q: Array, k: Array, v: Array, keys: int, precision: Any) -> Array:
+    # the kernel's products name no precision, its backward pass's neither, which is traced when this has returned
+    with matmul_precision(_of_kernel(q, precision)):
+        return _kernel(q, k, v, keys)
+
+
+def _attend_forward(q: Array, k: Array, v: Array, keys: int, precision: Any) -> tuple[Array, Any]:
+    with matmul_precision(_of_kernel(q, precision)):
+        return jax.vjp(partial(_kernel, keys=keys), q, k, v)
+
+
+def _attend_backward(keys: int, precision: Any, pullback: Any, g: Array) -> tuple[Array, ...]:
+    with matmul_precision(_of_kernel(g, precision)):
+        return pullback(g)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _of_kernel(operand: Array, precision: Any) -> Any:
+    """Returns the precision for a kernel that knows one pass over bfloat16 and full float32, nothing between."""
+    one_pass = operand.dtype == jnp.bfloat16 or precision in (None, jax.lax.Precision.DEFAULT)
+    return jax.lax.Precision.DEFAULT if one_pass else jax.lax.Precision.HIGHEST
+
+
+def _kernel(q: Array, k: Array, v: Array, keys: int) -> Array:
+    rows, columns = q.shape[1], k.shape[1]
+    block_q, block_kv = _block(rows), _block(columns)
+    kernel = kernels.make_splash_mha_single_device(
+        masks.MultiHeadMask([masks.FullMask((rows, columns))]),  # one for all heads
+        block_sizes=kernels.BlockSizes(
+            block_q, block_kv, block_kv, block_q, block_kv, block_kv, use_fused_bwd_kernel=True
+        ),
+    )
+    segments = None
+    if keys != columns:  # the padded keys are a segment of their own
+        segments = kernels.SegmentIds(jnp.zeros(rows, jnp.int32), (jnp.arange(columns) >= keys).astype(jnp.int32))
+    out: Any = kernel(q, k, v, segments)
+    return out
+
+
+def _block(tokens: int) -> int:
+    return max(size for size in range(LANES, LARGEST_BLOCK + 1, LANES) if tokens % size == 0)
