@@ -4,10 +4,10 @@
 is a process of its own that has imported its libraries and run its first small operation before it starts; the file is
 in the page cache. Memory is the peak's growth over what the process held before, divided by the file's size.
 
-'mapped' ends with tensors that still lie in the file, which only torch can use (ours are transposed on the way in).
-'tensors' ends with all tensors in memory: torch's load_file and clone or load(weights_only=True), and every tensor read
-and put on JAX's device. 'model' ends with a model that can run: timm.create_model with load_state_dict, and
-vit_flax.load.
+'torch mapped' ends with tensors that still lie in the file, which only torch can use (ours are transposed on the way
+in); 'torch tensors' with all tensors in memory (load_file and clone, load(weights_only=True), or np.load); 'timm model'
+and 'vit_flax' with a model that can run: timm.create_model with load_state_dict, and vit_flax.load. Of every one the
+best of all repeats counts.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from benchmarks.environment import describe
 RESULT = Path(__file__).parent / "results" / "convert.json"
 KNOWN = {"num_heads": 16, "norm_eps": 1e-6, "activation": "gelu", "global_pool": "token", "image_size": 224}
 FILES = ("model.safetensors", "model.pth", "model.npz")
+KINDS = ("torch mapped", "torch tensors", "timm model", "vit_flax")
 
 
 def _resident() -> int:
@@ -56,24 +57,6 @@ def measure(work: Callable[[], Any]) -> dict[str, float]:
     sampler.join()
     assert result is not None
     return {"seconds": seconds, "peak_growth_bytes": peak - before}
-
-
-def flax_tensors(path: str) -> Callable[[], Any]:
-    """Prepares reading every tensor onto the device."""
-    import jax
-    import numpy as np
-    import torch  # noqa: F401
-
-    from vit_flax.convert import read_checkpoint
-    from vit_flax.pretrained import on_device
-
-    jax.block_until_ready(on_device(np.ones(3, np.float32)))
-
-    def work() -> Any:
-        checkpoint = read_checkpoint(path)
-        return jax.block_until_ready({name: on_device(checkpoint.read(name)) for name in checkpoint.shapes})
-
-    return work
 
 
 def flax_model(path: str) -> Callable[[], Any]:
@@ -121,7 +104,7 @@ def torch_mapped(path: str) -> Callable[[], Any]:
     return lambda: sum(tensor.reshape(-1)[::1024].sum() for tensor in _torch_tensors(path, mapped=True).values())
 
 
-def torch_model(path: str, preset: str) -> Callable[[], Any]:
+def timm_model(path: str, preset: str) -> Callable[[], Any]:
     """Prepares timm's model with that file's tensors."""
     import torch
 
@@ -156,6 +139,25 @@ def write_files(folder: Path, preset: str) -> dict[str, int]:
     return {name: (folder / name).stat().st_size for name in FILES}
 
 
+def table(result: dict[str, Any]) -> str:
+    """Returns seconds and memory of every kind of file as a Markdown table."""
+    lines = [
+        f"### Loading {result['preset']}",
+        f"{result['device']}, best of {result['repeats']} interleaved repeats, commit {result['commit']}; memory is "
+        "the peak's growth over the size of the file",
+        "",
+        "| file | "
+        + " | ".join(f"{kind}, s | memory" for kind in KINDS)
+        + " | ours / torch tensors | ours / timm model |",
+        "|---" * (2 * len(KINDS) + 3) + "|",
+    ]
+    for row in result["rows"]:
+        cells = [f"{row[f'{kind} seconds']:.2f} | {row[f'{kind} peak over file size']:.2f}" for kind in KINDS]
+        cells += [f"{row[f'vit_flax over {kind}']:.2f}" for kind in ("torch tensors", "timm model")]
+        lines.append(f"| {row['file']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Runs every measurement and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -166,9 +168,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         what, path = options.one
-        prepare = {"flax tensors": flax_tensors, "flax model": flax_model, "torch tensors": torch_tensors}
-        prepare["torch mapped"] = torch_mapped
-        work = torch_model(path, options.preset) if what == "torch model" else prepare[what](path)
+        prepare = {"vit_flax": flax_model, "torch tensors": torch_tensors, "torch mapped": torch_mapped}
+        work = timm_model(path, options.preset) if what == "timm model" else prepare[what](path)
         print(json.dumps(measure(work)))
         return
     rows = []
@@ -177,7 +178,7 @@ def main() -> None:
         for name in FILES:
             best: dict[str, dict[str, float]] = {}
             for _ in range(options.repeats):  # interleaved, so that a busy moment hits all of them
-                for what in ("torch mapped", "torch tensors", "flax tensors", "torch model", "flax model"):
+                for what in KINDS:
                     command = [sys.executable, "-m", "benchmarks.convert", "--preset", options.preset]
                     command += ["--one", what, f"{folder}/{name}"]
                     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -189,8 +190,8 @@ def main() -> None:
             for what, found in best.items():
                 row[f"{what} seconds"] = round(found["seconds"], 3)
                 row[f"{what} peak over file size"] = round(found["peak_growth_bytes"] / sizes[name], 3)
-            for what in ("tensors", "model"):
-                row[f"{what} time over torch's"] = round(row[f"flax {what} seconds"] / row[f"torch {what} seconds"], 3)
+            for what in KINDS[:-1]:
+                row[f"vit_flax over {what}"] = round(row["vit_flax seconds"] / row[f"{what} seconds"], 3)
             rows.append(row)
             print(json.dumps(row, indent=1), flush=True)
     load = [round(load, 2) for load in os.getloadavg()]  # of other work, too: best of all repeats
