@@ -31,10 +31,10 @@ train: setup
 	$(BIN)/vit-flax train fashion_mnist --set folder=$(FASHION_MNIST) --out runs/fashion_mnist
 
 test: setup
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 slow: setup
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 lint: setup
 	$(BIN)/ruff check .

@@ -197,7 +197,10 @@ COMPONENTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", COMPONENTS)
+REPEATING = ("vit", "clip, classifier", "siglip")  # families with another row in the list
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c in REPEATING else c for c in COMPONENTS])
 def test_every_component_and_gradient_agrees(case):
     theirs, images = build(case)
     model, params = vit_flax.from_state_dict(theirs.state_dict(), config=theirs.config.to_dict())
