@@ -25,10 +25,12 @@ $(VENV)/.ready: pyproject.toml Makefile
 demo: setup
 	$(BIN)/vit-flax compare --steps 50 --html vit_flax_report.html
 
-# two CPU devices share a step better than two threads of one
+RECIPE ?= fashion_mnist
+
+# RECIPE=fashion_mnist_t2t is the other one; two CPU devices share a step better than two threads of one
 train: setup
 	XLA_FLAGS=--xla_force_host_platform_device_count=2 \
-	$(BIN)/vit-flax train fashion_mnist --set folder=$(FASHION_MNIST) --out runs/fashion_mnist
+	$(BIN)/vit-flax train $(RECIPE) --set folder=$(FASHION_MNIST) --out runs/$(RECIPE)
 
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
