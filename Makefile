@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 
 # Where the four IDX files of Fashion-MNIST are; Debian's dataset-fashion-mnist puts them here.
 FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
+# What `make train` runs on it: fashion_mnist_t2t is the other one.
+RECIPE ?= fashion_mnist
 
 .PHONY: setup demo train test slow lint format clean
 
@@ -25,9 +27,7 @@ $(VENV)/.ready: pyproject.toml Makefile
 demo: setup
 	$(BIN)/vit-flax compare --steps 50 --html vit_flax_report.html
 
-RECIPE ?= fashion_mnist
-
-# RECIPE=fashion_mnist_t2t is the other one; two CPU devices share a step better than two threads of one
+# two CPU devices share a step better than two threads of one
 train: setup
 	XLA_FLAGS=--xla_force_host_platform_device_count=2 \
 	$(BIN)/vit-flax train $(RECIPE) --set folder=$(FASHION_MNIST) --out runs/$(RECIPE)

@@ -25,9 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import describe
+from benchmarks.results import RESULTS, write
 
-RESULT = Path(__file__).parent / "results" / "convert.json"
 KNOWN = {"num_heads": 16, "norm_eps": 1e-6, "activation": "gelu", "global_pool": "token", "image_size": 224}
 FILES = ("model.safetensors", "model.pth", "model.npz")
 KINDS = ("torch mapped", "torch tensors", "timm model", "vit_flax")
@@ -163,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="vit_large_patch16_224", help="a plain ViT-L or another with 16 heads")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--output", type=Path, default=RESULTS / "convert.json")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -195,9 +194,8 @@ def main() -> None:
             rows.append(row)
             print(json.dumps(row, indent=1), flush=True)
     load = [round(load, 2) for load in os.getloadavg()]  # of other work, too: best of all repeats
-    settings = {"preset": options.preset, "repeats": options.repeats, "load_average": load, **describe()}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"benchmark": "convert", **settings, "rows": rows}, indent=1) + "\n")
+    settings = {"preset": options.preset, "repeats": options.repeats, "load_average": load}
+    write(options.output, "convert", **settings, rows=rows)
 
 
 if __name__ == "__main__":

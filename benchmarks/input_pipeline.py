@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import statistics
 import sys
@@ -22,10 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import describe
+from benchmarks.results import RESULTS, write
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # where Debian's dataset-fashion-mnist puts it
-RESULT = Path(__file__).parent / "results" / "input_pipeline.json"
+RESULT = RESULTS / "input_pipeline.json"
 KINDS = ("loader", "step", "together")
 SIDE = 512
 AHEAD = 8  # batches, at least as many as a loader makes ahead
@@ -204,12 +203,9 @@ def main() -> None:
                   f"{median['together']:.0f} images/s", file=sys.stderr)  # fmt: skip
     setting = {"rounds": rounds, "batches": batches, "workers": options.workers, "quick": options.quick}
     setting |= {"load_average": load, "jax_devices": jax.device_count()}
-    text = json.dumps({"benchmark": "input_pipeline", **setting, **describe(), "cases": cases}, indent=1)
-    if options.quick and options.output == RESULT:
-        print(text)
+    if options.quick and options.output == RESULT:  # no figures
         return
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(text + "\n", "utf-8")
+    write(options.output, "input_pipeline", **setting, cases=cases)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ benchmarks/results/precision.json.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -22,10 +21,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import MODELS, Case
-from benchmarks.environment import describe
 from benchmarks.peers import Job
+from benchmarks.results import RESULTS, summarise, write
 
-RESULT = Path(__file__).parent / "results" / "precision.json"
 EXACT = 1e-9
 MEASURES = ("logits_relative", "logits_largest", "gradients_relative", "gradients_largest")
 
@@ -209,7 +207,7 @@ def main() -> None:
     parser.add_argument("--model", default="S", choices=MODELS)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--output", type=Path, default=RESULTS / "precision.json")
     options = parser.parse_args()
     found: list[dict[str, dict[str, float]]] = []
     deviations = []
@@ -219,18 +217,10 @@ def main() -> None:
             found.append(measure(job))
             deviations.append(float(by_vit_flax(job, "float32")[0].std()))
             job.weights.unlink()
-    rows = {}
-    for name in found[0]:
-        values = {measure: [one[name][measure] for one in found] for measure in MEASURES}
-        rows[name] = {
-            measure: {"median": statistics.median(v), "low": min(v), "high": max(v)} for measure, v in values.items()
-        }
+    rows = {name: summarise([one[name] for one in found]) for name in found[0]}
     settings = {"model": options.model, "batch": options.batch, "seeds": options.seeds}
-    settings |= {"logits_std": statistics.median(deviations), **describe()}
-    result = {"benchmark": "precision", **settings, "rows": rows}
-    options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(result))
+    settings |= {"logits_std": statistics.median(deviations)}
+    print(table(write(options.output, "precision", **settings, rows=rows)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.cases import MODELS, Case
-from benchmarks.rounds import RESULTS, Contestant, race
+from benchmarks.results import RESULTS
+from benchmarks.rounds import Contestant, race
 
 CONTESTANTS = [
     Contestant("vit_flax", "vit_flax"),

@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks import convert, input_pipeline, precision, startup, tpu
 from benchmarks.races import bandwidth_of, is_probe, peak_of
+from benchmarks.results import RESULTS
 from benchmarks.roofline import draw
-from benchmarks.rounds import RESULTS
 
 PAGE = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- tables: python -m benchmarks.report -->", "<!-- end of tables -->"

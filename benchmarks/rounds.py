@@ -24,7 +24,6 @@ KEEP_MEMORY = ":".join(
     f"glibc.malloc.{name}={value}"
     for name, value in {"arena_max": 1, "mmap_max": 0, "trim_threshold": 2**62, "top_pad": 2**26}.items()
 )
-RESULTS = Path(__file__).parent / "results"
 # ||outputs - ours|| / ||ours||; the peers' own roundings, far below what another model would give
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 

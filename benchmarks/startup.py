@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import MODELS
-from benchmarks.environment import describe
+from benchmarks.results import RESULTS, summarise, write
 
-RESULT = Path(__file__).parent / "results" / "startup.json"
 IMPORTS = (
     "import jax",
     "import flax",
@@ -38,6 +36,8 @@ LIMIT = 0.2  # seconds that importing ours may take longer than importing Flax
 
 def time_step(contestant: str, model: str, batch: int, cached: bool) -> dict[str, float]:
     """Returns the seconds until the training step is compiled, by parts."""
+    if "jax" in sys.modules:
+        raise RuntimeError("JAX is imported already: neither imports nor the compilation cache can be measured")
     begun = time.perf_counter()
     if cached:
         from vit_flax.cli.runtime import prepare
@@ -95,15 +95,6 @@ def time_import(statement: str) -> dict[str, float]:
     return run(["-c", f"{timed}; import json; print(json.dumps({{'seconds': seconds}}))"])
 
 
-def summarise(samples: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Returns median, smallest and largest of every part."""
-    return {
-        part: {"median": statistics.median(values), "low": min(values), "high": max(values)}
-        for part in samples[0]
-        for values in [[sample[part] for sample in samples]]
-    }
-
-
 def table(result: dict[str, Any]) -> str:
     """Returns the rows as Markdown."""
 
@@ -138,7 +129,7 @@ def main() -> None:
     parser.add_argument("--model", default="B", choices=MODELS)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--output", type=Path, default=RESULTS / "startup.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -166,12 +157,9 @@ def main() -> None:
             variables = {"VIT_FLAX_NO_CACHE": "0", "XDG_CACHE_HOME": folder}
             for name in ("vit_flax as a command, empty cache", "vit_flax as a command, second start"):
                 keep("steps", name, time_compiling("vit_flax", True, **variables))
-    settings = {"model": options.model, "batch": options.batch, "repeats": options.repeats, **describe()}
+    settings = {"model": options.model, "batch": options.batch, "repeats": options.repeats}
     found = {kind: {name: summarise(rows) for name, rows in of.items()} for kind, of in samples.items()}
-    result = {"benchmark": "startup", **settings, **found}
-    options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(result))
+    print(table(write(options.output, "startup", **settings, **found)))
 
 
 if __name__ == "__main__":

@@ -21,9 +21,8 @@ from typing import Any
 
 import jax
 
-from benchmarks.environment import describe
+from benchmarks.results import RESULTS, write
 
-RESULTS = Path(__file__).parent / "results"
 MODELS = ("vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224")
 BACKENDS = ("xla", "plain", "jax_nn", "splash")
 STEPS = ("training", "inference")
@@ -128,14 +127,12 @@ def main() -> None:
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     if options.add and options.output.exists():
         rows = {_key(row): row for row in json.loads(options.output.read_text())["rows"]}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     todo = cases(options)
     for number, case in enumerate(todo, 1):
         row = measure(*case)
         rows[_key(row)] = row
         print(f"{number}/{len(todo)} {json.dumps(row)}", file=sys.stderr, flush=True)
-        result = {"benchmark": "tpu", **describe(), "rows": list(rows.values())}
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+        write(options.output, "tpu", rows=list(rows.values()))
 
 
 if __name__ == "__main__":

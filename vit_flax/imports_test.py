@@ -109,6 +109,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     loaded = _loaded_by("from vit_flax import *")  # every public name: they are imported when first used
     assert "flax" in loaded
     assert not {"jax", "flax"} & _loaded_by("import vit_flax")
+    assert not {"jax", "flax"} & _loaded_by("import vit_flax.recipes")  # a misspelt recipe is told at once
     # Flax itself imports optax or orbax in some versions: only what we add counts
     by_flax = _loaded_by("import flax.linen")
     assert not set(HEAVY) & loaded - by_flax

@@ -68,10 +68,8 @@ def build_config(options: argparse.Namespace, chips: int) -> Any:
     from vit_flax.recipes import RECIPES
     from vit_flax.train.config import DataConfig, TrainConfig
 
-    changes: dict[str, Any] = {}
     if options.what in RECIPES or options.what.endswith(".json"):
-        changes = dict(options.changes)
-        config = of_recipe(options.what, changes, None)
+        config = of_recipe(options.what, dict(options.changes), None)
     else:
         if options.what not in PRESETS:
             get_preset(options.what)  # says what is near
@@ -80,8 +78,8 @@ def build_config(options: argparse.Namespace, chips: int) -> Any:
         data = DataConfig(batch_size=64 * chips)
         config = TrainConfig(model=model, steps=1000, precision="bf16", scan=True, data=data)
         config = config.replace(dict(options.changes))
-    wanted = {"data.batch_size": options.batch, "precision": options.dtype, "remat": options.remat}
-    wanted |= {"scan": options.scan}
+    wanted = {"data.batch_size": options.batch, "precision": options.dtype, "remat": options.remat,
+              "scan": options.scan}  # fmt: skip
     config = config.replace({name: value for name, value in wanted.items() if value is not None})
     return config.resolve(max(1_281_167, config.data.batch_size))  # the schedule's length changes nothing here
 

@@ -9,8 +9,8 @@ from typing import Any
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "f8e4m3fn": 8, "f8e5m2": 8, "bf16": 16, "f16": 16,
          "s16": 16, "u16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64}  # fmt: skip
-_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
-_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{[^}]*\})?")
+_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _COLLECTIVE = re.compile(r"(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?$")
 
 
@@ -18,7 +18,7 @@ class Program:
     """The computations of a program in XLA's text form."""
 
     def __init__(self, text: str) -> None:
-        self.computations: dict[str, list[tuple[bool, str, str, str, str]]] = {}
+        self.computations: dict[str, list[tuple[str, str, str, str]]] = {}
         self.entry = ""
         current: list[Any] = []
         for line in text.splitlines():
@@ -27,7 +27,7 @@ class Program:
                 current = self.computations.setdefault(name, [])
                 self.entry = name if line.startswith("ENTRY") else self.entry
             elif found := _LINE.match(line):
-                current.append((bool(found[1]), found[2], found[3], found[4], found[5]))
+                current.append((found[1], found[2], found[3], found[4]))
 
     def runs(self) -> list[tuple[str, int]]:
         """Returns the computations that run as such (not inside a fusion), with how often each does."""
@@ -35,7 +35,7 @@ class Program:
 
         def visit(name: str, times: int) -> None:
             found.append((name, times))
-            for _, _, _, operation, rest in self.computations.get(name, []):
+            for _, _, operation, rest in self.computations.get(name, []):
                 if operation == "while":
                     condition, body = _called(rest, "condition"), _called(rest, "body")
                     visit(body, times * self._trips(condition))
@@ -47,7 +47,7 @@ class Program:
 
     def _trips(self, condition: str) -> int:
         """Returns how often a loop runs: the number its counter, which starts at 0, is compared with."""
-        numbers = [re.match(r"(\d+)\)", rest) for _, _, _, operation, rest in self.computations.get(condition, [])
+        numbers = [re.match(r"(\d+)\)", rest) for _, _, operation, rest in self.computations.get(condition, [])
                    if operation == "constant"]  # fmt: skip
         limits = [int(number[1]) for number in numbers if number]
         return max(limits, default=1)
@@ -58,8 +58,8 @@ class Program:
         seen: set[str] = set()
 
         def visit(name: str, times: int) -> None:
-            types = {line[1]: line[2] for line in self.computations.get(name, [])}
-            for _, _, kind, operation, rest in self.computations.get(name, []):
+            types = {line[0]: line[1] for line in self.computations.get(name, [])}
+            for _, kind, operation, rest in self.computations.get(name, []):
                 if match := _COLLECTIVE.match(operation):
                     channel = re.search(r"channel_id=(\d+)", rest)
                     key = f"{match[1]}{channel[1]}" if channel else f"{name}{rest}"

@@ -7,7 +7,6 @@ from typing import Any
 from vit_flax.config import DropRates, ViTConfig, config_from_dict
 from vit_flax.convert import read_checkpoint, unwrap
 from vit_flax.presets.preset import IMAGENET
-from vit_flax.pretrained import describe, with_own_classes
 from vit_flax.train.config import (
     AugmentConfig,
     DataConfig,
@@ -67,6 +66,8 @@ def _adapted(
     checkpoint: str, folder: str, data: str, image_size: Any, layout: str | None, config: str | None
 ) -> dict[str, Any]:
     """Returns what both recipes have: the checkpoint's model for the classes of the data, these, and the way in."""
+    from vit_flax.pretrained import describe, with_own_classes  # imports JAX, which no other recipe needs
+
     overrides = {} if image_size is None else {"image_size": image_size}
     file = unwrap(read_checkpoint(checkpoint))
     answer = describe(file, layout, with_own_classes(file, layout, config), overrides)

@@ -66,11 +66,15 @@ def measure_flops(dtype: Any) -> float:
     All of them compute at once: devices of a CPU share its cores.
     """
     operands = [jax.device_put(jnp.ones((_SIDE, _SIDE), dtype), device) for device in jax.local_devices()]
-    product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
-    jax.block_until_ready([product(x) for x in operands])
+    jax.block_until_ready([_square(x) for x in operands])
     best = math.inf
     for _ in range(_REPEATS):
         start = time.perf_counter()
-        jax.block_until_ready([product(x) for x in operands])
+        jax.block_until_ready([_square(x) for x in operands])
         best = min(best, time.perf_counter() - start)
     return 2 * _SIDE**3 / best
+
+
+@jax.jit
+def _square(x: jax.Array) -> jax.Array:
+    return jnp.matmul(x, x, preferred_element_type=jnp.float32)

@@ -32,11 +32,9 @@ def make_optimizer(config: TrainConfig, params: Any) -> optax.GradientTransforma
         # torch's SGD adds the decay to the gradient, before the momentum
         steps.append(optax.add_decayed_weights(numbers.weight_decay, mask=decay))
         steps.append(optax.trace(numbers.momentum, numbers.nesterov))
-    elif numbers.name == "muon":
-        steps.append(scale_by_muon(numbers))
-        steps.append(optax.add_decayed_weights(numbers.weight_decay, mask=decay))
     else:
-        steps.append(optax.scale_by_adam(numbers.b1, numbers.b2, numbers.eps))
+        adam = optax.scale_by_adam(numbers.b1, numbers.b2, numbers.eps)
+        steps.append(scale_by_muon(numbers) if numbers.name == "muon" else adam)
         steps.append(optax.add_decayed_weights(numbers.weight_decay, mask=decay))
     if numbers.name == "lamb" and numbers.weight_decay:
         # timm adapts the layers that decay and no others
