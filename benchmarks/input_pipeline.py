@@ -176,8 +176,8 @@ def main() -> None:
     """Measures every case and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fashion-mnist", metavar="DIR", default=FASHION_MNIST, help="folder of the IDX files")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batches", type=int, default=12, help="batches in one measurement")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=5, help="batches in one measurement")
     parser.add_argument("--photos", type=int, default=512, help="JPEGs to make")
     parser.add_argument("--workers", type=int, default=0, help="processes that read; 0: threads")
     parser.add_argument("--output", type=Path, default=RESULT)

@@ -36,7 +36,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--batch", type=int, help="images a step, all chips together (default: 64 a chip; the recipe's)"
     )
-    parser.add_argument("--mesh", type=_mesh, help="data=..,fsdp=..,tensor=.. (default: fsdp as large as it divides)")
+    parser.add_argument(
+        "--mesh", type=_mesh, help="data=..,fsdp=..,tensor=.. (default: the largest fsdp, of > 16 chips half)"
+    )
     parser.add_argument("--dtype", choices=("bf16", "float32"), help="of the products (default: bf16; the recipe's)")
     parser.add_argument("--remat", help="what is recomputed: none, full, dots_with_no_batch_dims_saveable ...")
     parser.add_argument(

@@ -242,8 +242,13 @@ def _splits_heads(module: Linear, mesh: Mesh) -> bool:
 
 
 def default_mesh(config: ViTConfig, devices: int) -> MeshConfig:
-    """Returns a mesh that splits the parameters by as many devices as divide the blocks' kernels, the rest by batch."""
+    """Returns a mesh that splits the parameters by as many devices as divide the blocks' kernels, the rest by batch.
+
+    Of more than 16, at most by half: where one axis spans them all, the TPU's compiler gathers parameters and scatters
+    gradients by all-reduces, which carry twice the bytes.
+    """
+    most = devices if devices <= 16 else devices // 2
     fsdp = math.gcd(devices, config.embed_dim)
-    while fsdp > 1 and (config.mlp_dim % fsdp or devices % fsdp):
+    while fsdp > 1 and (config.mlp_dim % fsdp or devices % fsdp or fsdp > most):
         fsdp //= 2
     return MeshConfig(data=-1, fsdp=max(fsdp, 1))

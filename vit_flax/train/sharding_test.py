@@ -87,6 +87,8 @@ def test_a_mesh_that_does_not_divide() -> None:
     with pytest.raises(ValueError, match=r"does not divide blocks_0/attn/proj/kernel \(1408, 1408\): 1408 by 256"):
         abstract_state(config().replace(model="vit_giant_patch14_224"), abstract_mesh(1, 256, 1))
     assert default_mesh(config().replace(model="vit_giant_patch14_224").model, 256) == MeshConfig(fsdp=128)
+    assert default_mesh(config().replace(model="vit_base_patch16_224").model, 16) == MeshConfig(fsdp=16)
+    assert default_mesh(config().replace(model="vit_base_patch16_224").model, 64) == MeshConfig(fsdp=32)
 
 
 # Eight CPU devices need a process of their own.
