@@ -59,9 +59,8 @@ def table(result: dict[str, Any]) -> str:
         share = f"{row['flops_per_second'] / peak:.0%}" if peak else ""
         ratio = f"{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})"
         numbers = f"{row['seconds'] * 1e3:.1f} | {row['spread']:.0%} | {row['images_per_second']:.1f} | {ratio}"
-        lines.append(
-            f"| {name} | {numbers} | {share} | {row['compile_seconds']:.1f} | {row['peak_bytes'] / 2**20:.0f} |"
-        )
+        memory = f"{row['peak_bytes'] / 2**20:.0f}" if row["peak_bytes"] else ""  # null: not known
+        lines.append(f"| {name} | {numbers} | {share} | {row['compile_seconds']:.1f} | {memory} |")
     return "\n".join(lines) + "\n"
 
 

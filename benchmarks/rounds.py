@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,14 +91,22 @@ class Process:
     def run(self, calls: int) -> dict[str, Any]:
         """Returns the seconds of each of `calls` calls and the peak memory so far."""
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{calls}\n")
-        self.process.stdin.flush()
-        return self._answer()
+        with suppress(BrokenPipeError):  # the system ended it, to make room: there is no answer then
+            self.process.stdin.write(f"{calls}\n")
+            self.process.stdin.flush()
+        answer = self._answer()
+        if "error" in answer:
+            raise SystemExit(
+                f"{self.contestant.name} ended with status {self.process.wait(60)} while it was timed "
+                "(-9: not enough memory for all at once; name fewer with --only)"
+            )
+        return answer
 
     def close(self) -> None:
         """Ends the process."""
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait(60)
 
 

@@ -45,9 +45,16 @@ def main() -> int:
             started = time.perf_counter()
             prepared.run()
             seconds.append(time.perf_counter() - started)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        _say(answers, {"seconds": seconds, "peak_bytes": peak})
+        _say(answers, {"seconds": seconds, "peak_bytes": _peak_bytes()})
     return 0
+
+
+def _peak_bytes() -> int:
+    try:  # the system's other answer, ru_maxrss, begins with what the parent held when it started this process
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _say(answers: TextIO, value: dict[str, Any]) -> None:
