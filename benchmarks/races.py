@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.cases import MODELS, Case
-from benchmarks.results import RESULTS
+from benchmarks.results import RESULTS, save
 from benchmarks.rounds import Contestant, race
 
 CONTESTANTS = [
@@ -57,8 +56,7 @@ def run(mode: str, doc: str | None, arguments: Sequence[str] | None = None) -> N
                 result = race(case, chosen, options.rounds, options.seconds)
                 print(table(result), flush=True)
                 if not options.dry:
-                    RESULTS.mkdir(exist_ok=True)
-                    (RESULTS / f"{case.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+                    save(RESULTS / f"{case.name}.json", result)
 
 
 def table(result: dict[str, Any]) -> str:

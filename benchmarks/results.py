@@ -24,6 +24,11 @@ def summarise(samples: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 def write(path: Path, benchmark: str, **found: Any) -> dict[str, Any]:
     """Writes figures with what they were taken on, and returns both."""
     result = {"benchmark": benchmark, **describe(), **found}
+    save(path, result)
+    return result
+
+
+def save(path: Path, result: dict[str, Any]) -> None:
+    """Writes a result that says already what it was taken on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    return result
