@@ -8,7 +8,7 @@ import sys
 
 # glibc's mallopt parameters (malloc.h)
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
-_NEVER = 2**31 - 1
+_NEVER = -1  # as a threshold; the largest int, 2 GiB, would give back the memory of a large step on every call
 _TOP_PAD_BYTES = 64 * 2**20
 
 
