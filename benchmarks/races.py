@@ -11,8 +11,8 @@ from benchmarks.results import RESULTS, save
 from benchmarks.rounds import Contestant, race
 
 CONTESTANTS = [
-    Contestant("vit_flax", "vit_flax"),
-    Contestant("vit_flax_import_only", "vit_flax", "import_only"),
+    Contestant("vit_flax", "vit_flax", keep_memory=True),
+    Contestant("vit_flax_import_only", "vit_flax"),
     Contestant("linen", "linen"),
     Contestant("linen+keep", "linen", keep_memory=True),
     Contestant("linen_scan", "linen", "scan"),

@@ -21,10 +21,6 @@ from benchmarks.cases import Case
 from benchmarks.environment import MKL_SOURCE, describe
 from benchmarks.peers import missing
 
-KEEP_MEMORY = ":".join(
-    f"glibc.malloc.{name}={value}"
-    for name, value in {"arena_max": 1, "mmap_max": 0, "trim_threshold": 2**62, "top_pad": 2**26}.items()
-)
 # ||outputs - ours|| / ||ours||; the peers' own roundings, far below what another model would give
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
@@ -37,15 +33,11 @@ class Contestant:
     file: str
     variant: str = ""
     mkl: bool = False  # let MKL use AVX-512 on AMD processors
-    keep_memory: bool = False  # glibc keeps freed memory, as vit_flax.host_memory does for ours
+    keep_memory: bool = False  # call vit_flax.host_memory.keep_host_memory() first
 
     def environment(self, folder: Path) -> dict[str, str]:
         """Returns the variables that its process needs."""
-        extra = {}
-        if self.mkl:
-            extra["LD_PRELOAD"] = str(_mkl_override(folder))
-        if self.keep_memory:
-            extra["GLIBC_TUNABLES"] = KEEP_MEMORY
+        extra = {"LD_PRELOAD": str(_mkl_override(folder))} if self.mkl else {}
         return {**os.environ, "OMP_NUM_THREADS": str(_cores()), "TOKENIZERS_PARALLELISM": "false", **extra}
 
 
@@ -72,15 +64,17 @@ class Process:
         self.contestant = contestant
         self.outputs = folder / f"{contestant.name}.npy"
         order = {
-            "file": contestant.file, "variant": contestant.variant, "case": dataclasses.asdict(case),
+            "file": contestant.file, "variant": contestant.variant, "keep_memory": contestant.keep_memory,
+            "case": dataclasses.asdict(case),
             "weights": str(folder / "weights.safetensors"), "inputs": str(folder / "inputs.npz"),
             "outputs": str(self.outputs),
         }  # fmt: skip
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", json.dumps(order)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(folder / f"{contestant.name}.log").open("w"),
-            text=True, env=contestant.environment(folder), cwd=Path(__file__).parent.parent,
-        )  # fmt: skip
+        with (folder / f"{contestant.name}.log").open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.worker", json.dumps(order)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                text=True, env=contestant.environment(folder), cwd=Path(__file__).parent.parent,
+            )  # fmt: skip
         self.ready = self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -105,9 +99,11 @@ class Process:
     def close(self) -> None:
         """Ends the process."""
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         with suppress(BrokenPipeError):
             self.process.stdin.close()
         self.process.wait(60)
+        self.process.stdout.close()
 
 
 def make_inputs(case: Case, folder: Path) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.cases import Case
 from benchmarks.peers import Job, get_peer
+from vit_flax.host_memory import keep_host_memory
 
 
 def main() -> int:
@@ -29,6 +30,8 @@ def main() -> int:
     data = np.load(order["inputs"])
     case = Case(**order["case"])
     job = Job(case, Path(order["weights"]), data["images"], data["labels"], order["variant"])
+    if order["keep_memory"]:
+        keep_host_memory()
     try:
         peer = get_peer(order["file"])
         prepared = peer.prepare(job)

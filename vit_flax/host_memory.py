@@ -13,11 +13,13 @@ _TOP_PAD_BYTES = 64 * 2**20
 
 
 def keep_host_memory() -> bool:
-    """Tells glibc's malloc to keep freed memory for the next allocation; returns whether it took effect.
+    """Makes this process reuse the memory of its last computation on the CPU; returns whether it took effect.
 
     XLA:CPU allocates all temporaries of a computation in one block on every call and frees it at the end. By default
     glibc maps and unmaps such a block each time, and the kernel has to fill it with zeros: a tenth to a quarter of a
-    training step on small models (benchmarks/README.md). Afterwards the process holds on to the peak of its memory.
+    training step on small models (benchmarks/README.md). Here malloc is told to keep them. Afterwards the process holds
+    on to the peak of its memory; so that this is one computation's and not that of several, JAX finishes each call of a
+    single CPU device before it returns: dispatched ahead, a call takes its block before the last has freed its own.
 
     Call it before JAX initialises its backend: threads keep the arena that they were born with. It changes nothing on
     accelerators, on other C libraries, or where the environment already tunes malloc (GLIBC_TUNABLES, MALLOC_*).
@@ -31,4 +33,9 @@ def keep_host_memory() -> bool:
     # one arena: only the main one grows without limit; no separate mappings; never given back
     wishes = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _TOP_PAD_BYTES))
     results = [mallopt(name, value) for name, value in wishes]
-    return all(result == 1 for result in results)
+    if any(result != 1 for result in results):
+        return False
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    return True

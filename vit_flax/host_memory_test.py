@@ -37,8 +37,18 @@ for call in range(2):
 print(faults)
 """
 
+AHEAD = """
+import os, sys
+from vit_flax.host_memory import keep_host_memory
+if sys.argv[1] == "after":
+    import jax
+assert keep_host_memory()
+import jax
+print(int(jax.config.read("jax_cpu_enable_async_dispatch")))
+"""
 
-def _faults(script: str, *how: str) -> int:
+
+def _run(script: str, *how: str) -> int:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("GLIBC_", "MALLOC_"))}
     clean["JAX_PLATFORMS"] = "cpu"
     done = subprocess.run([sys.executable, "-c", script, *how], capture_output=True, text=True, check=True, env=clean)
@@ -47,13 +57,19 @@ def _faults(script: str, *how: str) -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_later_calls_fault_in_no_pages() -> None:
-    assert _faults(FAULTS, "as_it_is") > 2000
-    assert _faults(FAULTS, "keep") < 200
+    assert _run(FAULTS, "as_it_is") > 2000
+    assert _run(FAULTS, "keep") < 200
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_more_than_two_gibibytes_stay_too() -> None:
-    assert _faults(LARGE) < 200
+    assert _run(LARGE) < 200
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_no_call_begins_before_the_last_has_freed_its_memory(when: str) -> None:
+    assert _run(AHEAD, when) == 0
 
 
 def test_an_environment_that_tunes_malloc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

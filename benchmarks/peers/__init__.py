@@ -38,6 +38,7 @@ class Prepared:
 # file -> the packages it needs
 NEEDS: dict[str, tuple[str, ...]] = {
     "vit_flax": (),
+    "formulations": (),
     "linen": (),
     "equimo": ("equimo", "equinox"),
     "torch_timm": ("torch", "timm"),

@@ -1,7 +1,4 @@
-"""Ours: jitted linen model, parameters on the device.
-
-Variants: '' with keep_host_memory(), as the command line runs; 'import_only' without.
-"""
+"""Ours: jitted linen model, parameters on the device."""
 
 from __future__ import annotations
 
@@ -13,13 +10,10 @@ SETTINGS = "jax.jit; bfloat16: operands in bfloat16, sums in float32, inference 
 
 def prepare(job: Job) -> Prepared:
     """Builds the model from the weights and compiles it."""
-    import vit_flax
-    from vit_flax.host_memory import keep_host_memory
-
-    if job.variant != "import_only":
-        keep_host_memory()
     import jax
     import jax.numpy as jnp
+
+    import vit_flax
 
     dtype = jnp.bfloat16 if job.case.precision == "bfloat16" else None
     model, params = vit_flax.load(job.weights, "timm", job.case.config)

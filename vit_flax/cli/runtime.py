@@ -16,11 +16,11 @@ def prepare() -> None:
     """Sets up this process; call it before JAX is imported. A process that has it already is somebody else's."""
     if "jax" in sys.modules:
         return
-    keep_host_memory()
     folder = cache_folder()
     if folder is not None:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
         warnings.filterwarnings("ignore", message=".*persistent compilation cache")  # a full disk: compiled again
+    keep_host_memory()  # imports JAX, which reads its environment then
 
 
 def cache_folder() -> Path | None:

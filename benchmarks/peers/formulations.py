@@ -1,0 +1,75 @@
+"""Ours with one part put back to its plain form: what each formulation is worth.
+
+Variants: the names of `PLAIN`; '' changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+from unittest.mock import patch
+
+from benchmarks.peers import Job, Prepared, vit_flax
+
+SETTINGS = f"{vit_flax.SETTINGS}; one part in its plain form"
+
+
+def _fence() -> AbstractContextManager[Any]:
+    from vit_flax.models import linear
+
+    return patch.object(linear, "fence", lambda x: x)
+
+
+def _linear() -> AbstractContextManager[Any]:
+    from vit_flax.models import linear
+
+    def matmul(x: Any, kernel: Any, dtype: Any, precision: Any) -> Any:
+        return linear.contract(x.astype(dtype), kernel.astype(dtype), (x.ndim - 1,), (0,), precision)
+
+    return patch.object(linear, "matmul", matmul)
+
+
+def _attention() -> AbstractContextManager[Any]:
+    from vit_flax.models.attention_backends import attention_backend
+
+    return attention_backend("plain")
+
+
+def _layer_norm() -> AbstractContextManager[Any]:
+    import jax.numpy as jnp
+    from jax import lax
+
+    from vit_flax.models import norm
+
+    def layer_norm(x: Any, scale: Any, bias: Any, eps: float) -> Any:
+        centred = x - x.mean(-1, keepdims=True)
+        return centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps) * scale + bias
+
+    return patch.object(norm, "layer_norm", layer_norm)
+
+
+def _gelu() -> AbstractContextManager[Any]:
+    import jax
+
+    from vit_flax.models import activations
+
+    return patch.dict(activations.ACTIVATIONS, gelu=lambda x: jax.nn.gelu(x, approximate=False))
+
+
+# part -> a context in which models are traced with its plain form
+PLAIN: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "fence": _fence,
+    "linear": _linear,
+    "attention": _attention,
+    "layer_norm": _layer_norm,
+    "gelu": _gelu,
+}
+
+
+def prepare(job: Job) -> Prepared:
+    """Builds our model with that part plain and compiles it."""
+    with PLAIN.get(job.variant, contextlib.nullcontext)():
+        return vit_flax.prepare(dataclasses.replace(job, variant=""))
