@@ -25,9 +25,9 @@ CONTESTANTS = [
     Contestant("transformers+mkl", "transformers_vit", mkl=True),
     Contestant("onnxruntime", "onnxruntime"),
     Contestant("openvino", "openvino"),
-    Contestant("matmul_jax", "matmul"),
-    Contestant("matmul_torch+mkl", "matmul", "torch", mkl=True),
-    Contestant("memory_jax", "memory"),
+    Contestant("matmul_jax", "matmul", keep_memory=True),
+    Contestant("matmul_torch+mkl", "matmul", "torch", mkl=True, keep_memory=True),
+    Contestant("memory_jax", "memory", keep_memory=True),
 ]
 INFERENCE_ONLY = {"onnxruntime", "openvino"}
 
