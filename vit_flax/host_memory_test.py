@@ -38,7 +38,7 @@ print(faults)
 """
 
 AHEAD = """
-import os, sys
+import sys
 from vit_flax.host_memory import keep_host_memory
 if sys.argv[1] == "after":
     import jax
