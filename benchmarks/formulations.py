@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    contestants = [Contestant("as it is", "formulations", keep_memory=True)]
+    contestants = [Contestant("as it is", "vit_flax", keep_memory=True)]
     contestants += [Contestant(f"plain {part}", "formulations", part, keep_memory=True) for part in PLAIN]
     for model in options.models:
         case = Case(model, options.batch, options.precision, options.mode)

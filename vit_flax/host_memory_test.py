@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+needs_glibc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+
 FAULTS = """
 import resource, sys
 import jax, jax.numpy as jnp
@@ -55,18 +57,18 @@ def _run(script: str, *how: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+@needs_glibc
 def test_later_calls_fault_in_no_pages() -> None:
     assert _run(FAULTS, "as_it_is") > 2000
     assert _run(FAULTS, "keep") < 200
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+@needs_glibc
 def test_more_than_two_gibibytes_stay_too() -> None:
     assert _run(LARGE) < 200
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+@needs_glibc
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_no_call_begins_before_the_last_has_freed_its_memory(when: str) -> None:
     assert _run(AHEAD, when) == 0
