@@ -13,6 +13,8 @@ from benchmarks.rounds import Contestant, race
 CONTESTANTS = [
     Contestant("vit_flax", "vit_flax", keep_memory=True),
     Contestant("vit_flax_import_only", "vit_flax"),
+    Contestant("vit_flax_whole", "vit_flax", "whole", keep_memory=True),
+    Contestant("vit_flax_accumulate", "vit_flax", "accumulate", keep_memory=True),
     Contestant("linen", "linen"),
     Contestant("linen+keep", "linen", keep_memory=True),
     Contestant("linen_scan", "linen", "scan"),
@@ -29,7 +31,8 @@ CONTESTANTS = [
     Contestant("matmul_torch+mkl", "matmul", "torch", mkl=True, keep_memory=True),
     Contestant("memory_jax", "memory", keep_memory=True),
 ]
-INFERENCE_ONLY = {"onnxruntime", "openvino"}
+INFERENCE_ONLY = {"vit_flax_whole", "onnxruntime", "openvino"}
+TRAINING_ONLY = {"vit_flax_accumulate"}
 
 
 def run(mode: str, doc: str | None, arguments: Sequence[str] | None = None) -> None:
@@ -51,8 +54,8 @@ def run(mode: str, doc: str | None, arguments: Sequence[str] | None = None) -> N
                 chosen = [c for c in CONTESTANTS if c.name in (options.only or names)]
                 if mode == "train_step" or precision == "bfloat16":
                     chosen = [c for c in chosen if c.name != "onnxruntime"]
-                if mode == "train_step":
-                    chosen = [c for c in chosen if c.name not in INFERENCE_ONLY]
+                absent = INFERENCE_ONLY if mode == "train_step" else TRAINING_ONLY
+                chosen = [c for c in chosen if c.name not in absent]
                 result = race(case, chosen, options.rounds, options.seconds)
                 print(table(result), flush=True)
                 if not options.dry:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent
 # A file imports only from rows above its own; within a row, only from its own folder.
 LAYERS = (
     ("config", "host_memory", "presets"),
-    ("models", "convert", "preprocessing", "reference"),
+    ("microbatches", "models", "convert", "preprocessing", "reference"),
     ("resizing",),
     ("pretrained", "inference"),
     ("train",),

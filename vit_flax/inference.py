@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
 from vit_flax.config import T2TViTConfig, ViTConfig
+from vit_flax.microbatches import in_microbatches, microbatch_size
 from vit_flax.models import VisionTransformer
 from vit_flax.preprocessing.decode import BadImageError
 from vit_flax.preprocessing.evaluation import EvalTransform
@@ -31,7 +32,7 @@ class Predictor:
 
     Images are an array (N, H, W, C) or an iterable of single ones. Floating point ones are what the model reads,
     already normalised; uint8 ones, file contents and paths go through `transform`. Results are NumPy arrays in the
-    images' order.
+    images' order. On one CPU device a batch is computed in parts that stay in its caches (`vit_flax.microbatches`).
 
     Args:
         model: the linen module.
@@ -73,10 +74,13 @@ class Predictor:
         self.params = jax.device_put(_with_kernels_in(params, dtype), everywhere)
         config = model.config
         pooled = self.model.clone(config=config.replace(num_classes=0)) if config.num_classes else self.model
+        size = batch_size
+        if len(devices) == 1 and devices[0].platform == "cpu":
+            size = microbatch_size(config, batch_size, self.model.dtype or jnp.float32)
         self._methods = {
-            "logits": jax.jit(lambda params, images: self.model.apply({"params": params}, images)),
-            "features": jax.jit(lambda params, images: self.model.apply({"params": params}, images, method="features")),
-            "embeddings": jax.jit(lambda params, images: pooled.apply({"params": params}, images)),
+            "logits": _jitted(self.model, size),
+            "features": _jitted(self.model, size, method="features"),
+            "embeddings": _jitted(pooled, size),
         }
 
     def logits(self, images: Any) -> np.ndarray:
@@ -210,6 +214,15 @@ def attention_rollout(model: VisionTransformer, params: Any, images: np.ndarray)
 
 def _name(number: int, image: Image) -> str:
     return str(Path(image)) if isinstance(image, str | os.PathLike) else f"image {number}"
+
+
+def _jitted(model: VisionTransformer, size: int, method: str | None = None) -> Any:
+    """Returns the jitted function of (parameters, images) that applies a method to `size` images after the other."""
+    return jax.jit(
+        lambda params, images: in_microbatches(
+            lambda part: model.apply({"params": params}, part, method=method), images, size
+        )
+    )
 
 
 def _with_kernels_in(params: Any, dtype: DTypeLike | None) -> Any:

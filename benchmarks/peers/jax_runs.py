@@ -26,32 +26,40 @@ def prepare_inference(job: Job, apply: Callable[[Any, Any], Any], params: Any) -
     return Prepared(lambda: compiled(params, images).block_until_ready(), outputs, seconds, _told(compiled))
 
 
-def make_train_step(apply: Callable[[Any, Any], Any]) -> tuple[Any, Callable[..., Any]]:
-    """Returns AdamW and the step, ((params, its state), images, labels) -> (the same after the step, loss)."""
+def make_train_step(apply: Callable[[Any, Any], Any], parts: int = 1) -> tuple[Any, Callable[..., Any]]:
+    """Returns AdamW and the step, ((params, its state), images, labels) -> (the same after the step, loss).
+
+    Gradients are accumulated over so many parts of the batch.
+    """
     import jax
     import jax.numpy as jnp
     import optax
 
+    from vit_flax.train.step import accumulate
+
     optimizer = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
-    def loss_of(params, images, labels):
+    def loss_of(params, images, labels, key=None):
         logits = apply(params, images).astype(jnp.float32)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def step(state, images, labels):
         params, optimizer_state = state
-        loss, grads = jax.value_and_grad(loss_of)(params, images, labels)
+        if parts == 1:
+            loss, grads = jax.value_and_grad(loss_of)(params, images, labels)
+        else:
+            loss, grads = accumulate(loss_of, params, images, labels, jax.random.key(0), parts)
         updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
         return (optax.apply_updates(params, updates), optimizer_state), loss
 
     return optimizer, step
 
 
-def prepare_train_step(job: Job, apply: Callable[[Any, Any], Any], params: Any) -> Prepared:
+def prepare_train_step(job: Job, apply: Callable[[Any, Any], Any], params: Any, parts: int = 1) -> Prepared:
     """Compiles loss, gradients and the AdamW update into one call that takes its state's place."""
     import jax
 
-    optimizer, step = make_train_step(apply)
+    optimizer, step = make_train_step(apply, parts)
     images, labels = jax.device_put(job.images), jax.device_put(job.labels)
     params = jax.device_put(params)
     state = (params, optimizer.init(params))

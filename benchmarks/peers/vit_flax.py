@@ -1,11 +1,21 @@
-"""Ours: jitted linen model, parameters on the device."""
+"""Ours: jitted linen model, parameters on the device.
+
+Variants: "whole": inference of the whole batch at once, not in parts as `vit_flax.Predictor` computes it on a CPU;
+"accumulate": the training step in parts of 8 images, as with `TrainConfig.accumulation`.
+"""
 
 from __future__ import annotations
+
+from functools import partial
 
 from benchmarks.peers import Job, Prepared
 from benchmarks.peers.jax_runs import prepare_inference, prepare_train_step
 
-SETTINGS = "jax.jit; bfloat16: operands in bfloat16, sums in float32, inference with pre-cast kernels"
+SETTINGS = (
+    "jax.jit; inference in parts that fit the caches, as vit_flax.Predictor; bfloat16: operands in bfloat16, sums in "
+    "float32, inference with pre-cast kernels"
+)
+ACCUMULATED = 8  # images of a part of the variant "accumulate"
 
 
 def prepare(job: Job) -> Prepared:
@@ -14,6 +24,7 @@ def prepare(job: Job) -> Prepared:
     import jax.numpy as jnp
 
     import vit_flax
+    from vit_flax.microbatches import in_microbatches, microbatch_size
 
     dtype = jnp.bfloat16 if job.case.precision == "bfloat16" else None
     model, params = vit_flax.load(job.weights, "timm", job.case.config)
@@ -23,9 +34,13 @@ def prepare(job: Job) -> Prepared:
         return model.apply({"params": params}, images)
 
     if job.case.mode == "train_step":
-        return prepare_train_step(job, apply, params)
+        parts = max(1, job.case.batch // ACCUMULATED) if job.variant == "accumulate" else 1
+        return prepare_train_step(job, apply, params, parts)
     if dtype:
         params = jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, params
         )
-    return prepare_inference(job, apply, params)
+    size = job.case.batch
+    if job.variant != "whole" and jax.default_backend() == "cpu":
+        size = microbatch_size(job.case.config, size, dtype or jnp.float32)
+    return prepare_inference(job, lambda params, images: in_microbatches(partial(apply, params), images, size), params)

@@ -100,7 +100,7 @@ def train_step(state: TrainState, batch: Batch, config: TrainConfig) -> tuple[Tr
     if config.accumulation == 1:
         loss, gradients = jax.value_and_grad(loss_of)(state.params, images, labels, drop_key)
     else:
-        loss, gradients = _accumulate(loss_of, state.params, images, labels, drop_key, config.accumulation)
+        loss, gradients = accumulate(loss_of, state.params, images, labels, drop_key, config.accumulation)
     updates, opt_state = make_optimizer(config, state.params).update(gradients, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     step = state.step + 1
@@ -131,8 +131,17 @@ def compute_loss(
     return own * (1 - numbers.distillation_alpha) + distilled * numbers.distillation_alpha
 
 
-def _accumulate(loss_of: Any, params: Any, images: Array, labels: Array, key: Array, parts: int) -> tuple[Array, Any]:
-    """Returns loss and gradients of a batch in parts, one after the other."""
+def accumulate(loss_of: Any, params: Any, images: Array, labels: Array, key: Array, parts: int) -> tuple[Array, Any]:
+    """Returns loss and gradients of a batch in parts, one after the other.
+
+    Args:
+        loss_of: (params, images, labels, key) -> the mean loss.
+        params: what the gradients are of.
+        images: (B, ...).
+        labels: (B, ...).
+        key: of what is random; each part takes its own, folded in from this one.
+        parts: how many; divides B.
+    """
 
     def cut(x: Array) -> Array:
         # every part takes rows from all over the batch, so that each device keeps its own
