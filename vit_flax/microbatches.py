@@ -12,8 +12,10 @@ from jax.typing import DTypeLike
 
 from vit_flax.config import ViTConfig
 
-# of a part's largest activation, the hidden layer; by measurement (`vit_flax_whole` in benchmarks/README.md)
+# By measurement (`vit_flax_whole` in benchmarks/README.md): a part's largest activation, the hidden layer, has so many
+# bytes, or so many tokens where these are more, since products of fewer rows take longer a row.
 CPU_ACTIVATION_BYTES = 10 * 2**20
+CPU_TOKENS = 1600
 
 
 def microbatch_size(config: ViTConfig, batch_size: int, dtype: DTypeLike = jnp.float32) -> int:
@@ -25,7 +27,8 @@ def microbatch_size(config: ViTConfig, batch_size: int, dtype: DTypeLike = jnp.f
         dtype: of the activations that matrix products read.
     """
     tokens = config.num_patches + config.num_prefix_tokens
-    fitting = max(1, CPU_ACTIVATION_BYTES // (tokens * config.mlp_dim * jnp.dtype(dtype).itemsize))
+    hidden = tokens * config.mlp_dim * jnp.dtype(dtype).itemsize
+    fitting = max(1, CPU_ACTIVATION_BYTES // hidden, CPU_TOKENS // tokens)
     size = max(part for part in range(1, min(fitting, batch_size) + 1) if batch_size % part == 0)
     # a batch such as 31 divides into parts too small to be fast
     return size if 3 * size > fitting else batch_size
