@@ -217,7 +217,7 @@ def _name(number: int, image: Image) -> str:
 
 
 def _jitted(model: VisionTransformer, size: int, method: str | None = None) -> Any:
-    """Returns the jitted function of (parameters, images) that applies a method to `size` images after the other."""
+    """Returns the jitted function of (parameters, images) that applies a method to `size` images at a time."""
     return jax.jit(
         lambda params, images: in_microbatches(
             lambda part: model.apply({"params": params}, part, method=method), images, size

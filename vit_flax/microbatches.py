@@ -25,7 +25,12 @@ def microbatch_size(config: ViTConfig, batch_size: int, dtype: DTypeLike = jnp.f
         config: the model's.
         batch_size: images a call gets; what is returned divides it.
         dtype: of the activations that matrix products read.
+
+    Raises:
+        ValueError: the batch is empty.
     """
+    if batch_size < 1:
+        raise ValueError(f"a batch has at least one image, got batch_size {batch_size}")
     tokens = config.num_patches + config.num_prefix_tokens
     hidden = tokens * config.mlp_dim * jnp.dtype(dtype).itemsize
     fitting = max(1, CPU_ACTIVATION_BYTES // hidden, CPU_TOKENS // tokens)
@@ -35,14 +40,19 @@ def microbatch_size(config: ViTConfig, batch_size: int, dtype: DTypeLike = jnp.f
 
 
 def in_microbatches(compute: Callable[[Any], Any], images: Any, size: int) -> Any:
-    """Computes `compute(images)` for `size` images after the other, as one loop of a jitted function.
+    """Computes `compute(images)` for `size` images at a time, as one loop of a jitted function.
 
     Args:
         compute: maps images (N, ...) to arrays whose first axis is N, each row from its own image alone.
         images: an array, or a tree of arrays, of a multiple of `size` images.
         size: images computed together, as from `microbatch_size`.
+
+    Raises:
+        ValueError: `size` does not divide the images.
     """
     count = len(jax.tree.leaves(images)[0])
+    if size < 1 or count % size:
+        raise ValueError(f"{count} images do not divide into parts of {size}; take a divisor, as from microbatch_size")
     if count == size:
         return compute(images)
     parts = jax.tree.map(lambda x: x.reshape(count // size, size, *x.shape[1:]), images)

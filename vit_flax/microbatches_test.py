@@ -47,6 +47,14 @@ def test_parts_are_computed_in_their_order() -> None:
         np.testing.assert_array_equal(result["count"], size)
 
 
+def test_what_does_not_divide_is_refused() -> None:
+    for size in (0, 4):
+        with pytest.raises(ValueError, match=f"6 images do not divide into parts of {size}"):
+            in_microbatches(lambda x: x, jnp.zeros((6, 2)), size)
+    with pytest.raises(ValueError, match="got batch_size 0"):
+        microbatch_size(BASE, 0)
+
+
 @pytest.mark.parametrize(("images", "loops"), [(2, True), (6, False)])
 def test_the_predictor_computes_in_parts_what_the_model_does(
     images: int, loops: bool, monkeypatch: pytest.MonkeyPatch

@@ -35,8 +35,6 @@ def make_train_step(apply: Callable[[Any, Any], Any], parts: int = 1) -> tuple[A
     import jax.numpy as jnp
     import optax
 
-    from vit_flax.train.step import accumulate
-
     optimizer = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
     def loss_of(params, images, labels, key=None):
@@ -48,6 +46,8 @@ def make_train_step(apply: Callable[[Any, Any], Any], parts: int = 1) -> tuple[A
         if parts == 1:
             loss, grads = jax.value_and_grad(loss_of)(params, images, labels)
         else:
+            from vit_flax.train.step import accumulate
+
             loss, grads = accumulate(loss_of, params, images, labels, jax.random.key(0), parts)
         updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
         return (optax.apply_updates(params, updates), optimizer_state), loss
