@@ -199,3 +199,27 @@ def test_the_tpu_kernel_compiles_for_a_tpu(dtype: Any, width: int) -> None:
     with attention_backend("splash"):
         text = jax.jit(jax.grad(loss)).lower(params, images).compile().as_text() or ""
     assert text.count('custom_call_target="tpu_custom_call"') == 2  # forward and backward
+
+
+def test_bfloat16_gradients_are_as_near_to_float32_as_the_plain_form() -> None:
+    rng = np.random.default_rng(0)
+    wide = [jnp.asarray(rng.standard_normal((2, 3, 17, 8)), jnp.float32) for _ in range(4)]
+
+    def gradients(backend: str, dtype: Any) -> Any:
+        *heads, g = (x.astype(dtype) for x in wide)
+
+        def loss(q: Any, k: Any, v: Any) -> Any:
+            return (dot_product_attention(q, k, v, 8**-0.5, None) * g).sum()
+
+        with attention_backend(backend):
+            return jax.jit(jax.grad(loss, (0, 1, 2)))(*heads)
+
+    exact, plain, ours = (
+        gradients("plain", jnp.float32),
+        gradients("plain", jnp.bfloat16),
+        gradients("xla", jnp.bfloat16),
+    )
+    for name, right, theirs, own in zip("qkv", exact, plain, ours, strict=True):
+        assert own.dtype == jnp.bfloat16
+        error, allowed = (float(jnp.linalg.norm(x.astype(jnp.float32) - right)) for x in (own, theirs))
+        assert error < 1.5 * allowed, name
