@@ -52,7 +52,7 @@ def run(mode: str, doc: str | None, arguments: Sequence[str] | None = None) -> N
             for precision in options.precisions:
                 case = Case(model, batch, precision, mode)
                 chosen = [c for c in CONTESTANTS if c.name in (options.only or names)]
-                if mode == "train_step" or precision == "bfloat16":
+                if precision == "bfloat16":
                     chosen = [c for c in chosen if c.name != "onnxruntime"]
                 absent = INFERENCE_ONLY if mode == "train_step" else TRAINING_ONLY
                 chosen = [c for c in chosen if c.name not in absent]

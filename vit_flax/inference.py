@@ -74,9 +74,7 @@ class Predictor:
         self.params = jax.device_put(_with_kernels_in(params, dtype), everywhere)
         config = model.config
         pooled = self.model.clone(config=config.replace(num_classes=0)) if config.num_classes else self.model
-        size = batch_size
-        if len(devices) == 1 and devices[0].platform == "cpu":
-            size = microbatch_size(config, batch_size, self.model.dtype or jnp.float32)
+        size = microbatch_size(config, batch_size, self.model.dtype, devices)
         self._methods = {
             "logits": _jitted(self.model, size),
             "features": _jitted(self.model, size, method="features"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,21 +18,29 @@ CPU_ACTIVATION_BYTES = 10 * 2**20
 CPU_TOKENS = 1600
 
 
-def microbatch_size(config: ViTConfig, batch_size: int, dtype: DTypeLike = jnp.float32) -> int:
-    """Returns how many images of a batch a CPU computes together; `batch_size` itself where parts are no gain.
+def microbatch_size(
+    config: ViTConfig, batch_size: int, dtype: DTypeLike | None = None, devices: Sequence[Any] | None = None
+) -> int:
+    """Returns how many images of a batch to compute together; `batch_size` itself where parts are no gain.
+
+    They are a gain on one CPU device alone.
 
     Args:
         config: the model's.
         batch_size: images a call gets; what is returned divides it.
-        dtype: of the activations that matrix products read.
+        dtype: of the activations that matrix products read; None: float32.
+        devices: that share the batch; None: JAX's default device.
 
     Raises:
         ValueError: the batch is empty.
     """
     if batch_size < 1:
         raise ValueError(f"a batch has at least one image, got batch_size {batch_size}")
+    devices = devices or jax.devices()[:1]
+    if len(devices) > 1 or devices[0].platform != "cpu":
+        return batch_size
     tokens = config.num_patches + config.num_prefix_tokens
-    hidden = tokens * config.mlp_dim * jnp.dtype(dtype).itemsize
+    hidden = tokens * config.mlp_dim * jnp.dtype(dtype or jnp.float32).itemsize
     fitting = max(1, CPU_ACTIVATION_BYTES // hidden, CPU_TOKENS // tokens)
     size = max(part for part in range(1, min(fitting, batch_size) + 1) if batch_size % part == 0)
     # a batch such as 31 divides into parts too small to be fast

@@ -1,3 +1,4 @@
+import types
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from vit_flax.inference import Predictor
 from vit_flax.microbatches import in_microbatches, microbatch_size
 from vit_flax.models import build_model
 
+CPU = jax.devices("cpu")[:1]
 BASE = ViTConfig()
 SMALL = ViTConfig(embed_dim=384, num_heads=6)
 TINY = ViTConfig(image_size=(8, 8), patch_size=(4, 4), embed_dim=8, depth=1, num_heads=2, num_classes=3)
@@ -22,18 +24,24 @@ def test_a_part_divides_the_batch_and_fits(config: ViTConfig, dtype: Any) -> Non
     tokens = config.num_patches + config.num_prefix_tokens
     image = tokens * config.mlp_dim * jnp.dtype(dtype).itemsize
     for batch in (1, 2, 4, 8, 12, 48, 64, 256):
-        size = microbatch_size(config, batch, dtype)
+        size = microbatch_size(config, batch, dtype, CPU)
         assert batch % size == 0
         fits = size * image <= microbatches.CPU_ACTIVATION_BYTES or size * tokens <= microbatches.CPU_TOKENS
         assert size in (1, batch) or fits
 
 
 def test_how_many_images_fit() -> None:
-    assert [microbatch_size(BASE, batch) for batch in (1, 8, 32, 64)] == [1, 8, 8, 8]
-    assert [microbatch_size(SMALL, batch) for batch in (1, 8, 32, 36)] == [1, 8, 8, 6]
-    assert microbatch_size(SMALL, 32, jnp.bfloat16) == 16
-    assert microbatch_size(TINY, 4096) == 4096
-    assert microbatch_size(SMALL, 31) == 31  # one by one would be slower than all at once
+    assert [microbatch_size(BASE, batch, devices=CPU) for batch in (1, 8, 32, 64)] == [1, 8, 8, 8]
+    assert [microbatch_size(SMALL, batch, devices=CPU) for batch in (1, 8, 32, 36)] == [1, 8, 8, 6]
+    assert microbatch_size(SMALL, 32, jnp.bfloat16, CPU) == 16
+    assert microbatch_size(TINY, 4096, devices=CPU) == 4096
+    assert microbatch_size(SMALL, 31, devices=CPU) == 31  # one by one would be slower than all at once
+
+
+def test_only_one_cpu_device_computes_in_parts() -> None:
+    accelerator = types.SimpleNamespace(platform="tpu")
+    assert microbatch_size(BASE, 64, devices=[accelerator]) == 64
+    assert microbatch_size(BASE, 64, devices=CPU * 2) == 64
 
 
 def test_parts_are_computed_in_their_order() -> None:

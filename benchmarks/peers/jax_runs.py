@@ -35,20 +35,17 @@ def make_train_step(apply: Callable[[Any, Any], Any], parts: int = 1) -> tuple[A
     import jax.numpy as jnp
     import optax
 
+    from vit_flax.train.step import accumulate
+
     optimizer = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
-    def loss_of(params, images, labels, key=None):
+    def loss_of(params, images, labels, _key):
         logits = apply(params, images).astype(jnp.float32)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def step(state, images, labels):
         params, optimizer_state = state
-        if parts == 1:
-            loss, grads = jax.value_and_grad(loss_of)(params, images, labels)
-        else:
-            from vit_flax.train.step import accumulate
-
-            loss, grads = accumulate(loss_of, params, images, labels, jax.random.key(0), parts)
+        loss, grads = accumulate(loss_of, params, images, labels, jax.random.key(0), parts)
         updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
         return (optax.apply_updates(params, updates), optimizer_state), loss
 

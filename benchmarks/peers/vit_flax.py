@@ -40,7 +40,6 @@ def prepare(job: Job) -> Prepared:
         params = jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, params
         )
-    size = job.case.batch
-    if job.variant != "whole" and jax.default_backend() == "cpu":
-        size = microbatch_size(job.case.config, size, dtype or jnp.float32)
+    batch = job.case.batch
+    size = batch if job.variant == "whole" else microbatch_size(job.case.config, batch, dtype)
     return prepare_inference(job, lambda params, images: in_microbatches(partial(apply, params), images, size), params)

@@ -97,10 +97,7 @@ def train_step(state: TrainState, batch: Batch, config: TrainConfig) -> tuple[Tr
         params = jax.tree.map(lambda p, is_trained: p if is_trained else lax.stop_gradient(p), params, trained)
         return compute_loss(params, state.teacher, images, labels, key, config)
 
-    if config.accumulation == 1:
-        loss, gradients = jax.value_and_grad(loss_of)(state.params, images, labels, drop_key)
-    else:
-        loss, gradients = accumulate(loss_of, state.params, images, labels, drop_key, config.accumulation)
+    loss, gradients = accumulate(loss_of, state.params, images, labels, drop_key, config.accumulation)
     updates, opt_state = make_optimizer(config, state.params).update(gradients, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     step = state.step + 1
@@ -139,9 +136,11 @@ def accumulate(loss_of: Any, params: Any, images: Array, labels: Array, key: Arr
         params: what the gradients are of.
         images: (B, ...).
         labels: (B, ...).
-        key: of what is random; each part takes its own, folded in from this one.
+        key: of what is random; each of several parts takes its own, folded in from this one.
         parts: how many; divides B.
     """
+    if parts == 1:
+        return jax.value_and_grad(loss_of)(params, images, labels, key)
 
     def cut(x: Array) -> Array:
         # every part takes rows from all over the batch, so that each device keeps its own
