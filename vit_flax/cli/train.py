@@ -11,6 +11,8 @@ import logging
 import os
 import sys
 import traceback
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from vit_flax.cli.options import assignment
@@ -64,7 +66,7 @@ def build_config(recipe: str, changes: dict[str, Any], out: str | None) -> Any:
         ValueError: no such recipe or key (the nearest is suggested), or a parameter of the recipe is missing.
     """
     from vit_flax.recipes import get_recipe
-    from vit_flax.train.config import TrainConfig, config_from_json
+    from vit_flax.train.config import config_from_json
 
     if recipe.endswith(".json"):
         with open(recipe, encoding="utf-8") as file:
@@ -73,16 +75,41 @@ def build_config(recipe: str, changes: dict[str, Any], out: str | None) -> Any:
         function = get_recipe(recipe)
         parameters = inspect.signature(function).parameters
         own = {name: changes[name] for name in changes if name in parameters}
-        for name in changes.keys() - own.keys() - {field.name for field in dataclasses.fields(TrainConfig)}:
-            if near := difflib.get_close_matches(name, parameters, n=1):
-                raise ValueError(f"recipe {recipe} has no parameter {name!r}; did you mean {near[0]!r}?")
+        for name in changes.keys() - own.keys():
+            _check_name(recipe, name, parameters)
         missing = [name for name, p in parameters.items() if p.default is p.empty and name not in own]
         if missing:
             raise ValueError(f"recipe {recipe} needs {' '.join(f'--set {name}=...' for name in missing)}")
         config = function(**own)
         changes = {name: value for name, value in changes.items() if name not in own}
     name = os.path.basename(recipe).removesuffix(".json")
-    return config.replace({"out": config.out or os.path.join("runs", name), **changes, **({"out": out} if out else {})})
+    out = out or changes.get("out") or config.out or os.path.join("runs", name)
+    return config.replace({**changes, "out": out})
+
+
+def _check_name(recipe: str, name: str, parameters: Mapping[str, Any]) -> None:
+    """Raises ValueError for a name that is neither a recipe's parameter nor the path of a field of its config."""
+    from vit_flax.train.config import TrainConfig
+    from vit_flax.train.fields import dotted_paths, suggest
+
+    head, dot, _ = name.partition(".")
+    if name in dotted_paths(TrainConfig) or (dot and head in ("model", "teacher_model")):  # of any family of models
+        return
+    said = f"recipe {recipe} has no {'field' if dot else 'parameter'} {name!r}"
+    near = suggest(TrainConfig, name)
+    if (
+        near == ["model.num_classes"]
+        and "folder" in parameters
+        and parameters["folder"].default is inspect.Parameter.empty
+    ):
+        raise ValueError(f"{said}; the classes come from the folder")
+    like = difflib.get_close_matches(name, parameters, n=1, cutoff=0.7)
+    if like and not (near and near[0].split(".")[-1] == name):
+        near = like
+    if near:
+        raise ValueError(f"{said}; did you mean {' or '.join(map(repr, near))}?")
+    names = [*parameters, *(field.name for field in dataclasses.fields(TrainConfig))]
+    raise ValueError(f"{said}; there are {', '.join(dict.fromkeys(names))}")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -127,6 +154,8 @@ def _keep_to_one_line() -> None:
     if os.environ.get("VIT_FLAX_DEBUG"):
         return
     sys.unraisablehook = _of_a_callback
+    # nor were the coroutines begun that Orbax had made for the writes behind the one that failed
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     logging.getLogger("asyncio").addFilter(lambda record: not _is_of_orbax(record))
 
 
@@ -137,6 +166,10 @@ def _of_a_callback(left: Any) -> None:
 
 
 def _is_of_orbax(record: logging.LogRecord) -> bool:
-    trace = record.exc_info[2] if record.exc_info else None
-    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
-    return any(f"{os.sep}orbax{os.sep}" in file for file in files)
+    if not record.exc_info:
+        return False
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(record.exc_info[2])]
+    # of several writes that fail at once Orbax awaits the first; TensorStore, in C++, tells the futures of the others
+    # as well, and what it tells has no frame but asyncio's
+    in_cpp = all(f"{os.sep}asyncio{os.sep}" in file for file in files)
+    return in_cpp or any(f"{os.sep}orbax{os.sep}" in file for file in files)

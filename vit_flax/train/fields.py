@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from vit_flax.config import ViTConfig, config_from_dict
+from vit_flax.train.spellings import ELSEWHERE
 
 T = TypeVar("T")
 
@@ -37,16 +38,39 @@ def check_names(config_class: type, names: Mapping[str, Any], prefix: str = "") 
     fields = [field.name for field in dataclasses.fields(config_class)]
     for name in names:
         if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=1) or _below(config_class, str(name))
-            hint = f"did you mean {prefix + near[0]!r}?" if near else f"fields: {', '.join(fields)}"
+            near = suggest(config_class, str(name))
+            quoted = " or ".join(repr(prefix + path) for path in near)
+            hint = f"did you mean {quoted}?" if near else f"fields: {', '.join(fields)}"
             raise ValueError(f"{config_class.__name__} has no field {prefix + str(name)!r}; {hint}")
 
 
-def _below(config_class: type, name: str) -> list[str]:
-    """Returns the dotted name of a nested config's field that is near a name, if one is."""
+def suggest(config_class: type, name: str) -> list[str]:
+    """Returns the dotted paths that a name which is no field may stand for: the word itself first, then one like it."""
+    paths = dotted_paths(config_class)
+    last = name.split(".")[-1]
+    if (path := ELSEWHERE.get(last)) in paths:
+        return [path]
+    if same := [path for path in paths if path.split(".")[-1] == name]:
+        return same
+    fields = [field.name for field in dataclasses.fields(config_class)]
+    if "." not in name and (near := difflib.get_close_matches(name, fields, n=1)):
+        return near
+    if near := difflib.get_close_matches(name, paths, n=1, cutoff=0.8):
+        return near
+    ends = {path.split(".")[-1]: path for path in reversed(paths)}
+    return [ends[near] for near in difflib.get_close_matches(last, ends, n=1, cutoff=0.8)]
+
+
+def dotted_paths(config_class: type, prefix: str = "") -> list[str]:
+    """Returns the paths of every field, of nested configs and of the model as well, as `replace_dotted` takes them."""
     nested = getattr(config_class, "NESTED", {})
-    dotted = {f.name: f"{part}.{f.name}" for part, inner in nested.items() for f in dataclasses.fields(inner)}
-    return [dotted[near] for near in difflib.get_close_matches(name, dotted, n=1, cutoff=0.8)]
+    paths = []
+    for field in dataclasses.fields(config_class):
+        inner = ViTConfig if field.name == "model" else nested.get(field.name)
+        paths.append(prefix + field.name)
+        if inner is not None:
+            paths += dotted_paths(inner, f"{prefix}{field.name}.")
+    return paths
 
 
 def replace_dotted(config: T, changes: Mapping[str, Any], prefix: str = "") -> T:
