@@ -11,7 +11,7 @@ from sklearn.datasets import load_sample_image
 
 from parity_tests.peers import import_timm, import_torchvision
 from vit_flax.preprocessing.augment_ops import AUTO_AUGMENT, OPERATIONS, RAND_AUGMENT, Geometry, apply_operation
-from vit_flax.preprocessing.evaluation import EvalTransform
+from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.presets import PRESETS
 from vit_flax.train.data.augment import draw_crop, resize_crop
 
@@ -45,7 +45,7 @@ def _torchvision(size: tuple[int, int], **fields: Any) -> Any:
 @pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_evaluation_is_torchvisions(crop_pct: float, interpolation: str) -> None:
-    ours = EvalTransform(image_size=(224, 224), mean=MEAN, std=STD, crop_pct=crop_pct, interpolation=interpolation)
+    ours = Preprocessing(image_size=(224, 224), mean=MEAN, std=STD, crop_pct=crop_pct, interpolation=interpolation)
     theirs = _torchvision((224, 224), crop_pct=crop_pct, interpolation=interpolation)
     for photo in _shapes():
         expected = theirs(Image.fromarray(photo)).numpy().transpose(1, 2, 0)
@@ -53,10 +53,10 @@ def test_evaluation_is_torchvisions(crop_pct: float, interpolation: str) -> None
 
 
 @pytest.mark.parametrize("size", [(224, 224), (160, 96), (37, 53)])
-@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("crop_pct", [0.9, 1.0])
 def test_evaluation_is_timms(size: tuple[int, int], crop_mode: str, crop_pct: float) -> None:
-    ours = EvalTransform(image_size=size, mean=MEAN, std=STD, crop_pct=crop_pct, crop_mode=crop_mode)
+    ours = Preprocessing(image_size=size, mean=MEAN, std=STD, crop_pct=crop_pct, crop_mode=crop_mode)
     theirs: Any = create_transform(
         (3, *size), interpolation="bicubic", mean=MEAN, std=STD, crop_pct=crop_pct, crop_mode=crop_mode
     )
@@ -68,7 +68,7 @@ def test_evaluation_is_timms(size: tuple[int, int], crop_mode: str, crop_pct: fl
 def test_every_preset_has_a_transform() -> None:
     for preset in PRESETS.values():
         if preset.config.in_chans in (1, 3):
-            assert EvalTransform.from_preset(preset).image_size == preset.config.image_size
+            assert Preprocessing.from_preset(preset).image_size == preset.config.image_size
 
 
 def test_a_crop_resized_is_torchvisions() -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent
 LAYERS = (
     ("config", "host_memory", "presets"),
     ("microbatches", "models", "convert", "preprocessing", "reference"),
-    ("resizing",),
+    ("resizing", "preparing"),
     ("pretrained", "inference"),
     ("train",),
     ("parity", "plan", "recipes"),

@@ -20,7 +20,7 @@ from vit_flax.config import T2TViTConfig, ViTConfig
 from vit_flax.microbatches import in_microbatches, microbatch_size
 from vit_flax.models import VisionTransformer
 from vit_flax.preprocessing.decode import BadImageError
-from vit_flax.preprocessing.evaluation import EvalTransform
+from vit_flax.preprocessing.evaluation import Preprocessing
 
 Image = np.ndarray | jax.Array | bytes | str | os.PathLike[str]
 AHEAD = 2  # batches decoded, and batches computed, beyond the one that is waited for
@@ -54,7 +54,7 @@ class Predictor:
         params: Any,
         batch_size: int = 64,
         dtype: DTypeLike | None = None,
-        transform: EvalTransform | None = None,
+        transform: Preprocessing | None = None,
         threads: int | None = None,
         devices: Sequence[Any] | None = None,
     ) -> None:

@@ -11,7 +11,7 @@ from vit_flax.config import ViTConfig
 from vit_flax.inference import Predictor, attention_rollout
 from vit_flax.models import VisionTransformer, build_model
 from vit_flax.preprocessing.decode import BadImageError
-from vit_flax.preprocessing.evaluation import EvalTransform
+from vit_flax.preprocessing.evaluation import Preprocessing
 
 CONFIG = ViTConfig(image_size=(16, 24), patch_size=(8, 8), embed_dim=16, depth=1, num_heads=2, num_classes=5)
 
@@ -57,7 +57,7 @@ def test_kernels_kept_in_bfloat16_change_nothing(model: tuple[VisionTransformer,
 
 
 def test_files_and_bytes_are_transformed_in_their_order(model: tuple[VisionTransformer, Any], tmp_path: Path) -> None:
-    transform = EvalTransform(image_size=(16, 24), crop_pct=0.9)
+    transform = Preprocessing(image_size=(16, 24), crop_pct=0.9)
     rng = np.random.default_rng(1)
     arrays = [rng.integers(0, 256, (20 + n, 30 - n, 3), np.uint8) for n in range(7)]
     paths = [tmp_path / f"{n}.png" for n in range(7)]
@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_refused(model: tuple[VisionTransformer, Any]) -> N
         with pytest.raises(ValueError, match=said):
             predictor.logits(images)
     with pytest.raises(ValueError, match=r"the transform gives images of \(8, 8, 3\)"):
-        Predictor(*model, transform=EvalTransform(image_size=(8, 8)))
+        Predictor(*model, transform=Preprocessing(image_size=(8, 8)))
     with pytest.raises(ValueError, match="batch_size 0"):
         Predictor(*model, batch_size=0)
 

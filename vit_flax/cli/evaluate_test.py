@@ -13,7 +13,7 @@ from PIL import Image
 from vit_flax.cli.main import main
 from vit_flax.config import ViTConfig
 from vit_flax.models import build_model
-from vit_flax.preprocessing.evaluation import EvalTransform
+from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.pretrained import save
 
 CONFIG = ViTConfig(image_size=(8, 8), patch_size=(4, 4), in_chans=1, embed_dim=16, depth=1, num_heads=2, num_classes=10)
@@ -34,7 +34,7 @@ def checkpoint(params: Any, tmp_path: Path) -> str:
 
 
 def _logits(params: Any, images: np.ndarray, **fields: Any) -> np.ndarray:
-    transform = EvalTransform(image_size=(8, 8), **{"mean": (0.5,), "std": (0.5,), **fields})
+    transform = Preprocessing(image_size=(8, 8), **{"mean": (0.5,), "std": (0.5,), **fields})
     prepared = np.stack([transform(image) for image in images])
     return np.asarray(MODEL.apply({"params": params}, prepared))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_flax.cli.options import add_checkpoint_options
-from vit_flax.preprocessing.evaluation import CROP_MODES, INTERPOLATIONS, PREPROCESSING_FILE, EvalTransform
+from vit_flax.preprocessing.evaluation import CROP_MODES, INTERPOLATIONS, PREPROCESSING_FILE, Preprocessing
 
 if TYPE_CHECKING:
     from vit_flax.inference import Predictor
@@ -47,7 +47,7 @@ class Loaded:
     """A model ready to run."""
 
     predictor: Predictor
-    transform: EvalTransform
+    transform: Preprocessing
     origin: str  # what told how images are prepared
     class_names: tuple[str, ...] | None
 
@@ -82,7 +82,7 @@ def load_model(options: argparse.Namespace) -> Loaded:
             fields[name] = tuple(fields[name]) * channels
         if len(fields[name]) != channels:
             raise ValueError(f"{name} has {len(fields[name])} numbers, the model's images have {channels} channels")
-    transform = EvalTransform(image_size=model.config.image_size, **fields)
+    transform = Preprocessing(image_size=model.config.image_size, **fields)
     dtype = jnp.bfloat16 if options.dtype == "bfloat16" else None
     predictor = Predictor(model, params, options.batch_size, dtype, transform)
     return Loaded(predictor, transform, origin, _class_names(beside, checkpoint.config or {}))

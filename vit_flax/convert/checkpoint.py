@@ -6,6 +6,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -35,6 +36,8 @@ class Checkpoint:
     source: str = "memory"  # what messages call it
     config: Mapping[str, Any] | None = None  # as found: ours, Hugging Face's or timm's
     skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)  # what is no tensor, and what it is instead
+    preprocessing: Mapping[str, Any] | None = None  # how images are prepared, where the weights carry it
+    path: Path | None = None  # of the file, or of the index of several: other files may lie beside it
 
     def read(self, name: str) -> np.ndarray:
         """Returns one tensor as a NumPy array.

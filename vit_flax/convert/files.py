@@ -6,6 +6,7 @@ Tensors are read one at a time, so that loading a model needs little more memory
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import secrets
@@ -44,7 +45,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             checkpoint = read_shards(path, _read_file)
         else:
             checkpoint = _read_file(path)
-        return with_config(checkpoint, path.parent)
+        return dataclasses.replace(with_config(checkpoint, path.parent), path=path)
     except (OSError, ValueError) as error:
         if isinstance(error, ConversionError):
             raise
@@ -75,7 +76,6 @@ def _read_zip(path: Path) -> Checkpoint:
 
 Writer = Callable[[str, Mapping[str, np.ndarray], Mapping[str, Any]], None]
 _WRITERS: dict[str, Writer] = {
-    ".safetensors": write_safetensors,
     ".npz": write_npz,
     ".pth": write_torch,
     ".pt": write_torch,
@@ -88,37 +88,66 @@ def write_checkpoint(
     tensors: Mapping[str, np.ndarray],
     config: Mapping[str, Any],
     config_file: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Mapping[str, Any]] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes tensors to `path`: a .safetensors, .npz, .pth, .pt or .bin file, or (no suffix) a folder.
 
     What is written appears whole or not at all. The config goes into the safetensors file's metadata; a folder
-    gets a config.json besides, which holds `config_file` where that is given (another library's config).
+    gets a config.json besides, which holds `config_file` where that is given (another library's config), and the JSON
+    files of `beside` by their names. What tells how images are prepared, `preprocessing`, goes into a safetensors
+    file's metadata as well, and beside a file of another kind as NAME.preprocessing.json.
 
     Raises:
         ConversionError: the suffix is unknown, or the file cannot be written.
     """
     path = Path(path)
-    if path.suffix and path.suffix not in _WRITERS:
-        raise ConversionError(f"{path}: unknown suffix; use {', '.join(_WRITERS)}, or none for a folder")
+    if path.suffix and path.suffix not in (".safetensors", *_WRITERS):
+        suffixes = ", ".join((".safetensors", *_WRITERS))
+        raise ConversionError(f"{path}: unknown suffix; use {suffixes}, or none for a folder")
     try:
         if path.suffix:
             with _appearing_whole(path) as temporary:
-                _WRITERS[path.suffix](temporary, tensors, config)
+                if path.suffix == ".safetensors":
+                    write_safetensors(temporary, tensors, config, preprocessing)
+                else:
+                    _WRITERS[path.suffix](temporary, tensors, config)
+            _write_json(preprocessing_beside(path), None if path.suffix == ".safetensors" else preprocessing)
         else:
-            _write_folder(path, tensors, config, config if config_file is None else config_file)
+            files = {"config.json": config if config_file is None else config_file, **(beside or {})}
+            _write_folder(path, tensors, config, files)
     except OSError as error:
         raise ConversionError(f"{path}: cannot be written: {one_line(error)}") from error
 
 
+def preprocessing_beside(path: Path) -> Path:
+    """Returns the file that tells how images are prepared for one weights file that cannot carry it."""
+    return path.with_name(f"{path.stem}.preprocessing.json")
+
+
+def _write_json(path: Path, values: Mapping[str, Any] | None) -> None:
+    """Writes a JSON file; without values, removes one that belonged to what was there before."""
+    if values is None:
+        path.unlink(missing_ok=True)
+        return
+    with _appearing_whole(path) as text:
+        Path(text).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+
+
 def _write_folder(
-    path: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], config_file: Mapping[str, Any]
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, Any]],
 ) -> None:
     created = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
     try:
-        with _appearing_whole(path / WEIGHT_NAMES[0]) as weights, _appearing_whole(path / "config.json") as text:
+        with _appearing_whole(path / WEIGHT_NAMES[0]) as weights, contextlib.ExitStack() as texts:
             write_safetensors(weights, tensors, config)
-            Path(text).write_text(json.dumps(config_file, indent=2) + "\n", "utf-8")
+            for name, values in files.items():
+                text = texts.enter_context(_appearing_whole(path / name))
+                Path(text).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
     except BaseException:
         if created:
             with contextlib.suppress(OSError):

@@ -24,6 +24,14 @@ WEIGHT_NAMES = (
 )
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
 HUB = "hf://"
+# What may lie beside weights and tell of their images and classes.
+IMAGE_FILES = (
+    "preprocessing.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "open_clip_config.json",
+)
 _MAX_JSON = 16 << 20
 _MAX_SHARDS = 1000
 _PATIENCE_SECONDS = 10.0
@@ -163,7 +171,8 @@ def download(address: str) -> Path:
             continue
         for shard in _shard_names(path) if name.endswith(".index.json") else []:
             fetch(shard)  # those that are missing are named when the index is read
-        fetch("config.json")
+        for beside in ("config.json", *IMAGE_FILES):
+            fetch(beside)
         return path
     if there is None:
         raise ConversionError(f"{address}: is not in the local cache, and the hub cannot be reached")

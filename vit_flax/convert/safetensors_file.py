@@ -16,6 +16,7 @@ from vit_flax.convert.checkpoint import Checkpoint, check_listing, check_names, 
 from vit_flax.convert.rules import ConversionError
 
 CONFIG_KEY = "vit_flax_config"  # where our own files keep the config, in the metadata
+PREPROCESSING_KEY = "vit_flax_preprocessing"  # and how images are prepared
 _MAX_HEADER = 8 << 20  # a header of 10,000 tensors has about one megabyte
 
 _DTYPES = {
@@ -58,7 +59,8 @@ def read_safetensors(path: Path) -> Checkpoint:
 
     shapes = {name: shape for name, (_, shape, _, _) in entries.items()}
     check_listing(str(path), shapes)
-    return Checkpoint(shapes, read, str(path), _stored_config(path, metadata))
+    config, preprocessing = (_stored(path, metadata, key) for key in (CONFIG_KEY, PREPROCESSING_KEY))
+    return Checkpoint(shapes, read, str(path), config, preprocessing=preprocessing)
 
 
 def _broken(path: Path, why: Any) -> ConversionError:
@@ -116,24 +118,30 @@ def _check_places(path: Path, entries: Mapping[str, tuple[Any, tuple[int, ...], 
         raise _broken(path, f"its tensors have {reached} bytes, the file has room for {size}")
 
 
-def _stored_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    if CONFIG_KEY not in metadata:
+def _stored(path: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any] | None:
+    if key not in metadata:
         return None
     try:
-        config = json.loads(metadata[CONFIG_KEY])
+        value = json.loads(metadata[key])
     except (ValueError, RecursionError) as error:
-        raise ConversionError(f"{path}: its metadata {CONFIG_KEY!r} is no JSON: {one_line(error)}") from error
-    if not isinstance(config, dict):
-        raise ConversionError(f"{path}: its metadata {CONFIG_KEY!r} is no JSON object")
-    return config
+        raise ConversionError(f"{path}: its metadata {key!r} is no JSON: {one_line(error)}") from error
+    if not isinstance(value, dict):
+        raise ConversionError(f"{path}: its metadata {key!r} is no JSON object")
+    return value
 
 
-def write_safetensors(path: str, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
-    """Writes the tensors, with the config in the metadata."""
+def write_safetensors(
+    path: str,
+    tensors: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    preprocessing: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the tensors, with the config, and how images are prepared, in the metadata."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     try:
-        save_file(dict(tensors), path, {"format": "pt", CONFIG_KEY: json.dumps(config)})
+        stored = {PREPROCESSING_KEY: json.dumps(preprocessing)} if preprocessing else {}
+        save_file(dict(tensors), path, {"format": "pt", CONFIG_KEY: json.dumps(config), **stored})
     except SafetensorError as error:
         raise OSError(one_line(error)) from error

@@ -11,9 +11,10 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-# Modes that Pillow turns into 8-bit grey or colour without a choice of ours. Transparency is dropped, not blended, and
-# EXIF orientation is not applied: both as torchvision's and timm's loaders do.
+# Modes that Pillow turns into 8-bit grey or colour without a choice of ours. Transparency is dropped, not blended, as
+# torchvision's, timm's and transformers' loaders do.
 CONVERTED = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 TARGETS = {1: "L", 3: "RGB"}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 
@@ -35,31 +36,52 @@ def import_pillow() -> Any:
     return Image
 
 
-def decode_image(data: bytes | str | os.PathLike[str], channels: int = 3) -> np.ndarray:
+def decode_image(
+    data: bytes | str | os.PathLike[str],
+    channels: int = 3,
+    exif: bool = False,
+    pixel_range: tuple[float, float] | None = None,
+) -> np.ndarray:
     """Returns the first frame of an image file as (height, width, channels) uint8.
 
     Args:
         data: the file's contents, or its path.
         channels: 1 (grey) or 3 (red, green, blue).
+        exif: turn it as its EXIF orientation says, which transformers does and torchvision and timm do not.
+        pixel_range: what is black and what is white where pixels have more than 8 bits; those beyond are clipped.
 
     Raises:
         BadImageError: it is not a whole image, or of a mode that has no one meaning in 8 bits: 16-bit and floating
-            point pixels, whose range nobody states.
+            point pixels without a `pixel_range`.
     """
-    return to_array(open_image(data, channels))
+    return to_array(open_image(data, channels, exif, pixel_range))
 
 
-def open_image(data: bytes | str | os.PathLike[str], channels: int = 3) -> Image.Image:
-    """Returns the decoded Pillow image in mode L or RGB; errors are those of `decode_image`."""
+def open_image(
+    data: bytes | str | os.PathLike[str],
+    channels: int = 3,
+    exif: bool = False,
+    pixel_range: tuple[float, float] | None = None,
+) -> Image.Image:
+    """Returns the decoded Pillow image in mode L or RGB; arguments and errors are those of `decode_image`."""
     image_module = import_pillow()
     if channels not in TARGETS:
         raise ValueError(f"images are read with 1 or 3 channels, got channels={channels}")
     try:
         with image_module.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            if image.mode not in CONVERTED:
+            if exif:
+                from PIL import ImageOps
+
+                image = ImageOps.exif_transpose(image)
+            if image.mode in WIDE and pixel_range is not None:
+                image = _narrowed(image, pixel_range)
+            elif image.mode in WIDE:
                 raise BadImageError(
-                    f"mode {image.mode!r} (pixels of more than 8 bits) has no one meaning in 8 bits: convert it first"
+                    f"mode {image.mode!r} (pixels of more than 8 bits) has no one meaning in 8 bits: say which values "
+                    "are black and white (--pixel-range 0,65535; pixel_range= in Python), or convert it first"
                 )
+            elif image.mode not in CONVERTED:
+                raise BadImageError(f"mode {image.mode!r} is not turned into RGB without a colour profile: convert it")
             return image.convert(TARGETS[channels])  # decodes as well
     except BadImageError:
         raise
@@ -67,6 +89,13 @@ def open_image(data: bytes | str | os.PathLike[str], channels: int = 3) -> Image
         raise BadImageError("no such file") from None
     except Exception as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error and others
         raise BadImageError(f"not a readable image ({' '.join(str(error).split())[:120]})") from error
+
+
+def _narrowed(image: Any, pixel_range: tuple[float, float]) -> Any:
+    """Returns wide grey pixels as bytes, the range's ends being 0 and 255."""
+    black, white = pixel_range
+    scaled = (np.asarray(image, np.float64) - black) * (255 / (white - black))
+    return import_pillow().fromarray(np.round(np.clip(np.nan_to_num(scaled), 0, 255)).astype(np.uint8))
 
 
 def to_array(image: Image.Image) -> np.ndarray:

@@ -1,15 +1,17 @@
-"""What evaluation does to an image: resize, crop, normalise."""
+"""How images are prepared and classes named: one value that travels with the weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32
 
+from vit_flax.preprocessing import torch_resize
 from vit_flax.preprocessing.decode import import_pillow, match_channels, open_image, to_array, to_image
 
 if TYPE_CHECKING:
@@ -18,49 +20,71 @@ if TYPE_CHECKING:
     from vit_flax.presets import Preset
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
-CROP_MODES = ("center", "squash")
-PREPROCESSING_FILE = "preprocessing.json"  # beside the weights that a training run leaves
+CROP_MODES = ("center", "squash", "border", "none")
+RESIZERS = ("pillow", "torchvision", "torchvision_floats")
+PREPROCESSING_FILE = "preprocessing.json"  # our own file beside the weights
+_ALWAYS = ("mean", "std", "crop_pct", "interpolation", "crop_mode", "class_names")  # written even at their defaults
+_PAIRS = ("image_size", "mean", "std", "resize_size", "fill", "pixel_range", "class_names", "class_descriptions")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalTransform:
-    """Turns an image into a model's input as timm's evaluation does, to the last bit.
+class Preprocessing:
+    """Turns an image into a model's input as the owner of the weights does, and names the model's classes.
 
     'center': the shorter side is resized to the model's size divided by `crop_pct`, and the centre is cut out.
     'squash': both sides are resized to that without regard to the aspect ratio.
+    'border': the longer side is, and the rest filled with `fill`.
+    'none': nothing is resized.
 
     Raises:
         ValueError: a value is out of range; the message names it.
 
-    Reference: timm.data.transforms_factory.transforms_imagenet_eval; torchvision.transforms.Resize and CenterCrop on
-    Pillow images.
+    Reference: timm.data.transforms_factory.transforms_imagenet_eval and torchvision's Resize and CenterCrop on Pillow
+    images, to the last bit; with 'torchvision' those on tensors, as the processors of transformers call them.
     """
 
-    image_size: tuple[int, int]  # (height, width)
+    image_size: tuple[int, int] | None  # (height, width) of the result; None: nothing is cut, it varies with the image
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # one a channel, of pixels in 0..1
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     crop_pct: float = 1.0
     interpolation: str = "bicubic"
     crop_mode: str = "center"
+    resize_size: tuple[int, int] | None = None  # (height, width) to resize to; None: image_size divided by crop_pct
+    resizer: str = "pillow"  # 'torchvision_floats': pixels are brought to 0..1 before they are resized, not after
+    fill: tuple[int, ...] | None = None  # colour of 'border'; None: the mean
+    exif: bool = False  # photographs are turned as their EXIF data say
+    pixel_range: tuple[float, float] | None = None  # black and white of pixels wider than 8 bits; None: refused
+    class_names: tuple[str, ...] | None = None
+    class_descriptions: tuple[str, ...] | None = None  # what a person reads, where the names are codes
 
     def __post_init__(self) -> None:
         """Checks every value."""
-        for name in ("image_size", "mean", "std"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
-            raise ValueError(f"mean and std must both have 1 or 3 values, got {self.mean} and {self.std}")
+        for name in _PAIRS:
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(value))
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ValueError(f"mean and std must have one value a channel, got {self.mean} and {self.std}")
         if not all(value > 0 for value in self.std):
             raise ValueError(f"std must be positive, got {self.std}")
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct must be above 0 and at most 1, got {self.crop_pct}")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
-        if self.crop_mode not in CROP_MODES:
-            raise ValueError(f"crop_mode must be one of {', '.join(CROP_MODES)}, got {self.crop_mode!r}")
+        for name, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES), ("resizer", RESIZERS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name in ("image_size", "resize_size"):
+            sides = getattr(self, name)
+            if sides is not None and not (len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)):
+                raise ValueError(f"{name} must be two positive whole numbers, got {sides}")
+        if self.image_size is None and self.resize_size is None and self.crop_mode != "none":
+            raise ValueError("image_size or resize_size must say what images are resized to")
+        if self.pixel_range is not None and not self.pixel_range[0] < self.pixel_range[-1]:
+            raise ValueError(f"pixel_range must be black and white, the smaller first, got {self.pixel_range}")
+        if self.resizer != "pillow" and self.interpolation in ("box", "hamming"):
+            raise ValueError(f"torchvision does not resize tensors with interpolation {self.interpolation!r}")
 
     @classmethod
-    def from_preset(cls, preset: Preset, image_size: tuple[int, int] | None = None) -> EvalTransform:
-        """Returns the transform of a preset's published weights; without any, mean and std of 0.5."""
+    def from_preset(cls, preset: Preset, image_size: tuple[int, int] | None = None) -> Preprocessing:
+        """Returns that of a preset's published weights; without any, mean and std of 0.5."""
         channels = preset.config.in_chans
         return cls(
             image_size=image_size or preset.config.image_size,
@@ -76,54 +100,154 @@ class EvalTransform:
         """Channels of the result."""
         return len(self.mean)
 
+    @property
+    def resized_to(self) -> tuple[int, int] | None:
+        """(height, width) that images are resized to, by the rule of `crop_mode`; None: they are not resized."""
+        if self.crop_mode == "none" or self.resize_size or self.image_size is None:
+            return None if self.crop_mode == "none" else self.resize_size
+        rows, columns = (math.floor(side / self.crop_pct) for side in self.image_size)
+        return rows, columns
+
+    def replace(self, **changes: Any) -> Preprocessing:
+        """Returns a copy with other values."""
+        return dataclasses.replace(self, **changes)
+
+    def for_model(self, image_size: tuple[int, int], channels: int) -> Preprocessing:
+        """Returns what prepares images for a model of another size: everything is resized in proportion.
+
+        One mean and one std count for all channels.
+
+        Raises:
+            ValueError: the numbers of channels differ.
+        """
+        changes: dict[str, Any] = {}
+        if self.image_size != tuple(image_size):
+            changes["image_size"] = tuple(image_size)
+            if self.resize_size and self.image_size:
+                pairs = zip(self.resize_size, image_size, self.image_size, strict=True)
+                changes["resize_size"] = tuple(round(side * new / old) for side, new, old in pairs)
+        for name in ("mean", "std"):
+            found = getattr(self, name)
+            if len(found) == 1:
+                changes[name] = found * channels
+            elif len(found) != channels:
+                raise ValueError(f"{name} has {len(found)} numbers, the model's images have {channels} channels")
+        return self.replace(**changes) if changes else self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the value as JSON types."""
+        return {
+            field.name: list(value) if isinstance(value, tuple) else value
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) != field.default or field.name in _ALWAYS
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Returns the value of a preprocessing.json.
+
+        Raises:
+            ValueError: a field does not exist, or its value does not fit.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(values.keys() - known):
+            raise ValueError(f"{PREPROCESSING_FILE}: unknown field {unknown[0]!r}")
+        given = {name: value for name, value in values.items() if value is not None}
+        try:
+            return cls(**{"image_size": None, **given})
+        except TypeError as error:
+            raise ValueError(f"{PREPROCESSING_FILE}: a value is of the wrong type: {error}") from error
+
     def __call__(self, image: np.ndarray | bytes | str | os.PathLike[str]) -> Float32[np.ndarray, "h w c"]:
         """Returns the normalised image of a uint8 array, a file's contents or a path.
 
         Raises:
             BadImageError: it cannot be read.
         """
+        if self.resizer == "torchvision_floats":
+            floats = match_channels(self._opened(image), self.channels) * np.float32(1 / 255)
+            cut = self._cut(floats)
+            return (cut - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return normalise(self.crop(image), self.mean, self.std)
 
     def crop(self, image: np.ndarray | bytes | str | os.PathLike[str]) -> np.ndarray:
         """Returns the image before normalising, uint8."""
-        if isinstance(image, np.ndarray):
+        if isinstance(image, np.ndarray) and self.crop_pct == 1 and not self.resize_size:
             image = match_channels(image, self.channels)
-            height, width = self.image_size
-            if self.crop_pct == 1 and image.shape[:2] == (height, width):
+            if image.shape[:2] == self.image_size:
                 return image
-            opened = to_image(image)
+        if self.resizer != "pillow":
+            return self._cut(self._opened(image))
+        if isinstance(image, np.ndarray):
+            opened = to_image(match_channels(image, self.channels))
         else:
-            opened = open_image(image, self.channels)
-        return to_array(centre_crop(self._resize(opened), self.image_size))
+            opened = open_image(image, self.channels, self.exif, self.pixel_range)
+        resized = self._resize(opened)
+        return to_array(centre_crop(resized, self.image_size, self._fill()) if self.image_size else resized)
+
+    def _opened(self, image: np.ndarray | bytes | str | os.PathLike[str]) -> np.ndarray:
+        if isinstance(image, np.ndarray):
+            return match_channels(image, self.channels)
+        return to_array(open_image(image, self.channels, self.exif, self.pixel_range))
+
+    def _cut(self, image: np.ndarray) -> np.ndarray:
+        """Resizes and crops as torchvision does tensors."""
+        sides = self._sides(image.shape[0], image.shape[1])
+        if image.shape[:2] != sides:
+            image = torch_resize.resize(image, sides, self.interpolation)
+        return crop_array(image, self.image_size) if self.image_size else image
+
+    def _fill(self) -> Any:
+        if self.crop_mode != "border":
+            return 0
+        fill = self.fill or tuple(round(255 * value) for value in self.mean)
+        return fill if len(fill) > 1 else fill[0]
+
+    def _sides(self, height: int, width: int) -> tuple[int, int]:
+        """Returns what an image of that size is resized to."""
+        sides = self.resized_to
+        if sides is None:
+            return height, width
+        if self.crop_mode == "squash":
+            return sides
+        if self.crop_mode == "border":
+            ratio = max(height / sides[0], width / sides[1])
+        elif sides[0] == sides[1]:  # torchvision cuts the longer side's fraction off
+            short, side = min(height, width), sides[0]
+            return (side if height == short else int(side * height / width),
+                    side if width == short else int(side * width / height))  # fmt: skip
+        else:  # and timm, for other shapes, rounds both
+            ratio = min(height / sides[0], width / sides[1])
+        return round(height / ratio), round(width / ratio)
 
     def _resize(self, image: Image.Image) -> Image.Image:
-        sides = tuple(math.floor(side / self.crop_pct) for side in self.image_size)
-        if self.crop_mode == "center":
-            height, width = image.height, image.width
-            if sides[0] == sides[1]:  # torchvision cuts the longer side's fraction off
-                short, side = min(height, width), sides[0]
-                sides = (side if height == short else int(side * height / width),
-                         side if width == short else int(side * width / height))  # fmt: skip
-            else:  # and timm, for other shapes, rounds both
-                ratio = min(height / sides[0], width / sides[1])
-                sides = round(height / ratio), round(width / ratio)
+        sides = self._sides(image.height, image.width)
         if (image.height, image.width) == sides:
             return image
         method = getattr(import_pillow().Resampling, self.interpolation.upper())
         return image.resize((sides[1], sides[0]), method)
 
 
-def centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Returns the centre of an image, padded with black where it is smaller."""
+def centre_crop(image: Image.Image, size: tuple[int, int], fill: Any = 0) -> Image.Image:
+    """Returns the centre of an image, padded with `fill` (black) where it is smaller."""
     height, width = size
     # as torchvision: what is missing is added first, the odd row below and the odd column to the right
     left, top = max(width - image.width, 0) // 2, max(height - image.height, 0) // 2
     if image.width < width or image.height < height:
-        padded = import_pillow().new(image.mode, (max(image.width, width), max(image.height, height)))
+        padded = import_pillow().new(image.mode, (max(image.width, width), max(image.height, height)), fill)
         padded.paste(image, (left, top))
         image = padded
     top, left = round((image.height - height) / 2.0), round((image.width - width) / 2.0)
     return image.crop((left, top, left + width, top + height))
+
+
+def crop_array(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Does so for an array (height, width, channels) as the processors of transformers do, which round down."""
+    missing = [max(new - old, 0) for old, new in zip(image.shape[:2], size, strict=True)]
+    if any(missing):
+        image = np.pad(image, [*((gap // 2, (gap + 1) // 2) for gap in missing), (0, 0)])
+    top, left = ((old - new) // 2 for old, new in zip(image.shape[:2], size, strict=True))
+    return np.ascontiguousarray(image[top : top + size[0], left : left + size[1]])
 
 
 def normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Float32[np.ndarray, "... c"]:

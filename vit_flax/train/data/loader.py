@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from vit_flax.preprocessing.decode import BadImageError
-from vit_flax.preprocessing.evaluation import EvalTransform
+from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.train.config import DataConfig
 from vit_flax.train.data.augment import TrainTransform
 from vit_flax.train.data.source import ArraySource, DataError, Source
@@ -254,7 +254,7 @@ def make_loader(
         fill = tuple(min(255, max(0, round(255 * value))) for value in mean)
         transform: Any = TrainTransform(data.augment, image_size, channels, fill)
     else:
-        transform = EvalTransform(
+        transform = Preprocessing(
             image_size=image_size, mean=mean, std=std, crop_pct=data.crop_pct, crop_mode=data.crop_mode,
             interpolation=data.interpolation,
         ).crop  # fmt: skip

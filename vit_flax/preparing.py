@@ -1,0 +1,181 @@
+"""How the images of a checkpoint are prepared and its classes named, from whatever lies beside the weights; and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vit_flax.convert import Checkpoint, ConversionError, read_checkpoint
+from vit_flax.convert.files import preprocessing_beside
+from vit_flax.convert.folder import read_json
+from vit_flax.preprocessing import labels
+from vit_flax.preprocessing.evaluation import PREPROCESSING_FILE, Preprocessing
+from vit_flax.preprocessing.huggingface import PROCESSOR_FILE, read_processor, write_processor
+from vit_flax.preprocessing.timm_config import OPEN_CLIP_FILE, read_open_clip, read_timm, write_timm
+from vit_flax.presets import PRESETS
+
+NESTED_FILE = "processor_config.json"
+VIDEO_FILE = "video_preprocessor_config.json"
+UNTOLD = "nothing tells how images are normalised: mean and std of 0.5 are taken"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """How images are prepared, and what told it."""
+
+    value: Preprocessing
+    origin: str
+    is_told: bool = True  # False: nothing tells it, and what is usual was taken
+
+
+def read_preprocessing(
+    path: str | os.PathLike[str], config: str | None = None, *, image_size: tuple[int, int] | None = None
+) -> Preprocessing:
+    """Returns how images are prepared for the weights at `path`, and the names of their classes.
+
+    Read from preprocessing.json, preprocessor_config.json (or processor_config.json), open_clip_config.json or timm's
+    config.json, whichever is there, or from the weights file itself.
+
+    Args:
+        path: as for `vit_flax.load`.
+        config: a preset's name, which counts where no file tells it.
+        image_size: (height, width) of the model, where nothing tells the images'.
+
+    Raises:
+        ConversionError: there are no weights, or a file beside them is broken.
+        ValueError: nothing tells it, or images are prepared in a way that cannot be expressed.
+    """
+    checkpoint = read_checkpoint(path)
+    found = find_preprocessing(checkpoint, config, image_size)
+    if not found.is_told:
+        raise ValueError(f"{checkpoint.source}: nothing beside the weights tells how images are prepared")
+    return found.value
+
+
+def find_preprocessing(
+    checkpoint: Checkpoint, preset: str | None = None, image_size: tuple[int, int] | None = None
+) -> Prepared:
+    """Returns how the images of an opened checkpoint are prepared; what nothing tells has mean and std of 0.5.
+
+    Raises:
+        ConversionError: a file beside it is broken.
+        ValueError: images are prepared in a way that cannot be expressed here; the message says which.
+    """
+    try:
+        found = _beside(checkpoint)
+    except ValueError as error:
+        if isinstance(error, ConversionError) or checkpoint.path is None:
+            raise
+        raise ValueError(f"{checkpoint.path.parent}: {error}") from error
+    if found is None and preset in PRESETS and PRESETS[preset].mean:
+        found = Prepared(of_preset(preset, image_size), f"preset {preset}")
+    if found is None:
+        value = Preprocessing(image_size=image_size or (224, 224), mean=(0.5,), std=(0.5,))
+        found = Prepared(value, UNTOLD, is_told=False)
+    if found.value.class_names is None:
+        names, described = labels.read_labels(_config(checkpoint))
+        if names is not None:
+            value = found.value.replace(class_names=names, class_descriptions=described)
+            found = dataclasses.replace(found, value=value)
+    return found
+
+
+def of_preset(name: str, image_size: tuple[int, int] | None = None) -> Preprocessing:
+    """Returns that of a preset; models of the Hugging Face hub are prepared for as transformers does it."""
+    value = Preprocessing.from_preset(PRESETS[name], image_size)
+    if "/" not in name:
+        return value
+    floats = "dinov3" in name
+    return value.replace(resizer="torchvision_floats" if floats else "torchvision", exif=True)
+
+
+def read_file(path: Path) -> Preprocessing:
+    """Returns the value of one JSON file of any of the kinds, whatever its name.
+
+    Raises:
+        ConversionError: it is no JSON object.
+        ValueError: it cannot be followed.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    values = read_json(path)
+    if "architecture" in values and (found := read_timm(values)):
+        return found
+    if "preprocess_cfg" in values and (found := read_open_clip(values)):
+        return found
+    if {"image_mean", "image_processor_type", "feature_extractor_type", "do_resize", "do_normalize"} & values.keys():
+        return read_processor(values, None, str(path))
+    return Preprocessing.from_dict(values)
+
+
+def _beside(checkpoint: Checkpoint) -> Prepared | None:
+    if checkpoint.preprocessing is not None:
+        return Prepared(Preprocessing.from_dict(checkpoint.preprocessing), "stored with the weights")
+    if (path := checkpoint.path) is None:
+        return _of_config(checkpoint.config or {})
+    for file in (preprocessing_beside(path), path.with_name(PREPROCESSING_FILE)):
+        if file.is_file():
+            return Prepared(Preprocessing.from_dict(read_json(file)), file.name)
+    config = _config(checkpoint)
+    found = _of_config(config)
+    clip = path.with_name(OPEN_CLIP_FILE)
+    if found is None and clip.is_file() and (path.name.startswith("open_clip") or not _processor(path)):
+        told = read_open_clip(read_json(clip))
+        found = told and Prepared(told, OPEN_CLIP_FILE)
+    if found is None and (processor := _processor(path)):
+        values, origin = processor
+        found = Prepared(read_processor(values, config.get("model_type"), origin), origin)
+    if found is None and path.with_name(VIDEO_FILE).is_file():
+        raise ValueError(f"{VIDEO_FILE}: videos are prepared otherwise than images, which this library reads")
+    return found
+
+
+def _of_config(config: Mapping[str, Any]) -> Prepared | None:
+    found = read_timm(config)
+    return found and Prepared(found, "config.json")
+
+
+def _processor(path: Path) -> tuple[Mapping[str, Any], str] | None:
+    """Returns the image processor's values and their file: nested ones first, as transformers has it."""
+    nested = path.with_name(NESTED_FILE)
+    if nested.is_file() and isinstance(values := read_json(nested).get("image_processor"), dict):
+        return values, NESTED_FILE
+    file = path.with_name(PROCESSOR_FILE)
+    return (read_json(file), PROCESSOR_FILE) if file.is_file() else None
+
+
+def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Returns another library's config.json: that beside the weights where these carry a config of ours."""
+    config = checkpoint.config or {}
+    if "model_config" in config and checkpoint.path is not None:
+        beside = checkpoint.path.with_name("config.json")
+        return read_json(beside) if beside.is_file() else config
+    return config
+
+
+def files_for(layout: str, value: Preprocessing) -> tuple[Preprocessing, dict[str, Any], list[str]]:
+    """Returns what is written beside weights of a layout: the value as its owner follows it, JSON files, and notes.
+
+    A note says what the layout's own library cannot express and so will not be told.
+    """
+    if not layout.startswith("huggingface"):
+        return value, {PREPROCESSING_FILE: value.to_dict()}, []
+    value = as_transformers(layout, value)
+    written = write_processor(value)
+    files = {PREPROCESSING_FILE: value.to_dict()}
+    if isinstance(written, str):
+        return value, files, [f"no {PROCESSOR_FILE} is written: {written}"]
+    return value, {**files, PROCESSOR_FILE: written}, []
+
+
+def as_transformers(layout: str, value: Preprocessing) -> Preprocessing:
+    """Returns the value as the processors of transformers follow it: tensors resized, EXIF data looked at."""
+    if value.resizer != "pillow" or value.interpolation in ("box", "hamming"):
+        return value
+    return value.replace(resizer="torchvision", exif=True)
+
+
+__all__ = ["Prepared", "files_for", "find_preprocessing", "of_preset", "read_file", "read_preprocessing", "write_timm"]

@@ -1,0 +1,84 @@
+"""The names of a model's classes: of Hugging Face's and timm's config.json, and of ImageNet where timm is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Names = tuple[str, ...]
+_SYNSETS = "imagenet_synsets.txt"
+_LEMMAS = "imagenet_synset_to_lemma.txt"
+_PLACEHOLDER = re.compile(r"LABEL_\d+")
+_MAX_CLASSES = 1 << 20
+
+
+def read_labels(config: Mapping[str, Any]) -> tuple[Names | None, Names | None]:
+    """Returns the names of the classes that a config.json tells, and what describes them where the names are codes.
+
+    A class without a name in a list that has gaps is called by its number.
+    """
+    told = config.get("pretrained_cfg")
+    timm = told if isinstance(told, Mapping) else {}
+    for values in (config, timm):
+        for key in ("label_names", "labels"):
+            if names := _names(values.get(key), _count(config, timm)):
+                return names, _described(names, config.get("label_descriptions") or timm.get("label_descriptions"))
+    names = _names(config.get("id2label"), config.get("num_labels"))
+    if names and all(_PLACEHOLDER.fullmatch(name) for name in names):
+        names = None  # what transformers writes where there are none
+    return names, None
+
+
+def _count(config: Mapping[str, Any], timm: Mapping[str, Any]) -> Any:
+    return config.get("num_classes", timm.get("num_classes"))
+
+
+def _names(told: Any, count: Any) -> Names | None:
+    """Returns a list, or a mapping of numbers to names, as one name a class."""
+    if isinstance(told, Mapping):
+        try:
+            named = {int(key): str(name) for key, name in told.items()}
+        except (TypeError, ValueError):
+            return None
+        last = max(named, default=-1) + 1
+        size = count if isinstance(count, int) and count >= last else last
+        if not named or min(named) < 0 or size > _MAX_CLASSES:
+            return None
+        return tuple(named.get(index, str(index)) for index in range(size))
+    if isinstance(told, Sequence) and not isinstance(told, str) and told:
+        return tuple(map(str, told))
+    return None
+
+
+def _described(names: Names, told: Any) -> Names | None:
+    if not isinstance(told, Mapping):
+        return None
+    return tuple(str(told.get(name, told.get(str(index), name))) for index, name in enumerate(names))
+
+
+def is_imagenet(config: Mapping[str, Any], preset: str | None, num_classes: int) -> bool:
+    """Returns whether timm's weights were published for the 1,000 classes of ImageNet-1k: their name ends in in1k."""
+    cfg = config.get("pretrained_cfg") or config
+    tag = cfg.get("tag") if "architecture" in config and isinstance(cfg, Mapping) else (preset or "").partition(".")[2]
+    return num_classes == 1000 and str(tag or "").removesuffix("_e50").endswith("in1k")
+
+
+def imagenet_names() -> tuple[Names, Names] | None:
+    """Returns the codes and the names of ImageNet-1k's classes from the lists in timm, or None where it is missing.
+
+    timm itself is not imported, which would take torch and seconds.
+    """
+    found = importlib.util.find_spec("timm")
+    if found is None or not found.submodule_search_locations:
+        return None
+    folder = Path(next(iter(found.submodule_search_locations))) / "data" / "_info"
+    try:
+        codes = (folder / _SYNSETS).read_text("utf-8").split()
+        lines = (folder / _LEMMAS).read_text("utf-8").splitlines()
+    except OSError:
+        return None
+    lemmas = dict(line.split("\t", 1) for line in lines if "\t" in line)
+    return tuple(codes), tuple(lemmas.get(code, code) for code in codes)

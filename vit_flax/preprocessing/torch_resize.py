@@ -1,0 +1,113 @@
+"""Images resized as torchvision resizes tensors, which transformers' processors do by default.
+
+torch widens the filter where an image shrinks, as Pillow does; on bytes it counts in integers, with weights of at most
+15 bits where Pillow's have 22, so that the two differ by a grey level here and there.
+
+Reference: torch's upsample_bilinear2d_aa and upsample_bicubic2d_aa on the CPU, and nearest-exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+_BLOCK = 32  # rows of the result computed together: they draw on nearly the same rows of the image
+_MAX_BITS = 22
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - np.abs(x), 0)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    x, a = np.abs(x), -0.5
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * a - 4 * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+def _lanczos(x: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0)
+
+
+_FILTERS: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {
+    "bilinear": (1.0, _triangle),
+    "bicubic": (2.0, _cubic),
+    "lanczos": (3.0, _lanczos),
+}
+
+
+def resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    """Returns (height, width, channels), uint8 or float32, resized to `size`, in the same type.
+
+    Bytes come out as torch's to the bit, floats to its rounding.
+    """
+    if interpolation == "nearest":
+        rows, columns = (_nearest(old, new) for old, new in zip(image.shape[:2], size, strict=True))
+        return np.ascontiguousarray(image[rows][:, columns])
+    if image.shape[1] != size[1]:  # first across, as torch does
+        image = _resize_rows(image.swapaxes(0, 1), size[1], interpolation).swapaxes(0, 1)
+    if image.shape[0] != size[0]:
+        image = _resize_rows(image, size[0], interpolation)
+    return np.ascontiguousarray(image)
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    scale = np.float32(old) / np.float32(new)
+    positions = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * scale
+    return np.minimum(np.floor(positions).astype(np.int64), old - 1)
+
+
+def _resize_rows(image: np.ndarray, new: int, interpolation: str) -> np.ndarray:
+    """Resizes the first axis."""
+    counts_bytes = image.dtype == np.uint8
+    first, weights = _weights(image.shape[0], new, interpolation, np.dtype(float if counts_bytes else image.dtype))
+    bits = 0
+    if counts_bytes:
+        bits = _precision(float(weights.max()))
+        scaled = weights * (1 << bits)
+        weights = np.trunc(scaled + np.where(weights < 0, -0.5, 0.5))
+    flat = np.ascontiguousarray(image).reshape(image.shape[0], -1)
+    result = np.empty((new, flat.shape[1]), image.dtype)
+    for start in range(0, new, _BLOCK):
+        chosen = slice(start, min(start + _BLOCK, new))
+        low = int(first[chosen].min())
+        high = min(int(first[chosen].max()) + weights.shape[1], image.shape[0])
+        band = np.zeros((chosen.stop - start, high - low))
+        for row, (begin, values) in enumerate(zip(first[chosen] - low, weights[chosen], strict=True)):
+            count = min(len(values), high - low - begin)
+            band[row, begin : begin + count] = values[:count]
+        sums = band @ flat[low:high].astype(np.float64)  # of integers, where bytes are counted: exact
+        if counts_bytes:
+            sums = np.clip(np.floor((sums + (1 << bits >> 1)) / (1 << bits)), 0, 255)
+        result[chosen] = sums
+    return result.reshape(new, *image.shape[1:])
+
+
+def _weights(old: int, new: int, interpolation: str, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for every row of the result the first row it draws on, and the weights (new, taps) from there on.
+
+    Computed in `dtype`, as torch computes them: for floats the positions' rounding is most of what can be seen.
+    """
+    support, function = _FILTERS[interpolation]
+    scale = dtype.type(old) / dtype.type(new)
+    stretch = max(scale, dtype.type(1))
+    support = dtype.type(support) * stretch
+    centre = scale * (np.arange(new, dtype=dtype) + dtype.type(0.5))
+    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
+    last = np.minimum((centre + support + 0.5).astype(np.int64), old)
+    taps = math.ceil(support) * 2 + 1
+    offsets = np.arange(taps)
+    weights = function(((offsets + first[:, None]).astype(dtype) - centre[:, None] + dtype.type(0.5)) / stretch)
+    weights = np.where(offsets < (last - first)[:, None], weights, 0.0)
+    return first, weights / weights.sum(1, keepdims=True)
+
+
+def _precision(largest: float) -> int:
+    """Returns how many bits after the point keep the largest weight below 2 ** 15."""
+    bits = 0
+    while bits < _MAX_BITS and int(0.5 + largest * (1 << (bits + 1))) < 1 << 15:
+        bits += 1
+    return bits
