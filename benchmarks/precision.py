@@ -36,7 +36,7 @@ def make_job(model: str, batch: int, seed: int, folder: Path) -> Job:
     from vit_flax.convert import get_layout, write_checkpoint
     from vit_flax.convert.rules import to_tensors
     from vit_flax.models import build_model
-    from vit_flax.pretrained import expected_shapes
+    from vit_flax.models.shapes import expected_shapes
 
     rng = np.random.default_rng(seed)
     case = Case(model, batch, "float32", "train_step")

@@ -21,9 +21,9 @@ from parity_tests.agreement import (
 from parity_tests.mutations import Mutation, changed, exchanged, thirds_swapped
 from parity_tests.peers import import_timm, import_transformers
 from parity_tests.random_weights import random_images, randomise, relative_error
-from vit_flax.convert import ConversionError, from_mapping, get_layout
+from vit_flax.convert import ConversionError, Wish, from_mapping, get_layout
 from vit_flax.models.resample import resize_windows
-from vit_flax.pretrained import describe
+from vit_flax.reading import read_model
 
 timm = import_timm()
 
@@ -151,7 +151,7 @@ def test_tables_are_resized_as_hugging_face_does(size):
 
 def test_what_becomes_of_tables_is_told():
     checkpoint = from_mapping(build(size=(48, 48)).state_dict())
-    told = describe(checkpoint, None, None, {"num_heads": 4, "image_size": (32, 32)})
+    told = read_model(checkpoint, Wish(overrides={"num_heads": 4, "image_size": (32, 32)})).to_dict()
     assert not told["problems"]
     fates = [row["fate"] for row in told["tensors"] if "table" in row["name"]]
     assert len(fates) == 2

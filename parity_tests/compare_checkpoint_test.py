@@ -14,7 +14,7 @@ import vit_flax
 from parity_tests.peers import import_timm, import_transformers
 from parity_tests.random_weights import randomise
 from vit_flax.cli.main import main
-from vit_flax.parity import libraries
+from vit_flax.reading import Reading
 
 transformers, timm = import_transformers(), import_timm()
 
@@ -70,14 +70,14 @@ def test_the_table_is_printed_and_a_wrong_epsilon_differs(dinov2, capsys):
 
 
 def test_a_changed_weight_differs(dinov2, monkeypatch):
-    build = libraries.build_from
+    build = Reading.build
 
-    def wrong(*arguments):
-        model, params = build(*arguments)
+    def wrong(self):
+        model, params = build(self)
         params["blocks_1"]["ls1"]["gamma"] *= 1 + 1e-5
         return model, params
 
-    monkeypatch.setattr(libraries, "build_from", wrong)
+    monkeypatch.setattr(Reading, "build", wrong)
     assert main(["compare", str(dinov2)]) == 1
 
 
@@ -122,3 +122,15 @@ def test_what_cannot_be_compared_is_said(tmp_path, capsys, monkeypatch, dinov2):
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert main(["compare", str(dinov2)]) == 2
     assert "pip install transformers" in capsys.readouterr().err
+
+
+def test_a_config_settles_whose_names_these_are(tmp_path):
+    sizes = {"depth": 1, "image_size": 32, "num_classes": 3}
+    theirs = randomise(timm.create_model("deit3_small_patch16_224", depth=1, img_size=32, num_classes=3)).float()
+    model, params = vit_flax.from_state_dict(theirs.state_dict(), config="deit3_small_patch16_224", **sizes)
+    tensors = vit_flax.to_state_dict(model, params, "deit3")  # Facebook's names, which RoPE-ViT has too
+    torch.save({name: torch.tensor(array) for name, array in tensors.items()}, tmp_path / "a.pth")
+    told = [part for name, value in sizes.items() for part in ("--set", f"{name}={value}")]
+    deit3 = ["compare", str(tmp_path / "a.pth"), *told, "--against", "timm"]
+    assert main([*deit3, "--model", "deit3_small_patch16_224"]) == 2  # nothing settles it
+    assert main([*deit3, "--config", "deit3_small_patch16_224"]) == 0

@@ -48,7 +48,7 @@ def good_files() -> dict[str, bytes]:
     rng = np.random.default_rng(0)
     config = {"depth": 1, "embed_dim": 4, "num_heads": 2, "image_size": 4, "patch_size": 2, "num_classes": 3}
     model = vit_flax.create_model("vit_tiny_patch16_224", **config)
-    shapes = vit_flax.pretrained.expected_shapes(model)  # pyright: ignore[reportAttributeAccessIssue]
+    shapes = vit_flax.models.shapes.expected_shapes(model)  # pyright: ignore[reportAttributeAccessIssue]
     params: dict[str, Any] = {}
     for path, shape in shapes.items():
         *folders, leaf = path.split("/")

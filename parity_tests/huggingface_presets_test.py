@@ -11,8 +11,8 @@ import torch
 import vit_flax
 from parity_tests.peers import import_transformers
 from vit_flax.convert import FAMILIES, LAYOUTS, read_config
+from vit_flax.models.shapes import expected_shapes
 from vit_flax.presets import PRESETS
-from vit_flax.pretrained import expected_shapes
 
 transformers = import_transformers()
 

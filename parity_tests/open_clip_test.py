@@ -9,7 +9,6 @@ import torch
 import vit_flax
 import vit_flax.convert
 import vit_flax.models
-import vit_flax.pretrained
 from parity_tests.agreement import (
     assert_agrees,
     assert_components_agree,
@@ -22,8 +21,10 @@ from parity_tests.mutations import changed, exchanged, thirds_swapped
 from parity_tests.open_clip_original import ImageCLIP
 from parity_tests.peers import import_timm, import_transformers
 from parity_tests.random_weights import random_images, randomise, relative_error
+from vit_flax.convert import Wish
 from vit_flax.presets import get_preset
 from vit_flax.presets.open_clip import OPEN_CLIP_MODELS
+from vit_flax.reading import read_model
 
 SHAPE = {"image_size": 24, "patch_size": 8, "width": 32, "layers": 2, "embed_dim": 12, "head_width": 8}
 CASES = {
@@ -152,7 +153,7 @@ def test_leaves_the_text_tower_out_and_says_so():
     tensors = {**theirs.state_dict(), **{name: torch.zeros(2) for name in beside}}
     model, params = vit_flax.from_state_dict(tensors, **values)
     assert_agrees(run_flax(model, params, images), run_torch(theirs, images))
-    described = vit_flax.pretrained.describe(vit_flax.convert.from_mapping(tensors), None, None, values)
+    described = read_model(vit_flax.convert.from_mapping(tensors), Wish(overrides=values)).to_dict()
     fates = {tensor["name"]: tensor["fate"] for tensor in described["tensors"]}
     assert all(fates[name].startswith("dropped: ") for name in beside)
     with pytest.raises(vit_flax.ConversionError, match=r"unexpected: visual\.other"):
@@ -221,7 +222,7 @@ def test_presets_have_the_towers_parameters(preset):
             head_width=config.head_dim, mlp_ratio=config.mlp_ratio, no_ln_pre=not config.pre_norm,
             ls_init_value=config.init_values,
         )  # fmt: skip
-    shapes = vit_flax.pretrained.expected_shapes(vit_flax.models.build_model(config))
+    shapes = vit_flax.models.shapes.expected_shapes(vit_flax.models.build_model(config))
     count = sum(int(np.prod(shape)) for shape in shapes.values())
     assert count == sum(parameter.numel() for parameter in theirs.parameters())
     assert vit_flax.convert.get_layout("open_clip").refusals(config) == []

@@ -143,7 +143,7 @@ def test_presets_have_the_originals_parameters(preset):
             tokens_type=tokens_type, embed_dim=width, depth=depth, num_heads=heads, mlp_ratio=mlp_ratio
         )
     model = vit_flax.create_model(preset)
-    count = sum(int(np.prod(shape)) for shape in vit_flax.pretrained.expected_shapes(model).values())
+    count = sum(int(np.prod(shape)) for shape in vit_flax.models.shapes.expected_shapes(model).values())
     assert count == sum(parameter.numel() for parameter in theirs.parameters())
     assert abs(count / 1e6 - millions) < 0.2  # as the repository rounds it
     assert model.config.qk_scale is None

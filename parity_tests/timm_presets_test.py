@@ -9,8 +9,8 @@ import torch
 
 import vit_flax
 from parity_tests.peers import import_timm
+from vit_flax.models.shapes import expected_shapes
 from vit_flax.presets import PRESETS, REFUSED, get_preset
-from vit_flax.pretrained import expected_shapes
 
 timm = import_timm()
 

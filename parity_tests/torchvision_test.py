@@ -134,7 +134,7 @@ def test_presets_are_the_published_models(preset):
     weights = published[entry.upper()]
     ours, transforms = presets.get_preset(preset), weights.transforms()
 
-    shapes = vit_flax.pretrained.expected_shapes(vit_flax.create_model(preset))
+    shapes = vit_flax.models.shapes.expected_shapes(vit_flax.create_model(preset))
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == weights.meta["num_params"]
     with torch.device("meta"):
         theirs = getattr(vision_transformer, family)(image_size=weights.meta["min_size"][0])

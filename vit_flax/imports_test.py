@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent
 LAYERS = (
     ("config", "host_memory", "presets"),
     ("microbatches", "models", "convert", "preprocessing", "reference"),
-    ("resizing", "preparing"),
+    ("resizing", "device_arrays", "preparing"),
+    ("reading", "writing"),
     ("pretrained", "inference"),
     ("train",),
     ("parity", "plan", "recipes"),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vit_flax.config import ViTConfig
-from vit_flax.convert import ConversionError, Drop, Layout, Rule
-from vit_flax.convert.rules import sources_of
+from vit_flax.convert import ConversionError, Drop, Layout, Resolved, Rule, Wish
+from vit_flax.convert.rules import Change, sources_of
 from vit_flax.models.beit import relative_rows
 from vit_flax.models.resample import (
     MODES,
@@ -68,72 +69,99 @@ class WindowResize(_Change):
         return resize_windows(np.asarray(table), self.old, self.new, self.mode)
 
 
-def find_patch_resize(
-    config: ViTConfig,
-    rules: Iterable[Rule | Drop],
-    shapes: Mapping[str, tuple[int, ...]],
-    expected: Mapping[str, tuple[int, ...]],
-    mode: str | None = None,
-) -> PatchResize | None:
-    """Returns how the checkpoint's patch kernel comes to the patch size that the caller asks for, or None if it has it.
+@dataclasses.dataclass(frozen=True)
+class _Case:
+    """A checkpoint and the model it is for."""
 
-    Modes are those of vit_flax.models.resample.PATCH_MODES; where `mode` is none of them (it is for positions as well)
-    or None, it is timm's, 'bicubic_antialias'.
-    """
-    stored, wanted = _stored_shape(rules, shapes, KERNEL), expected.get(KERNEL, ())
-    if len(stored) != 4 or len(wanted) != 4 or stored[2:] != wanted[2:] or stored[:2] == wanted[:2]:
-        return None
-    mode = mode if mode in PATCH_MODES else "bicubic_antialias"
-    return PatchResize(old=(stored[0], stored[1]), new=config.patch_size, mode=mode, stored_shape=stored)
+    layout: Layout
+    resolved: Resolved
+    rules: Sequence[Rule | Drop]
+    shapes: Mapping[str, tuple[int, ...]]  # of every tensor of the checkpoint
+    expected: Mapping[str, tuple[int, ...]]  # of every parameter of the model, by path
+    wish: Wish
+
+    @property
+    def config(self) -> ViTConfig:
+        """The model's config."""
+        return self.resolved.config
+
+    @property
+    def asked(self) -> bool:
+        """Whether it was the caller who said for what image size."""
+        wish = self.wish
+        return wish.told_config() is not None or "image_size" in wish.overrides or "patch_size" in wish.overrides
+
+    @functools.cached_property
+    def native_grid(self) -> Grid | None:
+        """The checkpoint's grid of patches where a config tells it."""
+        return self.resolved.native_grid()
+
+    def stored_shape(self, path: str) -> tuple[int, ...]:
+        """Returns the shape that a parameter has in the checkpoint; () where it is missing or misshapen."""
+        try:
+            rule, names = sources_of(path, self.rules)
+            probes = [np.broadcast_to(np.zeros((), np.int8), self.shapes[name]) for name in names]
+            return rule.operation.forward(*probes).shape
+        except (KeyError, ValueError):  # reported with everything else
+            return ()
 
 
-def find_resize(
+Resizes = dict[str, Change]
+
+
+def find_resizes(
     layout: Layout,
-    config: ViTConfig,
+    resolved: Resolved,
     rules: Iterable[Rule | Drop],
     shapes: Mapping[str, tuple[int, ...]],
     expected: Mapping[str, tuple[int, ...]],
-    mode: str | None = None,
-    source_grid: Grid | None = None,
-    native_grid: Grid | None = None,
-    asked: bool = True,
-) -> tuple[Resize | None, str]:
-    """Returns how the checkpoint's position table comes to the model's grid, or None and what stands in the way.
+    wish: Wish,
+) -> tuple[Resizes, str]:
+    """Returns by its path how each parameter of another size comes to the model's, and what stands in the way, or ''.
 
-    A table of as many rows as the model's is taken for one of the same grid, unless `source_grid` or `native_grid` says
-    otherwise.
-
-    Args:
-        layout: the layout of the tensors; its mode is taken where `mode` is None.
-        config: of the model.
-        rules: the layout's table.
-        shapes: shape of every tensor of the checkpoint.
-        expected: shape of every parameter of the model, by path.
-        mode: a name of vit_flax.models.resample.MODES.
-        source_grid: (height, width) of the checkpoint's grid, for certain.
-        native_grid: what a config says it is, taken if it has as many patches as the table; else it must be square.
-        asked: whether it was the caller who said for what image size.
+    A position table of as many rows as the model's is taken for one of the same grid, unless the caller's `source_grid`
+    or the checkpoint's own config says otherwise; that config's grid is taken if it has as many patches as the table,
+    and else the table must be for a square. Where the wish names no mode, the layout's own is taken.
 
     Raises:
         ConversionError: no such mode, or the table has not as many rows as `source_grid` asks for.
     """
-    if mode is not None and mode not in MODES:
-        raise ConversionError(f"unknown resampling mode {mode!r}; known: {', '.join(MODES)}")
-    stored, wanted = _stored_shape(rules, shapes, TABLE), expected.get(TABLE, ())
+    if wish.resample is not None and wish.resample not in MODES:
+        raise ConversionError(f"unknown resampling mode {wish.resample!r}; known: {', '.join(MODES)}")
+    case = _Case(layout, resolved, tuple(rules), shapes, expected, wish)
+    table, obstacle = _table_resize(case)
+    windows, window_obstacle = _window_resizes(case)
+    kernel = _patch_resize(case) if "patch_size" in wish.overrides else None
+    found = {TABLE: table, KERNEL: kernel, **windows}
+    return {path: resize for path, resize in found.items() if resize is not None}, obstacle or window_obstacle
+
+
+def _patch_resize(case: _Case) -> PatchResize | None:
+    # modes for positions are no modes of patches: then it is timm's
+    stored, wanted = case.stored_shape(KERNEL), case.expected.get(KERNEL, ())
+    if len(stored) != 4 or len(wanted) != 4 or stored[2:] != wanted[2:] or stored[:2] == wanted[:2]:
+        return None
+    mode = case.wish.resample if case.wish.resample in PATCH_MODES else "bicubic_antialias"
+    return PatchResize(old=(stored[0], stored[1]), new=case.config.patch_size, mode=mode, stored_shape=stored)
+
+
+def _table_resize(case: _Case) -> tuple[Resize | None, str]:
+    config, layout = case.config, case.layout
+    stored, wanted = case.stored_shape(TABLE), case.expected.get(TABLE, ())
     if len(wanted) < 2 or len(stored) != len(wanted) or stored[:-2] + stored[-1:] != wanted[:-2] + wanted[-1:]:
         return None, ""
     new_grid = config.grid_size
     prefix = wanted[-2] - config.num_patches
     patches = stored[-2] - prefix
-    if source_grid is not None:
-        old_grid: Grid | None = (int(source_grid[0]), int(source_grid[1]))
+    if case.wish.source_grid is not None:
+        old_grid: Grid | None = (int(case.wish.source_grid[0]), int(case.wish.source_grid[1]))
         if math.prod(old_grid) != patches:
             raise ConversionError(
                 f"source_grid={old_grid} has {math.prod(old_grid)} patches; the position table has {patches} "
                 f"({stored[-2]} rows, {prefix} of them for prefix tokens)"
             )
-    elif native_grid is not None and math.prod(native_grid) == patches:
-        old_grid = native_grid
+    elif case.native_grid is not None and math.prod(case.native_grid) == patches:
+        old_grid = case.native_grid
     elif stored == wanted:
         return None, ""
     else:
@@ -150,9 +178,9 @@ def find_resize(
     found = f"{wish}, the position table is for a {_by(old_grid)} grid"
     if config.pos_embed != "learned" and not layout.resample(config):  # T2T-ViT's own loader resizes its sinusoids
         return None, f"{found}: a table that is computed ({config.pos_embed}) is not resampled"
-    if not asked:
+    if not case.asked:
         return None, f"{found}: pass image_size= to say that it is to be resized"
-    mode = mode or layout.resample(config)
+    mode = case.wish.resample or layout.resample(config)
     if not mode:
         return (
             None,
@@ -162,48 +190,26 @@ def find_resize(
     return change, ""
 
 
-def find_window_resizes(
-    layout: Layout,
-    config: ViTConfig,
-    rules: Iterable[Rule | Drop],
-    shapes: Mapping[str, tuple[int, ...]],
-    expected: Mapping[str, tuple[int, ...]],
-    mode: str | None = None,
-    source_grid: Grid | None = None,
-    native_grid: Grid | None = None,
-    asked: bool = True,
-) -> tuple[dict[str, WindowResize], str]:
-    """Returns by its path how each table of relative positions comes to the model's grid, and what stands in the way.
-
-    The arguments are those of `find_resize`.
-    """
-    rules, resizes = list(rules), {}
-    for path in expected:
+def _window_resizes(case: _Case) -> tuple[dict[str, WindowResize], str]:
+    config, resizes = case.config, {}
+    for path in case.expected:
         if not path.endswith(WINDOWS):
             continue
-        stored = shapes.get(sources_of(path, rules)[1][0], ())
+        stored = case.shapes.get(sources_of(path, case.rules)[1][0], ())
         if len(stored) != 2:
             continue  # what is missing or misshapen is reported with everything else
         side = math.isqrt(max(stored[0] - 3, 0))
         square = ((side + 1) // 2, (side + 1) // 2)
-        candidates = [grid for grid in (source_grid, native_grid, square) if grid and relative_rows(grid) == stored[0]]
+        grids = (case.wish.source_grid, case.native_grid, square)
+        candidates = [grid for grid in grids if grid and relative_rows(grid) == stored[0]]
         if not candidates or candidates[0] == config.grid_size:
             continue
-        if not asked:
+        if not case.asked:
             found = f"the relative positions are for a {_by(candidates[0])} grid, the model has {_by(config.grid_size)}"
             return {}, f"{found}: pass image_size= to say that they are to be resized"
-        mode = mode or layout.resample_windows
+        mode = case.wish.resample or case.layout.resample_windows
         resizes[path] = WindowResize(old=candidates[0], new=config.grid_size, mode=mode, stored_shape=stored)
     return resizes, ""
-
-
-def _stored_shape(rules: Iterable[Rule | Drop], shapes: Mapping[str, tuple[int, ...]], path: str) -> tuple[int, ...]:
-    try:
-        rule, names = sources_of(path, rules)
-        probes = [np.broadcast_to(np.zeros((), np.int8), shapes[name]) for name in names]
-        return rule.operation.forward(*probes).shape
-    except (KeyError, ValueError):  # what is missing or misshapen is reported with everything else
-        return ()
 
 
 def _by(grid: Grid) -> str:

@@ -7,16 +7,18 @@ import pytest
 
 import vit_flax
 from vit_flax import ConversionError, ViTConfig
-from vit_flax.convert import LAYOUTS, read_checkpoint
+from vit_flax.convert import LAYOUTS, Wish, read_checkpoint
 from vit_flax.convert.explained import EXPLAINED
 from vit_flax.models import build_model
 from vit_flax.models.resample import resize_pos_embed
-from vit_flax.pretrained import build_from, describe
+from vit_flax.reading import read_model
 
 CONFIG = ViTConfig(
     image_size=(16, 16), patch_size=(4, 4), in_chans=2, num_classes=3, embed_dim=8, depth=1, num_heads=2,
     value_skip=True, norm_eps=1e-5,
 )  # fmt: skip
+
+RESIZED = Wish(overrides={"image_size": 24})
 
 
 @pytest.fixture(autouse=True)
@@ -136,11 +138,12 @@ def test_a_stored_config_and_what_inspect_says(tmp_path):
     _, resized = vit_flax.load(tmp_path / "a.safetensors", image_size=24)
     expected = resize_pos_embed(np.asarray(params["pos_embed"]), (2, 6), (6, 6), 1, "bicubic")
     np.testing.assert_array_equal(resized["pos_embed"], expected)
-    found = describe(read_checkpoint(tmp_path / "a.safetensors"), None, None, {"image_size": 24})
+    found = read_model(read_checkpoint(tmp_path / "a.safetensors"), RESIZED).to_dict()
     fates = {tensor["name"]: tensor["fate"] for tensor in found["tensors"]}
     assert fates["backbone.pos_embed"] == "-> pos_embed (as it is; resized 2x6 -> 6x6, bicubic)"
     assert found["problems"] == []
-    found = describe(read_checkpoint(tmp_path / "a.safetensors"), "silent", None, {"image_size": 24})
+    silent = dataclasses.replace(RESIZED, layout="silent")
+    found = read_model(read_checkpoint(tmp_path / "a.safetensors"), silent).to_dict()
     assert "does not say how to resize it" in found["problems"][-1]
 
 
@@ -150,5 +153,5 @@ def test_a_config_file_that_does_not_fit_its_tensors_is_no_wish_to_resize(tmp_pa
     file = read_checkpoint(tmp_path / "a.safetensors")
     wrong = dataclasses.replace(file, config={**(file.config or {}), "image_size": [24, 24]})
     with pytest.raises(ConversionError, match=r"misshapen: .*\n.*4x4 grid: pass image_size= to say"):
-        build_from(wrong, None, None, {})
-    build_from(wrong, None, None, {"image_size": 24})
+        read_model(wrong, Wish()).build()
+    read_model(wrong, RESIZED).build()

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vit_flax.cli.options import add_checkpoint_options
+from vit_flax.cli.options import add_checkpoint_options, wish_of
+from vit_flax.convert import open_checkpoint
 
 LIBRARIES = ("timm", "transformers")
 EXAMPLE = """example:
@@ -34,7 +35,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("checkpoint", nargs="?", help=".safetensors, .npz, .pth or .bin file, or a folder")
     parser.add_argument("--against", choices=LIBRARIES, help="library (default: the one that the layout belongs to)")
     parser.add_argument("--model", metavar="NAME", help="timm's name of the model (default: that of --config)")
-    add_checkpoint_options(parser, resizing=False)
+    add_checkpoint_options(parser)
     parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps to compare (default 10)")
     parser.add_argument(
         "--mutate", metavar="NAME", help="put a deliberate error into the Flax side ('list' lists them)"
@@ -57,7 +58,8 @@ def run(options: argparse.Namespace) -> int:
         return _run_checkpoint(options)
     given = [name for name in _OF_A_CHECKPOINT if getattr(options, name)]
     if given:
-        raise ValueError(f"--{given[0].replace('source_', '').replace('overrides', 'set')} needs a checkpoint")
+        option = {"source_layout": "layout", "overrides": "set", "source_grid": "source-grid"}.get(given[0], given[0])
+        raise ValueError(f"--{option} needs a checkpoint")
     options.steps = 10 if options.steps is None else options.steps
     if options.steps < 0:
         raise ValueError(f"--steps must not be negative, got {options.steps}")
@@ -86,7 +88,9 @@ def run(options: argparse.Namespace) -> int:
     return 0 if report.agrees else 1
 
 
-_OF_A_CHECKPOINT = ("against", "model", "source_layout", "entry", "config", "overrides")
+_OF_A_CHECKPOINT = (
+    "against", "model", "source_layout", "entry", "config", "overrides", "resample", "source_grid",
+)  # fmt: skip
 
 
 def _run_checkpoint(options: argparse.Namespace) -> int:
@@ -95,9 +99,8 @@ def _run_checkpoint(options: argparse.Namespace) -> int:
             raise ValueError(f"--{name} is of the comparison without a checkpoint")
     if options.json not in (None, "-") and not Path(options.json).absolute().parent.is_dir():
         raise ValueError(f"{options.json}: its folder does not exist")
-    from vit_flax.convert import read_checkpoint, unwrap
-
-    checkpoint = unwrap(read_checkpoint(options.checkpoint), options.entry)
+    wish = wish_of(options)
+    checkpoint = open_checkpoint(options.checkpoint, wish)
 
     import jax
 
@@ -105,15 +108,9 @@ def _run_checkpoint(options: argparse.Namespace) -> int:
     jax.config.update("jax_enable_x64", True)
     from vit_flax.parity.libraries import compare_checkpoint
     from vit_flax.parity.text import format_report
+    from vit_flax.reading import read_model
 
-    report = compare_checkpoint(
-        checkpoint,
-        options.source_layout,
-        options.config,
-        dict(options.overrides),
-        options.against,
-        options.model,
-    )
+    report = compare_checkpoint(read_model(checkpoint, wish), options.against, options.model)
     if options.json != "-":
         print(format_report(report))
     if options.json:

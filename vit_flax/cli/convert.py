@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vit_flax.cli.options import add_checkpoint_options
-from vit_flax.convert import LAYOUTS
+from vit_flax.cli.options import add_checkpoint_options, wish_of
+from vit_flax.convert import LAYOUTS, open_checkpoint
 
 EXAMPLE = """example:
   vit-flax convert tutorial.pth tutorial.safetensors --set num_heads=4 --set image_size=60,100
@@ -33,22 +33,18 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    from vit_flax.convert import read_checkpoint, unwrap
-
-    # before JAX is imported: a bad file is told at once
-    checkpoint = unwrap(read_checkpoint(options.source), options.entry)
+    wish = wish_of(options)
+    checkpoint = open_checkpoint(options.source, wish)  # before JAX is imported: a bad file is told at once
 
     import jax
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", True)  # so that float64 tensors stay what they are
-    from vit_flax.pretrained import build_from, find_layout, save
+    from vit_flax.pretrained import save
+    from vit_flax.reading import read_model
 
-    found, _ = find_layout(checkpoint, options.source_layout, options.config)
-    model, params = build_from(
-        checkpoint, found.name, options.config, dict(options.overrides), options.resample, options.source_grid
-    )
-    target = options.layout or found.name
-    save(options.target, model, params, target)
-    print(f"wrote {options.target}: {len(checkpoint.shapes)} tensors from {found.name} to {target}")
+    reading = read_model(checkpoint, wish)
+    target = options.layout or reading.layout.name
+    save(options.target, *reading.build(), target)
+    print(f"wrote {options.target}: {len(checkpoint.shapes)} tensors from {reading.layout.name} to {target}")
     return 0

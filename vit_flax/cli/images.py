@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit_flax.cli.options import add_checkpoint_options
+from vit_flax.cli.options import add_checkpoint_options, wish_of
+from vit_flax.convert import open_checkpoint
 from vit_flax.preprocessing.evaluation import CROP_MODES, INTERPOLATIONS, PREPROCESSING_FILE, Preprocessing
 
 if TYPE_CHECKING:
@@ -58,18 +59,17 @@ def load_model(options: argparse.Namespace) -> Loaded:
     Raises:
         ValueError: it cannot be read, or a value does not fit.
     """
-    from vit_flax.convert import read_checkpoint, unwrap
-
-    checkpoint = unwrap(read_checkpoint(options.checkpoint), options.entry)  # before JAX: a bad file is told at once
+    wish = wish_of(options)
+    checkpoint = open_checkpoint(options.checkpoint, wish)  # before JAX: a bad file is told at once
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
 
     import jax.numpy as jnp
 
     from vit_flax.inference import Predictor
-    from vit_flax.pretrained import build_from
+    from vit_flax.reading import read_model
 
-    model, params = build_from(checkpoint, options.source_layout, options.config, dict(options.overrides))
+    model, params = read_model(checkpoint, wish).build()
     beside = _beside(Path(options.checkpoint))
     fields, origin = _told(beside, checkpoint.config or {}, options.config)
     given = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}

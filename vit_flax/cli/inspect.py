@@ -6,7 +6,8 @@ import argparse
 import json
 from typing import Any
 
-from vit_flax.cli.options import add_checkpoint_options, format_table
+from vit_flax.cli.options import add_checkpoint_options, format_table, wish_of
+from vit_flax.convert import open_checkpoint
 
 EXAMPLE = """example:
   vit-flax inspect model.safetensors
@@ -32,23 +33,15 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    from vit_flax.convert import read_checkpoint, unwrap
-
-    checkpoint = unwrap(read_checkpoint(options.source), options.entry)
+    wish = wish_of(options)
+    checkpoint = open_checkpoint(options.source, wish)
 
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    from vit_flax.pretrained import describe
+    from vit_flax.reading import read_model
 
-    found = describe(
-        checkpoint,
-        options.source_layout,
-        options.config,
-        dict(options.overrides),
-        options.resample,
-        options.source_grid,
-    )
+    found = read_model(checkpoint, wish).to_dict()
     if options.json:
         print(json.dumps(found, indent=1))
         return 1 if found["problems"] else 0

@@ -6,10 +6,10 @@ import argparse
 import ast
 from typing import Any
 
-from vit_flax.convert import LAYOUTS
+from vit_flax.convert import LAYOUTS, Wish
 
 
-def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--layout", resizing: bool = True) -> None:
+def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--layout") -> None:
     """Adds what tells a command how to read a checkpoint; `layout` is the option that names its layout."""
     parser.add_argument(
         layout,
@@ -19,14 +19,10 @@ def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--lay
     )
     parser.add_argument("--entry", help="weights to take where a training checkpoint holds several: teacher, say")
     parser.add_argument("--config", metavar="PRESET", help="preset that tells what tensors cannot")
-    if resizing:
-        parser.add_argument("--resample", metavar="MODE", help="how positions and patch kernels are resized")
-        parser.add_argument(
-            "--source-grid",
-            type=_grid,
-            metavar="HxW",
-            help="the checkpoint's grid of patches, where that is not square",
-        )
+    parser.add_argument("--resample", metavar="MODE", help="how positions and patch kernels are resized")
+    parser.add_argument(
+        "--source-grid", type=_grid, metavar="HxW", help="the checkpoint's grid of patches, where that is not square"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -35,6 +31,18 @@ def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--lay
         metavar="FIELD=VALUE",
         dest="overrides",
         help="a field of the config, for example num_heads=4 or image_size=60,100; may be repeated",
+    )
+
+
+def wish_of(options: argparse.Namespace) -> Wish:
+    """Returns what the options of `add_checkpoint_options` say of the checkpoint."""
+    return Wish(
+        layout=options.source_layout,
+        config=options.config,
+        overrides=dict(options.overrides),
+        entry=options.entry,
+        resample=options.resample,
+        source_grid=options.source_grid,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from vit_flax.config import ViTConfig
 from vit_flax.convert.beit import BEIT
@@ -27,6 +29,7 @@ from vit_flax.convert.rules import ConversionError, Drop, Rule
 from vit_flax.convert.t2t_vit import T2T_VIT
 from vit_flax.convert.timm import TIMM, named
 from vit_flax.convert.torchvision import TORCHVISION
+from vit_flax.convert.wish import Wish
 from vit_flax.convert.wrappers import unwrap
 
 __all__ = [
@@ -39,10 +42,14 @@ __all__ = [
     "Layout",
     "Resolved",
     "Rule",
+    "Wish",
     "detect_layout",
+    "find_layout",
     "from_mapping",
     "get_layout",
     "layout_for",
+    "layout_to_write",
+    "open_checkpoint",
     "read_beside",
     "read_checkpoint",
     "resolve_config",
@@ -107,6 +114,38 @@ def detect_layout(names: Collection[str], config_class: type[ViTConfig] | None =
     raise ConversionError(f"the tensor names match no known layout ({', '.join(LAYOUTS)}); some of them: {some}")
 
 
+def open_checkpoint(source: str | os.PathLike[str] | Mapping[str, Any], wish: Wish) -> Checkpoint:
+    """Opens named arrays, or weights as `read_checkpoint` does, without what training scripts wrap around them."""
+    opened = from_mapping(source) if isinstance(source, Mapping) else read_checkpoint(source)
+    return unwrap(opened, wish.entry)
+
+
+def find_layout(checkpoint: Checkpoint, wish: Wish, beside: Beside | None) -> tuple[Layout, str]:
+    """Returns the layout of a checkpoint and what it was told by; `beside` is what its own config says.
+
+    Raises:
+        ConversionError: there is no such layout, none matches, or several families have these names.
+    """
+    if wish.layout is not None:
+        return get_layout(wish.layout), "given"
+    if beside and beside.layout:
+        if "model_config" in (checkpoint.config or {}):
+            return get_layout(beside.layout), beside.origin
+        # the names that the library has in memory, or those of files
+        for name in (f"{beside.layout}_memory", beside.layout):
+            named = LAYOUTS.get(name)
+            if named and (named.belongs or named.evidence)(checkpoint.shapes.keys()):
+                return named, beside.origin
+    told = wish.told_config()
+    try:
+        found, evidence = detect_layout(checkpoint.shapes, type(told[1]) if told else None)
+    except ConversionError as error:
+        raise ConversionError(f"{checkpoint.source}: {error}") from error
+    if found.unsettled and told is None and beside is None:
+        raise ConversionError(f"{checkpoint.source}: has {evidence}: {found.unsettled}")
+    return found, f"has {evidence}"
+
+
 def read_beside(checkpoint: Checkpoint) -> Beside | None:
     """Returns what the config with a checkpoint says, or None where there is none of a known kind.
 
@@ -125,3 +164,17 @@ def layout_for(config: ViTConfig) -> Layout:
     raise ConversionError(
         "no layout can hold this model: " + "; ".join(f"{name}: {', '.join(why)}" for name, why in refusals.items())
     )
+
+
+def layout_to_write(config: ViTConfig, layout: str | None) -> Layout:
+    """Returns the layout of that name, or for None the first that can hold a model of this config.
+
+    Raises:
+        ConversionError: it, or every layout, cannot hold the model; the message says why.
+    """
+    if layout is None:
+        return layout_for(config)
+    chosen = get_layout(layout)
+    if refusals := chosen.refusals(config):
+        raise ConversionError(f"layout {layout!r} cannot hold this model: {'; '.join(refusals)}")
+    return chosen

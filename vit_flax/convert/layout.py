@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -111,15 +111,35 @@ class Resolved:
 
     config: ViTConfig
     origins: Mapping[str, str]
+    native: Mapping[str, Any]  # the checkpoint's own image_size and patch_size, where something but the caller tells
+
+    def native_grid(self) -> tuple[int, int] | None:
+        """Returns the checkpoint's own grid of patches; None where nothing tells it, or only the number of patches."""
+        if self.origins["image_size"] == "tensor shapes":  # told from the rows of a table, taken for a square
+            return None
+        asked = {name: value for name, value in self.native.items() if self.origins[name] == "given"}
+        if asked.get("image_size", ()) is None:
+            return None
+        try:
+            return self.config.replace(**asked).grid_size
+        except (ValueError, TypeError):
+            return None
 
 
-def resolve_config(layout: Layout, shapes: Shapes, sources: Iterable[tuple[str, Mapping[str, Any]]]) -> Resolved:
+Sources = Sequence[tuple[str, Mapping[str, Any]]]
+
+
+def resolve_config(
+    layout: Layout, shapes: Shapes, overrides: Mapping[str, Any], sources: Sources, fallback: Sources = ()
+) -> Resolved:
     """Finds the config of a checkpoint.
 
     Args:
         layout: the layout of the tensors.
         shapes: shape of every tensor.
-        sources: (origin, fields) pairs, the one that wins first: what the caller passed, a config file, a preset.
+        overrides: single fields that the caller gave; they win.
+        sources: (origin, fields) pairs, the one that wins first: a preset, a config file.
+        fallback: such pairs that count only where the tensors say nothing.
 
     Raises:
         ConversionError: a field is still unknown (the message names all that are and what to pass), or values do not
@@ -134,10 +154,13 @@ def resolve_config(layout: Layout, shapes: Shapes, sources: Iterable[tuple[str, 
             if name not in values:
                 values[name], origins[name] = value, origin
 
-    for origin, fields in sources:
+    for origin, fields in (("given", overrides), *sources):
         check_fields(layout.config_class, fields)
         add(origin, fields)
-    add("tensor shapes", layout.infer(shapes, values))
+    inferred = layout.infer(shapes, values)
+    add("tensor shapes", inferred)
+    for origin, fields in fallback:
+        add(origin, fields)
     for group in layout.required:
         missing = [name for name in group if name not in values]
         if not missing:
@@ -148,12 +171,15 @@ def resolve_config(layout: Layout, shapes: Shapes, sources: Iterable[tuple[str, 
             + ", or config= with a preset's name or a ViTConfig"
             + layout.hint
         )
-    add(f"default of layout {layout.name}", layout.defaults(values))
+    defaults = layout.defaults(values)
+    add(f"default of layout {layout.name}", defaults)
     try:
         config = layout.config_class(**values)
     except (ValueError, TypeError, ArithmeticError) as error:  # of values from files, too
         raise ConversionError(str(error)) from error
-    return Resolved(config, {f.name: origins.get(f.name, "default") for f in dataclasses.fields(config)})
+    told = [*(fields for _, fields in sources), {"patch_size": inferred.get("patch_size")}, defaults]
+    native = {name: next((f[name] for f in told if f.get(name)), None) for name in ("image_size", "patch_size")}
+    return Resolved(config, {f.name: origins.get(f.name, "default") for f in dataclasses.fields(config)}, native)
 
 
 EXAMPLES = {

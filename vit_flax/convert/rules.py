@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -161,23 +162,59 @@ class Fate:
     operation: str = ""
     dropped: str = ""
 
+    def __str__(self) -> str:
+        """Says it in a few words."""
+        if self.target:
+            return f"-> {self.target} ({self.operation})"
+        return f"dropped: {self.dropped}" if self.dropped else "unexpected"
+
+
+class Change(Protocol):
+    """What becomes of a parameter whose stored form is of another size than the model's."""
+
+    stored_shape: tuple[int, ...]
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        """Returns the array in the model's size."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
+class Move:
+    """How one parameter comes from the tensors."""
+
+    rule: Rule
+    names: tuple[str, ...]  # of the tensors it takes
+    change: Change | None = None
+
+    def __call__(self, tensors: Tensors) -> np.ndarray:
+        """Returns the parameter."""
+        array = self.rule.operation.forward(*(tensors.read(name) for name in self.names))
+        return array if self.change is None else self.change(array)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
     """How the tensors become the parameters, or what stands in the way."""
 
-    moves: dict[str, tuple[Rule, tuple[str, ...]]]  # target path -> rule, source names
-    fates: list[Fate]
-    problems: list[str]
+    moves: Mapping[str, Move]  # by the parameter's path
+    fates: Sequence[Fate]
+    problems: Sequence[str]
 
 
-def plan(shapes: Mapping[str, tuple[int, ...]], rules: Iterable[Rule | Drop], expected: Mapping[str, Any]) -> _Plan:
+def plan(
+    shapes: Mapping[str, tuple[int, ...]],
+    rules: Iterable[Rule | Drop],
+    expected: Mapping[str, tuple[int, ...]],
+    changes: Mapping[str, Change] = MappingProxyType({}),
+) -> Plan:
     """Finds the one rule for every tensor and the tensors for every expected parameter.
 
     Args:
         shapes: shape of every source tensor.
         rules: the layout's table.
         expected: shape of every parameter of the model, by path.
+        changes: how parameters of another size come to the model's, by path.
     """
     rules = list(rules)
     fates, problems = [], []
@@ -191,23 +228,25 @@ def plan(shapes: Mapping[str, tuple[int, ...]], rules: Iterable[Rule | Drop], ex
                 problems.append(f"misshapen: {name} is {_shape(shape)}, expected {_shape(rule.restored.shape)}")
             fates.append(Fate(name, shape, dropped=rule.reason))
         elif isinstance(rule, Rule) and (target := rule.target.format(**bindings)) in expected:
-            fates.append(Fate(name, shape, target, rule.operation.name))
+            resized = f"; resized {changes[target]}" if target in changes else ""
+            fates.append(Fate(name, shape, target, f"{rule.operation.name}{resized}"))
         else:
             fates.append(Fate(name, shape))
             why = f" (the model has no {rule.target.format(**bindings)})" if isinstance(rule, Rule) else ""
             problems.append(f"unexpected: {name} {_shape(shape)}{why}")
 
-    moves: dict[str, tuple[Rule, tuple[str, ...]]] = {}
+    moves: dict[str, Move] = {}
     for target, shape in expected.items():
         rule, names = sources_of(target, rules)
-        moves[target] = rule, names
-        wanted = _source_shapes(rule, shape)
+        change = changes.get(target)
+        moves[target] = Move(rule, names, change)
+        wanted = _source_shapes(rule, shape if change is None else change.stored_shape)
         for name, want in zip(names, wanted, strict=True):
             if name not in shapes:
                 problems.append(f"missing: {name} {_shape(want)}")
             elif tuple(shapes[name]) != want:
                 problems.append(f"misshapen: {name} is {_shape(shapes[name])}, the model needs {_shape(want)}")
-    return _Plan(moves, fates, problems)
+    return Plan(moves, fates, problems)
 
 
 def sources_of(target: str, rules: Iterable[Rule | Drop]) -> tuple[Rule, tuple[str, ...]]:
@@ -224,35 +263,26 @@ def sources_of(target: str, rules: Iterable[Rule | Drop]) -> tuple[Rule, tuple[s
 
 
 def to_params(
-    tensors: Tensors,
-    rules: Iterable[Rule | Drop],
-    expected: Mapping[str, tuple[int, ...]],
-    finish: Callable[[np.ndarray], Any] = lambda array: array,
+    tensors: Tensors, steps: Plan, finish: Callable[[np.ndarray], Any] = lambda array: array
 ) -> dict[str, Any]:
     """Moves tensors to parameter paths, one at a time.
 
     Args:
         tensors: the source.
-        rules: the layout's table.
-        expected: shape of every parameter of the model, by path.
+        steps: what `plan` made of their shapes.
         finish: applied to each array as soon as it is in place (to put it on a device, say).
 
     Raises:
         ConversionError: lists every missing, unexpected, ambiguous and misshapen tensor.
     """
-    rules = list(rules)
-    steps = plan(tensors.shapes, rules, expected)
     if steps.problems:
         raise ConversionError(_listing("the tensors do not fit the model", steps.problems))
     # rule by rule, so that rows of one stacked tensor are read one after the other
-    moves = sorted(steps.moves.items(), key=lambda move: rules.index(move[1][0]))
-
-    def move(step: tuple[str, tuple[Rule, Any]]) -> tuple[str, Any]:
-        target, (rule, names) = step
-        return target, finish(rule.operation.forward(*(tensors.read(name) for name in names)))
+    order = {move.rule: number for number, move in enumerate(steps.moves.values())}
+    moves = sorted(steps.moves.items(), key=lambda item: order[item[1].rule])
 
     with ThreadPoolExecutor(2) as pool:  # copying a tensor keeps one core busy, not the memory
-        return dict(pool.map(move, moves))
+        return dict(pool.map(lambda item: (item[0], finish(item[1](tensors))), moves))
 
 
 def to_tensors(params: Mapping[str, Any], rules: Iterable[Rule | Drop]) -> dict[str, np.ndarray]:
@@ -293,7 +323,7 @@ def _shape(shape: Iterable[int]) -> str:
     return f"({', '.join(map(str, shape))})"
 
 
-def _listing(headline: str, problems: list[str]) -> str:
+def _listing(headline: str, problems: Iterable[str]) -> str:
     order = ("missing", "unexpected", "ambiguous", "misshapen", "cannot")
     problems = sorted(problems, key=lambda p: order.index(p.split(":")[0].split(" ")[0]))
     shown = problems[:50]

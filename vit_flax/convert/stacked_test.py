@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vit_flax.convert.checkpoint import Checkpoint
-from vit_flax.convert.rules import ConversionError, Rule, to_params
+from vit_flax.convert.rules import ConversionError, Rule, plan, to_params
 from vit_flax.convert.stacked import stack, unstack
 
 TENSORS = {
@@ -53,7 +53,8 @@ def test_a_stack_is_read_once_by_rules():
     expected = {"norm": (4,)}
     for i in range(3):  # block by block, as a model has its parameters
         expected |= {f"blocks_{i}/norm": (4,), f"blocks_{i}/mlp": (2, 5)}
-    params = to_params(unstack(checkpoint(reads), "encoder/blocks"), rules, expected)
+    rows = unstack(checkpoint(reads), "encoder/blocks")
+    params = to_params(rows, plan(rows.shapes, rules, expected))
     np.testing.assert_array_equal(params["blocks_2/mlp"], TENSORS["encoder/blocks/mlp/kernel"][2])
     assert sorted(reads) == sorted(TENSORS)
 
@@ -64,4 +65,4 @@ def test_stacks_of_another_depth_are_reported():
     rules = [Rule("blocks_{i}/{part}", "blocks_{i}/{part}")]
     expected = {f"blocks_{i}/{part}": (4,) for i in range(3) for part in "ab"}
     with pytest.raises(ConversionError, match="missing: blocks_2/a"):
-        to_params(rows, rules, expected)
+        to_params(rows, plan(rows.shapes, rules, expected))

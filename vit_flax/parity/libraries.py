@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from vit_flax.convert import LAYOUTS, Checkpoint, ConversionError, Layout, get_l
 from vit_flax.parity.compare import Row, compare_arrays, compare_components, require_x64, subject_of
 from vit_flax.parity.report import Check, Report
 from vit_flax.presets import PRESETS
-from vit_flax.pretrained import build_from, find_layout, to_state_dict
+from vit_flax.pretrained import to_state_dict
+from vit_flax.reading import Reading
 
 LIBRARIES = ("timm", "transformers")
 Outputs = Callable[[Any, Any], dict[str, Any]]  # (module, pixels) -> 'features' and 'output', those that it has
@@ -36,22 +37,11 @@ class Peer:
     checks: list[Check]
 
 
-def compare_checkpoint(
-    checkpoint: Checkpoint,
-    layout: str | None = None,
-    config: str | ViTConfig | Mapping[str, Any] | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    against: str | None = None,
-    name: str | None = None,
-    seed: int = 0,
-) -> Report:
+def compare_checkpoint(reading: Reading, against: str | None = None, name: str | None = None, seed: int = 0) -> Report:
     """Compares components, tokens and output on random images, in float64 and float32.
 
     Args:
-        checkpoint: opened and unwrapped.
-        layout: as `vit_flax.load` takes it, like the next two.
-        config: what tensors cannot tell.
-        overrides: single fields of the config.
+        reading: of the checkpoint.
         against: 'timm' or 'transformers'; None takes the one that the layout belongs to.
         name: timm's model; None takes the preset's or the config.json's.
         seed: of the images.
@@ -62,13 +52,13 @@ def compare_checkpoint(
     """
     require_x64()
     start = time.monotonic()
-    found, _ = find_layout(checkpoint, layout)
-    model, params = build_from(checkpoint, found.name, config, dict(overrides or {}))
+    model, params = reading.build()
+    checkpoint, found = reading.checkpoint, reading.layout
     against = against or _library_of(found)
     if against == "transformers":
         peer = _transformers_peer(checkpoint, found, model.config)
     else:
-        name = name or _timm_name(checkpoint, config)
+        name = name or _timm_name(checkpoint, reading.wish.config)
         peer = _timm_peer(checkpoint, found, model, params, name)
     subject = subject_of(peer.module, model, params, peer.layout)
     cfg = model.config

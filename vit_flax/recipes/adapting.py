@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vit_flax.config import DropRates, ViTConfig, config_from_dict
-from vit_flax.convert import read_checkpoint, unwrap
+from vit_flax.config import DropRates, ViTConfig
+from vit_flax.convert import Wish, open_checkpoint
 from vit_flax.presets.preset import IMAGENET
 from vit_flax.train.config import (
     AugmentConfig,
@@ -66,15 +66,15 @@ def _adapted(
     checkpoint: str, folder: str, data: str, image_size: Any, layout: str | None, config: str | None
 ) -> dict[str, Any]:
     """Returns what both recipes have: the checkpoint's model for the classes of the data, these, and the way in."""
-    from vit_flax.pretrained import describe, with_own_classes  # imports JAX, which no other recipe needs
+    from vit_flax.reading import read_model  # imports JAX, which no other recipe needs
 
     overrides = {} if image_size is None else {"image_size": image_size}
-    file = unwrap(read_checkpoint(checkpoint))
-    answer = describe(file, layout, with_own_classes(file, layout, config), overrides)
-    if not answer["config"]:
-        told = "; ".join(answer["problems"])
-        raise ValueError(f"{told} (to a recipe: --set config=PRESET, or `vit-flax convert` the file first)")
-    model = config_from_dict(answer["config"])
+    wish = Wish(layout=layout, config=config, overrides=overrides, own_classes=True)
+    reading = read_model(open_checkpoint(checkpoint, wish), wish)
+    if reading.resolved is None:
+        told = "(to a recipe: --set config=PRESET, or `vit-flax convert` the file first)"
+        raise ValueError(f"{reading.obstacle} {told}")
+    model = reading.config
     source: dict[str, Any] = {"name": data, "path": folder}
     if model.in_chans == 3:
         source |= {"mean": IMAGENET[0], "std": IMAGENET[1]}

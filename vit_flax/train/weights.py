@@ -13,10 +13,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_flax.config import ViTConfig
-from vit_flax.convert import ConversionError, get_layout, layout_for, read_checkpoint, unwrap
+from vit_flax.convert import Wish, layout_to_write, open_checkpoint
 from vit_flax.models import build_model
 from vit_flax.preprocessing.evaluation import PREPROCESSING_FILE
-from vit_flax.pretrained import build_from, load, save, with_own_classes
+from vit_flax.pretrained import load, save
+from vit_flax.reading import read_model
 from vit_flax.train.config import TrainConfig
 from vit_flax.train.step import init_params
 
@@ -32,10 +33,10 @@ def initial_params(config: TrainConfig) -> Any:
     """
     if config.init_from is None:
         return None
-    checkpoint = unwrap(read_checkpoint(config.init_from))
-    preset = with_own_classes(checkpoint, config.init_layout, config.init_config)
-    read = build_from(checkpoint, config.init_layout, preset, {"image_size": config.model.image_size})
-    loaded: dict[str, Any] = flatten_dict(read[1], sep="/")  # pyright: ignore[reportAssignmentType]
+    overrides = {"image_size": config.model.image_size}
+    wish = Wish(layout=config.init_layout, config=config.init_config, overrides=overrides, own_classes=True)
+    _, params = read_model(open_checkpoint(config.init_from, wish), wish).build()
+    loaded: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
     fresh = init_params(jax.random.key(config.seed), config.model)
     own: dict[str, Any] = flatten_dict(fresh, sep="/")  # pyright: ignore[reportAssignmentType]
     problems = [f"not in the model: {path}" for path in loaded if path not in own and path.split("/")[0] not in _HEADS]
@@ -61,10 +62,7 @@ def teacher_params(config: TrainConfig) -> Any:
 
 def check_exportable(config: TrainConfig) -> None:
     """Raises ConversionError when the layout asked for, or every layout, has no place for the model."""
-    if config.export_layout is None:
-        layout_for(config.model)
-    elif refusals := get_layout(config.export_layout).refusals(config.model):
-        raise ConversionError(f"layout {config.export_layout!r} cannot hold this model: {'; '.join(refusals)}")
+    layout_to_write(config.model, config.export_layout)
 
 
 def export(

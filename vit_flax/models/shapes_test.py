@@ -17,7 +17,7 @@ from vit_flax.config import (
     ViTConfig,
 )
 from vit_flax.models import build_model
-from vit_flax.pretrained import expected_shapes
+from vit_flax.models.shapes import expected_shapes
 
 SMALL: dict[str, Any] = {"image_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 12, "num_heads": 2}
 CONFIGS: dict[str, ViTConfig] = {

@@ -1,0 +1,43 @@
+"""What a caller asks of a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vit_flax.config import ViTConfig, config_from_dict
+from vit_flax.presets import get_preset
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wish:
+    """Everything a caller says of a checkpoint, one value from the command line or `vit_flax.load` to the arrays.
+
+    Raises:
+        ValueError: no such preset, or no such field of a config.
+    """
+
+    layout: str | None = None  # a layout's name; None: told by the tensor names
+    # what tensors cannot tell: a preset's name, a ViTConfig or its `to_dict()`, or the contents of a config.json
+    config: str | ViTConfig | Mapping[str, Any] | None = None
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # single fields; they win over `config`
+    entry: str | None = None  # which weights of a training checkpoint, where it holds several
+    resample: str | None = None  # a mode of vit_flax.models.resample; None: that of the layout's own library
+    source_grid: tuple[int, int] | None = None  # (height, width) of the checkpoint's grid of patches
+    own_classes: bool = False  # the checkpoint's head tells how many classes there are, whatever `config` says
+
+    @property
+    def config_file(self) -> Mapping[str, Any] | None:
+        """The contents of another library's config.json, if that is what `config` is."""
+        return self.config if isinstance(self.config, Mapping) and "model_type" in self.config else None
+
+    def told_config(self) -> tuple[str, ViTConfig] | None:
+        """Returns what `config` is called and the config it stands for; None where it is absent or a config.json."""
+        if self.config is None or self.config_file is not None:
+            return None
+        if isinstance(self.config, str):
+            return f"preset {self.config}", get_preset(self.config).config
+        if isinstance(self.config, ViTConfig):
+            return "config given", self.config
+        return "config given", config_from_dict(self.config)

@@ -1,0 +1,33 @@
+"""Shapes of a model's parameters, told without allocating any."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from vit_flax.models.vision_transformer import VisionTransformer
+
+
+def expected_shapes(model: VisionTransformer) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every parameter of a model by its path, tracing two of its blocks at the most if it can."""
+    depth = model.config.depth
+    if depth < 4:
+        return _traced_shapes(model, depth)
+    one, two = _traced_shapes(model, 1), _traced_shapes(model, 2)
+    if any(two[path] != shape for path, shape in one.items()):
+        return _traced_shapes(model, depth)  # what is outside of the blocks knows how many there are
+    blocks = {path.partition("/")[2]: shape for path, shape in one.items() if path.startswith("blocks_0/")}
+    rest = {path: shape for path, shape in one.items() if not path.startswith("blocks_0/")}
+    return rest | {f"blocks_{i}/{path}": shape for i in range(depth) for path, shape in blocks.items()}
+
+
+def _traced_shapes(model: VisionTransformer, depth: int) -> dict[str, tuple[int, ...]]:
+    """Does so for that many blocks by tracing all of them."""
+    cfg = model.config.replace(depth=depth)
+    images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.in_chans), jnp.float32)
+    variables = jax.eval_shape(model.clone(config=cfg).init, jax.random.key(0), images)
+    flat: dict[str, Any] = flatten_dict(variables["params"], sep="/")  # pyright: ignore[reportAssignmentType]
+    return {path: leaf.shape for path, leaf in flat.items()}

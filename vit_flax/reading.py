@@ -1,0 +1,140 @@
+"""What a checkpoint is: found once, in straight order, and one value for everything that is made of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any
+
+from flax.traverse_util import unflatten_dict
+
+from vit_flax.config import ViTConfig
+from vit_flax.convert import (
+    Beside,
+    Checkpoint,
+    ConversionError,
+    Layout,
+    Resolved,
+    Wish,
+    find_layout,
+    read_beside,
+    resolve_config,
+)
+from vit_flax.convert.layout import Sources
+from vit_flax.convert.rules import Plan, plan, to_params
+from vit_flax.device_arrays import on_device_from_any_thread
+from vit_flax.models import VisionTransformer, build_model
+from vit_flax.models.shapes import expected_shapes
+from vit_flax.resizing import find_resizes
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A checkpoint, and what was found out about it."""
+
+    wish: Wish
+    checkpoint: Checkpoint  # under its own names
+    tensors: Checkpoint  # the same under the names that the layout's rules know
+    layout: Layout
+    evidence: str  # what told the layout
+    resolved: Resolved | None  # None: a field of the config is not known
+    plan: Plan | None  # how the tensors become the parameters, resizing included; None: there is no config
+    obstacle: str  # which fields are not known, or why a table of another size is not resized; '': nothing
+
+    @property
+    def config(self) -> ViTConfig:
+        """The model's config; ConversionError where a field of it is not known."""
+        if self.resolved is None:
+            raise ConversionError(self.obstacle)
+        return self.resolved.config
+
+    @property
+    def problems(self) -> list[str]:
+        """Everything that keeps the model from being built, a line each."""
+        if self.plan is None:
+            return [self.obstacle]
+        return [*self.plan.problems, *([self.obstacle] if self.obstacle and self.plan.problems else [])]
+
+    def build(self) -> tuple[VisionTransformer, Params]:
+        """Returns the model and its parameters, in the tensors' own dtypes.
+
+        Raises:
+            ConversionError: a field of the config is not known, or tensors are missing, unexpected, ambiguous or
+                misshapen (the message lists them all).
+        """
+        model = build_model(self.config)
+        assert self.plan is not None
+        try:
+            flat = to_params(self.tensors, self.plan, on_device_from_any_thread())
+        except ConversionError as error:
+            if not self.obstacle:
+                raise
+            raise ConversionError(f"{error}\n  {self.obstacle}") from error
+        return model, unflatten_dict(flat, sep="/")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it as JSON types: layout, config with origins, every tensor's fate, problems."""
+        shapes = self.tensors.shapes
+        config = {} if self.resolved is None else self.resolved.config.to_dict()
+        origins = {} if self.resolved is None else {"model_config": "layout", **self.resolved.origins}
+        if self.plan is None:
+            tensors = [(name, shape, "not decided yet") for name, shape in shapes.items()]
+        else:
+            tensors = [(fate.name, fate.shape, str(fate)) for fate in self.plan.fates]
+        return {
+            "source": self.tensors.source,
+            "layout": self.layout.name,
+            "evidence": self.evidence,
+            "parameters": sum(math.prod(shape) for shape in shapes.values()),
+            "no_tensors": dict(self.tensors.skipped),  # what else a training checkpoint holds, and of what type
+            "config": config,
+            "origins": origins,
+            "tensors": [{"name": name, "shape": list(shape), "fate": fate} for name, shape, fate in tensors],
+            "problems": self.problems,
+        }
+
+
+def read_model(checkpoint: Checkpoint, wish: Wish) -> Reading:
+    """Finds layout, config and the way of every tensor of a checkpoint that `open_checkpoint` returned.
+
+    Raises:
+        ConversionError: the layout cannot be told, or there is no such resampling mode.
+        ValueError: a field given does not exist, or values do not fit each other.
+    """
+    if wish.config_file is not None:
+        checkpoint = dataclasses.replace(checkpoint, config=wish.config_file)
+    told = wish.told_config()
+    beside, fault = _read_beside(checkpoint)
+    layout, evidence = find_layout(checkpoint, wish, beside)
+    tensors = layout.read(checkpoint)
+    found = partial(Reading, wish=wish, checkpoint=checkpoint, tensors=tensors, layout=layout, evidence=evidence)
+    try:
+        if fault is not None and told is None:
+            raise fault
+        first, last = _sources(wish, told, beside)
+        resolved = resolve_config(layout, tensors.shapes, wish.overrides, first, last)
+    except ConversionError as error:
+        return found(resolved=None, plan=None, obstacle=str(error))
+    rules, expected = layout.rules(resolved.config), expected_shapes(build_model(resolved.config))
+    changes, obstacle = find_resizes(layout, resolved, rules, tensors.shapes, expected, wish)
+    return found(resolved=resolved, plan=plan(tensors.shapes, rules, expected, changes), obstacle=obstacle)
+
+
+def _read_beside(checkpoint: Checkpoint) -> tuple[Beside | None, ConversionError | None]:
+    try:
+        return read_beside(checkpoint), None
+    except ConversionError as error:  # the caller's own config makes it needless
+        return None, error
+
+
+def _sources(wish: Wish, told: tuple[str, ViTConfig] | None, beside: Beside | None) -> tuple[Sources, Sources]:
+    """Returns what counts before the tensors, and what only where they say nothing."""
+    if told is None:
+        return ([] if beside is None else [(beside.origin, beside.fields)]), []
+    origin, config = told
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    last = {"num_classes": fields.pop("num_classes")} if wish.own_classes else {}
+    return [(origin, fields)], [(origin, last)]

@@ -1,0 +1,68 @@
+"""One reading: nothing is found out twice, and every command takes what it is told of a checkpoint."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import vit_flax
+from vit_flax import reading
+from vit_flax.cli.main import main
+
+SMALL: dict[str, Any] = {"image_size": 32, "patch_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reading")
+    model = vit_flax.create_model("vit_base_patch16_224", **SMALL, num_classes=3)
+    params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))["params"]
+    vit_flax.save(path / "a.safetensors", model, params)
+    Image.fromarray(np.arange(48 * 48 * 3, dtype=np.uint8).reshape(48, 48, 3)).save(path / "a.png")
+    return path
+
+
+def test_nothing_is_found_out_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Counter[str] = Counter()
+    for name in ("read_beside", "find_layout", "resolve_config", "find_resizes", "expected_shapes", "plan"):
+        kept = getattr(reading, name)
+
+        def counted(*arguments: Any, kept: Any = kept, name: str = name) -> Any:
+            calls[name] += 1
+            return kept(*arguments)
+
+        monkeypatch.setattr(reading, name, counted)
+    vit_flax.load(folder / "a.safetensors", image_size=48)
+    assert set(calls.values()) == {1}
+    assert len(calls) == 6
+
+
+COMMANDS = {
+    "inspect": (), "convert": ("{}/b.safetensors",), "compare": ("--model", "vit_base_patch16_224"),
+    "predict": ("{}/a.png",), "features": ("{}/a.png", "-o", "{}/f.npz"), "attention": ("{}/a.png", "-o", "{}/b.png"),
+    "evaluate": ("--data", "digits"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_takes_every_wish(command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [command, str(folder / "a.safetensors"), *(part.format(folder) for part in COMMANDS[command])]
+    assert main([*asked, "--set", "image_size=48", "--resample", "cubic"]) == 2
+    assert "unknown resampling mode 'cubic'" in capsys.readouterr().err
+    assert main([*asked, "--set", "image_size=48", "--source-grid", "3x5"]) == 2
+    assert "source_grid=(3, 5) has 15 patches; the position table has 16" in capsys.readouterr().err
+
+
+def test_the_mode_that_is_asked_for_is_the_one_that_is_taken(folder: Path) -> None:
+    found = []
+    for mode in ("bilinear", "bicubic"):
+        asked = ["features", str(folder / "a.safetensors"), str(folder / "a.png"), "-o", str(folder / f"{mode}.npz")]
+        assert main([*asked, "--set", "image_size=48", "--resample", mode]) == 0
+        found.append(np.load(folder / f"{mode}.npz")["features"])
+    assert np.abs(found[0] - found[1]).max() > 1e-4
