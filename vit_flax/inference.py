@@ -74,7 +74,7 @@ class Predictor:
         self.params = jax.device_put(_with_kernels_in(params, dtype), everywhere)
         config = model.config
         pooled = self.model.clone(config=config.replace(num_classes=0)) if config.num_classes else self.model
-        size = microbatch_size(config, batch_size, self.model.dtype, devices)
+        size = microbatch_size(config, batch_size, self.model.policy.compute, devices)
         self._methods = {
             "logits": _jitted(self.model, size),
             "features": _jitted(self.model, size, method="features"),

@@ -17,6 +17,7 @@ from vit_flax.models.naflex import NaFlexViT
 from vit_flax.models.norm import LayerNorm, RMSNorm
 from vit_flax.models.patch_embed import PatchEmbed
 from vit_flax.models.pos_embed import simple_sincos_2d, sincos_2d, sinusoid_1d
+from vit_flax.models.precision import Precision
 from vit_flax.models.rope import RopeViT
 from vit_flax.models.swiglu import SwiGLU
 from vit_flax.models.tokens_to_token import T2TViT, TokensToToken, TokenTransformer
@@ -35,6 +36,7 @@ __all__ = [
     "Mlp",
     "NaFlexViT",
     "PatchEmbed",
+    "Precision",
     "RMSNorm",
     "RopeViT",
     "SwiGLU",
@@ -63,5 +65,5 @@ MODELS: dict[type[ViTConfig], type[VisionTransformer]] = {
 
 
 def build_model(config: ViTConfig, **runtime: Any) -> VisionTransformer:
-    """Returns the linen module that `config` describes; `runtime` is dtype, param_dtype and precision."""
+    """Returns the linen module that `config` describes; `runtime` is dtype, param_dtype, precision ..."""
     return MODELS[type(config)](config, **runtime)

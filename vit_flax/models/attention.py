@@ -6,13 +6,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.models.attention_backends import dot_product_attention, heads_dot
 from vit_flax.models.drop import dropout, is_dropping
-from vit_flax.models.linear import PRECISION, Linear, accumulator_dtype
+from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS
+from vit_flax.models.precision import HIGHEST, Precision, accumulator_dtype
 
 
 def hide_keys(q: Array, k: Array, mask: Array, scale: float) -> tuple[Array, Array]:
@@ -30,8 +30,8 @@ def dropped_attention(module: nn.Module, q: Array, k: Array, v: Array, scale: fl
     """Computes `dot_product_attention` with weights left out at random, all in float32 or wider."""
     wide = accumulator_dtype(q.dtype)
     q, k, v = (part.astype(wide) for part in (q, k, v))
-    weights = jax.nn.softmax(heads_dot(q * scale, k, 3, 3, PRECISION), axis=-1)
-    return heads_dot(dropout(module, weights, rate), v, 3, 2, PRECISION)
+    weights = jax.nn.softmax(heads_dot(q * scale, k, 3, 3, HIGHEST), axis=-1)
+    return heads_dot(dropout(module, weights, rate), v, 3, 2, HIGHEST)
 
 
 class Attention(nn.Module):
@@ -57,9 +57,7 @@ class Attention(nn.Module):
     scale_norm: bool = False
     norm_layer: str = "layernorm"
     norm_eps: float | None = 1e-6
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
     attn_drop: float = 0.0
     proj_drop: float = 0.0
 
@@ -67,10 +65,10 @@ class Attention(nn.Module):
         """Builds the two projections and the norms."""
         if self.features % self.num_heads:
             raise ValueError(f"attention width {self.features} is not divisible by num_heads {self.num_heads}")
-        linear = partial(Linear, dtype=self.dtype, param_dtype=self.param_dtype, precision=self.precision)
+        linear = partial(Linear, precision=self.precision)
         self.qkv = linear(3 * self.features, use_bias=self.qkv_bias)
         self.proj = linear(self.features, use_bias=self.proj_bias)
-        norm = partial(NORM_LAYERS[self.norm_layer], self.norm_eps, self.param_dtype)
+        norm = partial(NORM_LAYERS[self.norm_layer], self.norm_eps, self.precision)
         if self.qk_norm:
             self.q_norm, self.k_norm = norm(), norm()
         if self.scale_norm:
@@ -81,7 +79,7 @@ class Attention(nn.Module):
         batch, tokens, _ = x.shape
         head_dim = self.features // self.num_heads
         qkv = self.qkv(x)
-        compute_dtype = self.dtype or qkv.dtype
+        compute_dtype = self.precision.operand_dtype(qkv)
         # (B, N, 3 H E) -> (3, B, H, N, E)
         heads = qkv.reshape(batch, tokens, 3, self.num_heads, head_dim).transpose(2, 0, 3, 1, 4).astype(compute_dtype)
         q, k = heads[0], heads[1]

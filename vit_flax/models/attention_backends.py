@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array
 
 from vit_flax.models.fence import fence
-from vit_flax.models.linear import accumulator_dtype
+from vit_flax.models.precision import Precision, accumulator_dtype
 
 # part of the key of every jit cache: what was traced with one back end is never run for another
 _chosen = jax.make_user_context("auto")
@@ -38,21 +38,22 @@ def attention_backend(name: str) -> AbstractContextManager[None]:
 
 
 def dot_product_attention(
-    q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None
+    q: Array, k: Array, v: Array, scale: float, precision: Precision, bias: Array | None = None
 ) -> Array:
     """Mixes the values of (B, H, N, E) heads by softmax(q k^T scale + bias), the bias being of shape (1, H, N, N).
 
-    The result is float32 or wider; operands are in the dtype of `q`. `attention_backend` chooses how it is computed.
+    Operands are in the dtype of `q`, the result is what `precision` stores. `attention_backend` chooses how it is
+    computed.
     """
     name = _chosen.value
     try:
-        out = BACKENDS[name](q, k, v, scale, precision, bias)
+        out = BACKENDS[name](q, k, v, scale, precision.products, bias)
     except NotImplementedError as error:
         raise ValueError(
             f"attention back end {name!r} cannot compute heads {q.shape} of {q.dtype}: {error}; "
             f"choose another with attention_backend(name): {', '.join(BACKENDS)}"
         ) from error
-    return out.astype(accumulator_dtype(q.dtype))
+    return out.astype(precision.stored or accumulator_dtype(q.dtype))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -18,6 +18,7 @@ from vit_flax.models.attention_backends import (
     late_attention,
     plain_attention,
 )
+from vit_flax.models.precision import HIGHEST, Precision
 from vit_flax.train.config import ATTENTION_BACKENDS
 
 SMALL: dict[str, Any] = {
@@ -29,7 +30,6 @@ MODELS: dict[str, ViTConfig] = {
     "hidden keys": NaFlexViTConfig(**SMALL),
     "values wider than keys, one query": ViTConfig(**SMALL, block="diff", global_pool="map", class_token=False),
 }
-HIGHEST = jax.lax.Precision.HIGHEST
 
 
 @cache
@@ -86,7 +86,7 @@ def test_cudnn() -> None:
     heads = [jnp.asarray(np.random.default_rng(i).standard_normal((2, 3, 17, 64)), jnp.bfloat16) for i in range(3)]
 
     def loss(q: Any, k: Any, v: Any) -> Any:
-        return jnp.square(dot_product_attention(q, k, v, 0.125, HIGHEST)).sum()
+        return jnp.square(dot_product_attention(q, k, v, 0.125, Precision())).sum()
 
     results = []
     for backend in ("plain", "cudnn"):
@@ -130,7 +130,7 @@ def test_infinities_and_nan_go_where_the_textbooks_do(backend: str, value: float
     expected = np.asarray(plain_attention(q, k, v, 0.3, HIGHEST))
     assert not np.isfinite(expected).all((1, 2, 3)).any()
     with attention_backend(backend), pltpu.force_tpu_interpret_mode():
-        np.testing.assert_allclose(dot_product_attention(q, k, v, 0.3, HIGHEST), expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(dot_product_attention(q, k, v, 0.3, Precision()), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_another_back_end_is_traced_anew() -> None:
@@ -139,7 +139,7 @@ def test_another_back_end_is_traced_anew() -> None:
     @jax.jit
     def mix(q: Any) -> Any:
         traced.append(q)
-        return dot_product_attention(q, q, q, 0.5, HIGHEST)
+        return dot_product_attention(q, q, q, 0.5, Precision())
 
     q = jnp.ones((1, 1, 3, 4))
     texts = []
@@ -162,7 +162,7 @@ def test_what_a_back_end_cannot_do_is_refused_and_auto_refuses_nothing() -> None
     def mix(backend: str, dtype: Any, bias: Any = None) -> Any:
         q = jnp.ones((2, 1, 3, 4), dtype)
         with attention_backend(backend):
-            return dot_product_attention(q, q, q, 0.5, HIGHEST, bias)
+            return dot_product_attention(q, q, q, 0.5, Precision(), bias)
 
     bias = jnp.zeros((1, 1, 3, 3))
     with jax.enable_x64(True):
@@ -209,7 +209,7 @@ def test_bfloat16_gradients_are_as_near_to_float32_as_the_plain_form() -> None:
         *heads, g = (x.astype(dtype) for x in wide)
 
         def loss(q: Any, k: Any, v: Any) -> Any:
-            return (dot_product_attention(q, k, v, 8**-0.5, None) * g).sum()
+            return (dot_product_attention(q, k, v, 8**-0.5, Precision(products=None)) * g).sum()
 
         with attention_backend(backend):
             return jax.jit(jax.grad(loss, (0, 1, 2)))(*heads)

@@ -5,13 +5,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from vit_flax.models.attention import dot_product_attention, hide_keys
-from vit_flax.models.linear import PRECISION, Linear, matmul
+from vit_flax.models.linear import Linear, matmul
 from vit_flax.models.mlp import Mlp
 from vit_flax.models.norm import NORM_LAYERS
+from vit_flax.models.precision import Precision
 
 
 class AttentionPool(nn.Module):
@@ -27,20 +27,17 @@ class AttentionPool(nn.Module):
     activation: str = "gelu"
     norm_layer: str = "layernorm"
     norm_eps: float | None = 1e-6
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None) -> Float[Array, "b d"]:
         """Returns one vector an image, of the tokens that `mask` does not hide."""
         batch, tokens, dim = x.shape
         head_dim = dim // self.num_heads
-        runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
-        latent = self.param("latent", nn.initializers.normal(dim**-0.5), (1, 1, dim), self.param_dtype)
-        kernel, bias = Projections(dim, self.param_dtype, name="qkv")()
-        dtype = self.dtype or jnp.promote_types(x.dtype, kernel.dtype)
-        product = partial(matmul, dtype=dtype, precision=self.precision)
+        latent = self.param("latent", nn.initializers.normal(dim**-0.5), (1, 1, dim), self.precision.params)
+        kernel, bias = Projections(dim, self.precision, name="qkv")()
+        dtype = self.precision.operand_dtype(x, kernel)
+        product = partial(matmul, dtype=dtype, precision=self.precision.products)
         q = product(latent, kernel[:, :dim]) + bias[:dim]
         kv = product(x, kernel[:, dim:]) + bias[dim:]
         # (1, 1, D) -> (B, H, 1, E) and (B, N, 2 D) -> (2, B, H, N, E)
@@ -51,9 +48,9 @@ class AttentionPool(nn.Module):
             q, k = hide_keys(q, k, mask, head_dim**-0.5)
         out: Any = dot_product_attention(q, k, v, head_dim**-0.5, self.precision)
         # (B, H, 1, E) -> (B, 1, D)
-        out = Linear(dim, name="proj", **runtime)(out.reshape(batch, 1, dim))
-        normed = NORM_LAYERS[self.norm_layer](self.norm_eps, self.param_dtype, name="norm")(out)
-        out = out + Mlp(self.mlp_dim, activation=self.activation, name="mlp", **runtime)(normed)
+        out = Linear(dim, precision=self.precision, name="proj")(out.reshape(batch, 1, dim))
+        normed = NORM_LAYERS[self.norm_layer](self.norm_eps, self.precision, name="norm")(out)
+        out = out + Mlp(self.mlp_dim, activation=self.activation, precision=self.precision, name="mlp")(normed)
         return out[:, 0]
 
 
@@ -61,11 +58,11 @@ class Projections(nn.Module):
     """Holds the kernel (D, 3 D) and bias of queries, keys and values, for two inputs to share."""
 
     features: int
-    param_dtype: DTypeLike = jnp.float32
+    precision: Precision = Precision()
 
     @nn.compact
     def __call__(self) -> tuple[Float[Array, "d e"], Float[Array, "e"]]:
         """Returns kernel and bias."""
         shape = (self.features, 3 * self.features)
-        kernel = self.param("kernel", nn.initializers.normal(0.02), shape, self.param_dtype)
-        return kernel, self.param("bias", nn.initializers.zeros, shape[1:], self.param_dtype)
+        kernel = self.param("kernel", nn.initializers.normal(0.02), shape, self.precision.params)
+        return kernel, self.param("bias", nn.initializers.zeros, shape[1:], self.precision.params)

@@ -3,16 +3,15 @@
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.config import BeitConfig
 from vit_flax.models.attention import dot_product_attention
 from vit_flax.models.block import Block
 from vit_flax.models.drop import refuse_drops
-from vit_flax.models.linear import PRECISION, Linear
+from vit_flax.models.linear import Linear
+from vit_flax.models.precision import Precision
 from vit_flax.models.qkv import project_qkv
 from vit_flax.models.vision_transformer import VisionTransformer
 
@@ -48,13 +47,13 @@ class RelativePositionBias(nn.Module):
 
     grid_size: tuple[int, int]
     num_heads: int
-    param_dtype: DTypeLike = jnp.float32
+    precision: Precision = Precision()
 
     @nn.compact
     def __call__(self) -> Float[Array, "1 h n n"]:
         """Returns the biases."""
         shape = (relative_rows(self.grid_size), self.num_heads)
-        table = self.param("relative_position_bias_table", nn.initializers.zeros, shape, self.param_dtype)
+        table = self.param("relative_position_bias_table", nn.initializers.zeros, shape, self.precision.params)
         return table[relative_positions(self.grid_size)].transpose(2, 0, 1)[None]
 
 
@@ -65,26 +64,23 @@ class BeitAttention(nn.Module):
     """
 
     config: BeitConfig
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], shared: Any = None) -> Float[Array, "b n d"]:
         """Returns the attended tokens; `shared` is added to the logits beside what this block's own table says."""
         cfg = self.config
         batch, tokens, dim = x.shape
-        runtime = (self.dtype, self.param_dtype, self.precision)
-        qkv = project_qkv(self, x, cfg.qkv_bias, False, *runtime)
+        qkv = project_qkv(self, x, cfg.qkv_bias, False, self.precision)
         # (B, N, 3 H E) -> (3, B, H, N, E)
         heads = qkv.reshape(batch, tokens, 3, cfg.num_heads, cfg.head_dim).transpose(2, 0, 3, 1, 4)
-        q, k, v = heads.astype(self.dtype or qkv.dtype)
+        q, k, v = heads.astype(self.precision.operand_dtype(qkv))
         bias = shared
         if cfg.rel_pos_bias:
-            own = RelativePositionBias(cfg.grid_size, cfg.num_heads, self.param_dtype, name="rel_pos_bias")()
+            own = RelativePositionBias(cfg.grid_size, cfg.num_heads, self.precision, name="rel_pos_bias")()
             bias = own if shared is None else own + shared
         out: Any = dot_product_attention(q, k, v, cfg.qk_scale or cfg.head_dim**-0.5, self.precision, bias)
-        return Linear(dim, True, *runtime, name="proj")(out.transpose(0, 2, 1, 3).reshape(batch, tokens, dim))
+        return Linear(dim, True, self.precision, name="proj")(out.transpose(0, 2, 1, 3).reshape(batch, tokens, dim))
 
 
 class BeitBlock(Block):
@@ -95,7 +91,7 @@ class BeitBlock(Block):
     def setup_attention(self) -> None:
         """Builds the attention."""
         refuse_drops("beit", self.drop, "attn_drop_rate", "proj_drop_rate")
-        self.attn = BeitAttention(self.config, self.dtype, self.param_dtype, self.precision)
+        self.attn = BeitAttention(self.config, self.precision)
 
 
 class Beit(VisionTransformer):
@@ -110,13 +106,13 @@ class Beit(VisionTransformer):
         """Builds everything after the tokens."""
         cfg = self.config
         if cfg.shared_rel_pos_bias:
-            self.rel_pos_bias = RelativePositionBias(cfg.grid_size, cfg.num_heads, self.param_dtype)
+            self.rel_pos_bias = RelativePositionBias(cfg.grid_size, cfg.num_heads, self.policy)
         super().setup_backbone()
 
     def make_block(self, index: int) -> nn.Module:
         """Returns a block; all are alike but for the share of them that training leaves out."""
         rates = self.drop.block_rates(self.config.depth)
-        return BeitBlock(self.config, self.dtype, self.param_dtype, self.precision, self.drop, rates[index])
+        return BeitBlock(self.config, self.policy, self.drop, rates[index])
 
     def block_inputs(self) -> list[tuple[Any, ...]]:
         """Returns the biases that the blocks share, if they share any."""

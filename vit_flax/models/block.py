@@ -3,17 +3,15 @@
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.config import NO_DROPS, DropRates, ViTConfig
 from vit_flax.models.attention import Attention
 from vit_flax.models.drop import drop_path
 from vit_flax.models.layer_scale import LayerScale
-from vit_flax.models.linear import PRECISION
 from vit_flax.models.mlp import Mlp
 from vit_flax.models.norm import NORM_LAYERS
+from vit_flax.models.precision import Precision
 from vit_flax.models.swiglu import SwiGLU
 
 
@@ -41,29 +39,25 @@ class Block(nn.Module):
     """
 
     config: ViTConfig
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
     drop: DropRates = NO_DROPS
     drop_path: Any = 0.0  # of both residual branches; a number, or an array in a scanned loop
 
     def setup(self) -> None:
         """Builds the layers."""
         cfg = self.config
-        runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
         norm = NORM_LAYERS[cfg.norm_layer]
-        self.norm1 = norm(cfg.norm_eps, self.param_dtype)
+        self.norm1 = norm(cfg.norm_eps, self.precision)
         self.setup_attention()
-        self.norm2 = norm(cfg.norm_eps, self.param_dtype)
-        self.mlp = build_mlp(cfg, self.drop, **runtime)
+        self.norm2 = norm(cfg.norm_eps, self.precision)
+        self.mlp = build_mlp(cfg, self.drop, precision=self.precision)
         if cfg.init_values is not None:
-            self.ls1 = LayerScale(cfg.init_values, self.param_dtype)
-            self.ls2 = LayerScale(cfg.init_values, self.param_dtype)
+            self.ls1 = LayerScale(cfg.init_values, self.precision)
+            self.ls2 = LayerScale(cfg.init_values, self.precision)
 
     def setup_attention(self) -> None:
         """Builds the attention."""
-        runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
-        self.attn = build_attention(self.config, self.drop, **runtime)
+        self.attn = build_attention(self.config, self.drop, precision=self.precision)
 
     def __call__(self, x: Float[Array, "b n d"], *positions: Any) -> Float[Array, "b n d"]:
         """Returns the tokens after both residual steps; `positions` go to an attention that takes them."""

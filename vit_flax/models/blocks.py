@@ -22,6 +22,6 @@ BLOCKS: dict[str, type[nn.Module]] = {
 
 
 def build_block(cfg: ViTConfig, index: int, *runtime: Any) -> Any:
-    """Returns block number `index` of a model; `runtime` is dtype, param_dtype, precision, drop and drop_path."""
+    """Returns block number `index` of a model; `runtime` is precision, drop and drop_path."""
     place = {"index": index} if cfg.block.startswith("diff") else {}
     return BLOCKS[cfg.block](cfg, *runtime, **place)

@@ -6,16 +6,16 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.config import ViTConfig
 from vit_flax.models.attention import dot_product_attention
 from vit_flax.models.block import Block
 from vit_flax.models.drop import refuse_drops
-from vit_flax.models.linear import PRECISION, Linear
+from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS, RMSNorm
 from vit_flax.models.parallel_scaling_block import ParallelScalingBlock, merge_heads, split_heads
+from vit_flax.models.precision import Precision
 
 SUB_NORM_EPS = 1e-5
 
@@ -31,8 +31,7 @@ class DiffMixing(nn.Module):
 
     config: ViTConfig
     index: int
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
 
     @nn.compact
     def __call__(self, q: Array, k: Array, v: Array) -> Float[Array, "b n d"]:
@@ -42,15 +41,17 @@ class DiffMixing(nn.Module):
         q, k = split_heads(q, 2 * cfg.num_heads), split_heads(k, 2 * cfg.num_heads)
         v = split_heads(v, cfg.num_heads)
         if cfg.qk_norm:
-            norm = partial(NORM_LAYERS[cfg.norm_layer], cfg.norm_eps, self.param_dtype)
+            norm = partial(NORM_LAYERS[cfg.norm_layer], cfg.norm_eps, self.precision)
             q, k = norm(name="q_norm")(q).astype(v.dtype), norm(name="k_norm")(k).astype(v.dtype)
         start = 0.8 - 0.6 * math.exp(-0.3 * self.index)
         names = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
-        q1, k1, q2, k2 = (self.param(name, nn.initializers.normal(0.1), (width,), self.param_dtype) for name in names)
+        q1, k1, q2, k2 = (
+            self.param(name, nn.initializers.normal(0.1), (width,), self.precision.params) for name in names
+        )
         weight = jnp.exp((q1 * k1).sum()) - jnp.exp((q2 * k2).sum()) + start
         scale = cfg.qk_scale or width**-0.5
         mixed: Any = [dot_product_attention(q[:, i::2], k[:, i::2], v, scale, self.precision) for i in (0, 1)]
-        out = RMSNorm(SUB_NORM_EPS, self.param_dtype, name="sub_norm")(mixed[0] - weight * mixed[1])
+        out = RMSNorm(SUB_NORM_EPS, self.precision, name="sub_norm")(mixed[0] - weight * mixed[1])
         return merge_heads(out * (1 - start))
 
 
@@ -62,21 +63,18 @@ class DiffAttention(nn.Module):
 
     config: ViTConfig
     index: int
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Returns the attended tokens."""
         cfg = self.config
-        runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
-        qkv = Linear(3 * cfg.embed_dim, cfg.qkv_bias, name="qkv", **runtime)(x)
-        q, k, v = jnp.split(qkv.astype(self.dtype or qkv.dtype), 3, axis=-1)
-        x = DiffMixing(cfg, self.index, self.param_dtype, self.precision, name="mixing")(q, k, v)
+        qkv = Linear(3 * cfg.embed_dim, cfg.qkv_bias, self.precision, name="qkv")(x)
+        q, k, v = jnp.split(qkv.astype(self.precision.operand_dtype(qkv)), 3, axis=-1)
+        x = DiffMixing(cfg, self.index, self.precision, name="mixing")(q, k, v)
         if cfg.scale_attn_norm:
-            x = NORM_LAYERS[cfg.norm_layer](cfg.norm_eps, self.param_dtype, name="norm")(x)
-        return Linear(cfg.embed_dim, cfg.proj_bias, name="proj", **runtime)(x)
+            x = NORM_LAYERS[cfg.norm_layer](cfg.norm_eps, self.precision, name="norm")(x)
+        return Linear(cfg.embed_dim, cfg.proj_bias, self.precision, name="proj")(x)
 
 
 class DiffBlock(Block):
@@ -90,7 +88,7 @@ class DiffBlock(Block):
     def setup_attention(self) -> None:
         """Builds the attention."""
         refuse_drops(self.config.block, self.drop, "attn_drop_rate", "proj_drop_rate")
-        self.attn = DiffAttention(self.config, self.index, self.dtype, self.param_dtype, self.precision)
+        self.attn = DiffAttention(self.config, self.index, self.precision)
 
 
 class DiffParallelScalingBlock(ParallelScalingBlock):
@@ -103,7 +101,7 @@ class DiffParallelScalingBlock(ParallelScalingBlock):
 
     def setup_mixing(self) -> None:
         """Builds the attention and the last layer."""
-        self.mixing = DiffMixing(self.config, self.index, self.param_dtype, self.precision)
+        self.mixing = DiffMixing(self.config, self.index, self.precision)
         self.out_proj = self._linear(self.config.embed_dim)
 
     def mix(self, q: Array, k: Array, v: Array, hidden: Float[Array, "b n h"]) -> Float[Array, "b n d"]:

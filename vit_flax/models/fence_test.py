@@ -11,7 +11,8 @@ import pytest
 
 import vit_flax
 from vit_flax.models.fence import fence
-from vit_flax.models.linear import PRECISION, matmul
+from vit_flax.models.linear import matmul
+from vit_flax.models.precision import HIGHEST
 
 MOST_OPERANDS = 16  # a fusion that takes in the whole chain of residual gradients has hundreds
 
@@ -25,7 +26,7 @@ def test_every_value_passes(dtype: str, first: float) -> None:
 
 def _lowered(platform: str) -> str:
     def loss(x: Any, kernel: Any) -> Any:
-        y: Any = matmul(jnp.sin(x), kernel, jnp.float32, PRECISION)
+        y: Any = matmul(jnp.sin(x), kernel, jnp.float32, HIGHEST)
         return y.sum()
 
     shapes = (jax.ShapeDtypeStruct((2, 5, 8), jnp.float32), jax.ShapeDtypeStruct((8, 4), jnp.float32))
@@ -40,7 +41,7 @@ def test_only_the_cpu_sees_it() -> None:
 
 def test_inference_has_none() -> None:
     def apply(x: Any, kernel: Any) -> Any:
-        return matmul(x, kernel, jnp.float32, PRECISION)
+        return matmul(x, kernel, jnp.float32, HIGHEST)
 
     assert "stablehlo.negate" not in jax.jit(apply).lower(jnp.ones((2, 5, 8)), jnp.ones((8, 4))).as_text()
 

@@ -1,9 +1,9 @@
 """Learned gains of the residual branches."""
 
 import flax.linen as nn
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from vit_flax.models.precision import Precision
 
 
 class LayerScale(nn.Module):
@@ -13,9 +13,9 @@ class LayerScale(nn.Module):
     """
 
     init_value: float
-    param_dtype: DTypeLike = jnp.float32
+    precision: Precision = Precision()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Returns `x * gamma`."""
-        return x * self.param("gamma", nn.initializers.constant(self.init_value), x.shape[-1:], self.param_dtype)
+        return x * self.param("gamma", nn.initializers.constant(self.init_value), x.shape[-1:], self.precision.params)

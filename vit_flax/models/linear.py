@@ -11,14 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.models.fence import fence
-
-# Matrix products in full precision unless the caller says otherwise: the default of TPU and of recent GPUs is not.
-PRECISION = lax.Precision.HIGHEST
-
-
-def accumulator_dtype(dtype: DTypeLike) -> Any:
-    """Returns the dtype in which products of `dtype` are summed: float32, or float64 for float64."""
-    return jnp.promote_types(dtype, jnp.float32)
+from vit_flax.models.precision import Precision, accumulator_dtype
 
 
 def contract(a: Array, b: Array, a_axes: tuple[int, ...], b_axes: tuple[int, ...], precision: Any) -> Array:
@@ -67,15 +60,13 @@ class Linear(nn.Module):
 
     features: int
     use_bias: bool = True
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... e"]:
         """Returns `x @ kernel + bias`."""
-        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), self.param_dtype)
-        y: Any = matmul(x, kernel, self.dtype or jnp.promote_types(x.dtype, kernel.dtype), self.precision)
+        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), self.precision.params)
+        y: Any = matmul(x, kernel, self.precision.operand_dtype(x, kernel), self.precision.products)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), self.precision.params)
         return y

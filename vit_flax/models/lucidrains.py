@@ -3,17 +3,16 @@
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.config import LucidrainsViTConfig
 from vit_flax.models.attention import dot_product_attention
 from vit_flax.models.drop import refuse_drops
-from vit_flax.models.linear import PRECISION, Linear
+from vit_flax.models.linear import Linear
 from vit_flax.models.mlp import Mlp
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.patch_embed import check_images
+from vit_flax.models.precision import Precision
 from vit_flax.models.vision_transformer import VisionTransformer
 
 
@@ -29,17 +28,15 @@ class NormedPatchEmbed(nn.Module):
     """
 
     config: LucidrainsViTConfig
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
 
     def setup(self) -> None:
         """Builds the projection and the norms around it."""
         cfg = self.config
         norm = NORM_LAYERS[cfg.norm_layer]
-        self.patch_norm = norm(cfg.norm_eps, self.param_dtype)
-        self.proj = Linear(cfg.embed_dim, True, self.dtype, self.param_dtype, self.precision)
-        self.norm = norm(cfg.norm_eps, self.param_dtype)
+        self.patch_norm = norm(cfg.norm_eps, self.precision)
+        self.proj = Linear(cfg.embed_dim, True, self.precision)
+        self.norm = norm(cfg.norm_eps, self.precision)
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
         """Returns one token a patch."""
@@ -59,17 +56,14 @@ class WideAttention(nn.Module):
     """
 
     config: LucidrainsViTConfig
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
 
     def setup(self) -> None:
         """Builds the projections."""
         cfg = self.config
-        runtime = (self.dtype, self.param_dtype, self.precision)
-        self.qkv = Linear(3 * cfg.num_heads * cfg.head_dim, cfg.qkv_bias, *runtime)
+        self.qkv = Linear(3 * cfg.num_heads * cfg.head_dim, cfg.qkv_bias, self.precision)
         if cfg.attn_proj:
-            self.proj = Linear(cfg.embed_dim, cfg.proj_bias, *runtime)
+            self.proj = Linear(cfg.embed_dim, cfg.proj_bias, self.precision)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Returns the attended tokens."""
@@ -78,7 +72,7 @@ class WideAttention(nn.Module):
         qkv = self.qkv(x)
         # (B, N, 3 H E) -> (3, B, H, N, E)
         heads = qkv.reshape(batch, tokens, 3, cfg.num_heads, cfg.head_dim).transpose(2, 0, 3, 1, 4)
-        heads = heads.astype(self.dtype or qkv.dtype)
+        heads = heads.astype(self.precision.operand_dtype(qkv))
         scale = cfg.qk_scale or cfg.head_dim**-0.5
         out: Any = dot_product_attention(heads[0], heads[1], heads[2], scale, self.precision)
         out = out.transpose(0, 2, 1, 3).reshape(batch, tokens, -1)
@@ -92,25 +86,16 @@ class WideBlock(nn.Module):
     """
 
     config: LucidrainsViTConfig
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
 
     def setup(self) -> None:
         """Builds the four layers."""
         cfg = self.config
-        runtime = (self.dtype, self.param_dtype, self.precision)
         norm = NORM_LAYERS[cfg.norm_layer]
-        self.norm1 = norm(cfg.norm_eps, self.param_dtype)
-        self.attn = WideAttention(cfg, *runtime)
-        self.norm2 = norm(cfg.norm_eps, self.param_dtype)
-        self.mlp = Mlp(
-            cfg.mlp_dim,
-            activation=cfg.activation,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            precision=self.precision,
-        )
+        self.norm1 = norm(cfg.norm_eps, self.precision)
+        self.attn = WideAttention(cfg, self.precision)
+        self.norm2 = norm(cfg.norm_eps, self.precision)
+        self.mlp = Mlp(cfg.mlp_dim, activation=cfg.activation, precision=self.precision)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Returns the tokens after both residual steps."""
@@ -128,10 +113,10 @@ class LucidrainsViT(VisionTransformer):
 
     def setup(self) -> None:
         """Builds the patch embedding and the backbone."""
-        self.patch_embed = NormedPatchEmbed(self.config, self.dtype, self.param_dtype, self.precision)
+        self.patch_embed = NormedPatchEmbed(self.config, self.policy)
         self.setup_backbone()
 
     def make_block(self, index: int) -> nn.Module:
         """Returns a block; all are alike."""
         refuse_drops("lucidrains", self.drop, "drop_path_rate", "attn_drop_rate", "proj_drop_rate")
-        return WideBlock(self.config, self.dtype, self.param_dtype, self.precision)
+        return WideBlock(self.config, self.policy)

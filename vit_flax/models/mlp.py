@@ -1,17 +1,15 @@
 """The two-layer perceptron of a block."""
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.models.activations import get_activation
 from vit_flax.models.drop import dropout
-from vit_flax.models.linear import PRECISION, Linear
+from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS
+from vit_flax.models.precision import Precision
 
 
 class Mlp(nn.Module):
@@ -29,9 +27,7 @@ class Mlp(nn.Module):
     use_bias: bool = True
     norm_layer: str | None = None
     norm_eps: float | None = 1e-6
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
     drop: float = 0.0  # after the activation and after the last layer
 
     @nn.compact
@@ -41,10 +37,9 @@ class Mlp(nn.Module):
         for name, width in (("hidden_features", hidden), ("out_features", out)):
             if not isinstance(width, int) or width < 1:
                 raise ValueError(f"{name} must be a positive integer, got {width!r}")
-        runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
-        linear = partial(Linear, use_bias=self.use_bias, **runtime)
+        linear = partial(Linear, use_bias=self.use_bias, precision=self.precision)
         x = linear(hidden, name="fc1")(x)
         x = dropout(self, get_activation(self.activation)(x), self.drop)
         if self.norm_layer is not None:
-            x = NORM_LAYERS[self.norm_layer](self.norm_eps, self.param_dtype, name="norm")(x)
+            x = NORM_LAYERS[self.norm_layer](self.norm_eps, self.precision, name="norm")(x)
         return dropout(self, linear(out, name="fc2")(x), self.drop)

@@ -4,14 +4,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vit_flax.config import NaFlexViTConfig, ViTConfig
 from vit_flax.models.attention import dot_product_attention, hide_keys
 from vit_flax.models.block import Block
 from vit_flax.models.drop import dropout, refuse_drops
-from vit_flax.models.linear import PRECISION, Linear
+from vit_flax.models.linear import Linear
+from vit_flax.models.precision import HIGHEST, Precision
 from vit_flax.models.vision_transformer import VisionTransformer
 
 
@@ -31,7 +31,7 @@ def resize_to_each(
     weights = _weights(token // columns, rows, height, table.dtype)[..., :, None]
     weights = weights * _weights(token % columns, columns, width, table.dtype)[..., None, :]
     flat = weights.reshape(*weights.shape[:2], height * width)
-    return jnp.matmul(flat, table.reshape(height * width, dim), precision=PRECISION)
+    return jnp.matmul(flat, table.reshape(height * width, dim), precision=HIGHEST)
 
 
 def _weights(index: Array, new: Array, old: int, dtype: Any) -> Float[Array, "b n s"]:
@@ -51,24 +51,21 @@ class NaFlexAttention(nn.Module):
     """
 
     config: ViTConfig
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b n d"]:
         """Returns the attended tokens."""
         cfg = self.config
         batch, tokens, dim = x.shape
-        runtime = (self.dtype, self.param_dtype, self.precision)
-        qkv = Linear(3 * dim, True, *runtime, name="qkv")(x)
+        qkv = Linear(3 * dim, True, self.precision, name="qkv")(x)
         # (B, N, 3 H E) -> (3, B, H, N, E)
         heads = qkv.reshape(batch, tokens, 3, cfg.num_heads, cfg.head_dim).transpose(2, 0, 3, 1, 4)
-        q, k, v = heads.astype(self.dtype or qkv.dtype)
+        q, k, v = heads.astype(self.precision.operand_dtype(qkv))
         scale = cfg.head_dim**-0.5
         q, k = hide_keys(q, k, mask, scale)
         out: Any = dot_product_attention(q, k, v, scale, self.precision)
-        return Linear(dim, True, *runtime, name="proj")(out.transpose(0, 2, 1, 3).reshape(batch, tokens, dim))
+        return Linear(dim, True, self.precision, name="proj")(out.transpose(0, 2, 1, 3).reshape(batch, tokens, dim))
 
 
 class NaFlexBlock(Block):
@@ -77,7 +74,7 @@ class NaFlexBlock(Block):
     def setup_attention(self) -> None:
         """Builds the attention."""
         refuse_drops("naflex", self.drop, "attn_drop_rate", "proj_drop_rate")
-        self.attn = NaFlexAttention(self.config, self.dtype, self.param_dtype, self.precision)
+        self.attn = NaFlexAttention(self.config, self.precision)
 
 
 class NaFlexViT(VisionTransformer):
@@ -97,7 +94,7 @@ class NaFlexViT(VisionTransformer):
     def make_block(self, index: int) -> nn.Module:
         """Returns a block; all are alike but for the share of them that training leaves out."""
         rates = self.drop.block_rates(self.config.depth)
-        return NaFlexBlock(self.config, self.dtype, self.param_dtype, self.precision, self.drop, rates[index])
+        return NaFlexBlock(self.config, self.policy, self.drop, rates[index])
 
     def __call__(self, patches: Array, mask: Array | None = None, spatial_shapes: Array | None = None) -> Array:
         """Returns the logits, or the pooled features when `num_classes` is 0; all tokens when nothing is pooled."""

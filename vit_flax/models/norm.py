@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vit_flax.models.linear import accumulator_dtype
+from vit_flax.models.precision import Precision, accumulator_dtype
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -54,13 +54,13 @@ class LayerNorm(nn.Module):
     """
 
     eps: float | None = 1e-6
-    param_dtype: DTypeLike = jnp.float32
+    precision: Precision = Precision()
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Returns the normalised `x`, in float32 or wider."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.precision.params)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.precision.params)
         return layer_norm(x, scale, bias, _epsilon(self.eps, x.dtype))
 
 
@@ -71,12 +71,12 @@ class RMSNorm(nn.Module):
     """
 
     eps: float | None = None
-    param_dtype: DTypeLike = jnp.float32
+    precision: Precision = Precision()
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Returns the normalised `x`, in float32 or wider."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.precision.params)
         eps = _epsilon(self.eps, x.dtype)
         x = x.astype(accumulator_dtype(x.dtype))
         return x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps) * scale

@@ -5,7 +5,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.config import NO_DROPS, DropRates, ViTConfig
@@ -13,8 +12,9 @@ from vit_flax.models.activations import get_activation
 from vit_flax.models.attention import dot_product_attention
 from vit_flax.models.drop import drop_path, refuse_drops
 from vit_flax.models.layer_scale import LayerScale
-from vit_flax.models.linear import PRECISION, Linear
+from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS
+from vit_flax.models.precision import Precision
 
 
 class ParallelScalingBlock(nn.Module):
@@ -24,9 +24,7 @@ class ParallelScalingBlock(nn.Module):
     """
 
     config: ViTConfig
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
     drop: DropRates = NO_DROPS
     drop_path: Any = 0.0
 
@@ -34,30 +32,30 @@ class ParallelScalingBlock(nn.Module):
         """Builds the layers."""
         cfg = self.config
         refuse_drops(cfg.block, self.drop, "attn_drop_rate", "proj_drop_rate")
-        norm = partial(NORM_LAYERS[cfg.norm_layer], cfg.norm_eps, self.param_dtype)
+        norm = partial(NORM_LAYERS[cfg.norm_layer], cfg.norm_eps, self.precision)
         self.in_norm = norm()
         self.in_proj = self._linear(cfg.mlp_dim + 3 * cfg.embed_dim, use_bias=cfg.qkv_bias)
         if not cfg.qkv_bias:
-            self.mlp_bias = self.param("mlp_bias", nn.initializers.zeros, (cfg.mlp_dim,), self.param_dtype)
+            self.mlp_bias = self.param("mlp_bias", nn.initializers.zeros, (cfg.mlp_dim,), self.precision.params)
         if cfg.qk_norm:
             self.q_norm, self.k_norm = norm(), norm()
         self.setup_mixing()
         if cfg.init_values is not None:
-            self.ls = LayerScale(cfg.init_values, self.param_dtype)
+            self.ls = LayerScale(cfg.init_values, self.precision)
 
     def setup_mixing(self) -> None:
         """Builds what follows the first layer."""
         self.attn_out_proj, self.mlp_out_proj = self._linear(self.config.embed_dim), self._linear(self.config.embed_dim)
 
     def _linear(self, features: int, use_bias: bool = True) -> Linear:
-        return Linear(features, use_bias, self.dtype, self.param_dtype, self.precision)
+        return Linear(features, use_bias, self.precision)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Returns the tokens after the residual step."""
         cfg = self.config
         y = self.in_proj(self.in_norm(x))
         hidden = y[..., : cfg.mlp_dim] if cfg.qkv_bias else y[..., : cfg.mlp_dim] + self.mlp_bias
-        q, k, v = jnp.split(y[..., cfg.mlp_dim :].astype(self.dtype or y.dtype), 3, axis=-1)
+        q, k, v = jnp.split(y[..., cfg.mlp_dim :].astype(self.precision.operand_dtype(y)), 3, axis=-1)
         y = self.mix(q, k, v, get_activation(cfg.activation)(hidden))
         return x + drop_path(self, y if cfg.init_values is None else self.ls(y), self.drop_path)
 

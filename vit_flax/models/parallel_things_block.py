@@ -3,16 +3,14 @@
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.config import NO_DROPS, DropRates, ViTConfig
 from vit_flax.models.block import build_attention, build_mlp
 from vit_flax.models.drop import drop_path
 from vit_flax.models.layer_scale import LayerScale
-from vit_flax.models.linear import PRECISION
 from vit_flax.models.norm import NORM_LAYERS
+from vit_flax.models.precision import Precision
 
 NUM_PARALLEL = 2
 
@@ -24,15 +22,13 @@ class ParallelThingsBlock(nn.Module):
     """
 
     config: ViTConfig
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
     drop: DropRates = NO_DROPS
     drop_path: Any = 0.0
 
     def setup(self) -> None:
         """Builds the branches."""
-        runtime = (self.dtype, self.param_dtype, self.precision, self.drop, self.drop_path)
+        runtime = (self.precision, self.drop, self.drop_path)
         self.attns = [Branch(self.config, "attn", *runtime) for _ in range(NUM_PARALLEL)]
         self.ffns = [Branch(self.config, "mlp", *runtime) for _ in range(NUM_PARALLEL)]
 
@@ -47,9 +43,7 @@ class Branch(nn.Module):
 
     config: ViTConfig
     layer: str  # 'attn' or 'mlp'
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
     drop: DropRates = NO_DROPS
     drop_path: Any = 0.0
 
@@ -57,10 +51,9 @@ class Branch(nn.Module):
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Returns what the branch adds."""
         cfg = self.config
-        runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
-        x = NORM_LAYERS[cfg.norm_layer](cfg.norm_eps, self.param_dtype, name="norm")(x)
+        x = NORM_LAYERS[cfg.norm_layer](cfg.norm_eps, self.precision, name="norm")(x)
         build = build_attention if self.layer == "attn" else build_mlp
-        x = build(cfg, self.drop, name=self.layer, **runtime)(x)
+        x = build(cfg, self.drop, precision=self.precision, name=self.layer)(x)
         if cfg.init_values is not None:
-            x = LayerScale(cfg.init_values, self.param_dtype, name="ls")(x)
+            x = LayerScale(cfg.init_values, self.precision, name="ls")(x)
         return drop_path(self, x, self.drop_path)

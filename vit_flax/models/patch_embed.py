@@ -3,12 +3,11 @@
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vit_flax.models.linear import PRECISION, matmul
+from vit_flax.models.linear import matmul
 from vit_flax.models.norm import NORM_LAYERS
+from vit_flax.models.precision import Precision
 
 
 def check_images(images: Array, image_size: tuple[int, int], in_chans: int) -> None:
@@ -43,16 +42,13 @@ class PatchEmbed(nn.Module):
     crop: bool = False  # leave out pixels beyond the last whole patch
     norm_layer: str | None = None  # normalises the tokens
     norm_eps: float | None = 1e-6
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
 
     def setup(self) -> None:
         """Builds the projection and the norm."""
-        runtime = (self.dtype, self.param_dtype, self.precision)
-        self.proj = PatchProjection(self.patch_size, self.embed_dim, self.use_bias, *runtime)
+        self.proj = PatchProjection(self.patch_size, self.embed_dim, self.use_bias, self.precision)
         if self.norm_layer is not None:
-            self.norm = NORM_LAYERS[self.norm_layer](self.norm_eps, self.param_dtype)
+            self.norm = NORM_LAYERS[self.norm_layer](self.norm_eps, self.precision)
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
         """Returns one token a patch."""
@@ -73,9 +69,7 @@ class PatchProjection(nn.Module):
     patch_size: tuple[int, int]
     features: int
     use_bias: bool = True
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
@@ -83,12 +77,12 @@ class PatchProjection(nn.Module):
         batch, height, width, chans = images.shape
         ph, pw = self.patch_size
         shape = (ph, pw, chans, self.features)
-        kernel = self.param("kernel", nn.initializers.normal(0.02), shape, self.param_dtype)
+        kernel = self.param("kernel", nn.initializers.normal(0.02), shape, self.precision.params)
         # (B, H, W, C) -> (B, N, ph pw C)
         patches = images.reshape(batch, height // ph, ph, width // pw, pw, chans).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(batch, -1, ph * pw * chans)
-        dtype = self.dtype or jnp.promote_types(images.dtype, kernel.dtype)
-        tokens: Any = matmul(patches, kernel.reshape(-1, self.features), dtype, self.precision)
+        dtype = self.precision.operand_dtype(images, kernel)
+        tokens: Any = matmul(patches, kernel.reshape(-1, self.features), dtype, self.precision.products)
         if self.use_bias:
-            tokens = tokens + self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+            tokens = tokens + self.param("bias", nn.initializers.zeros, (self.features,), self.precision.params)
         return tokens

@@ -5,15 +5,15 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.config import RopeViTConfig
 from vit_flax.models.attention import dot_product_attention
 from vit_flax.models.block import Block
 from vit_flax.models.drop import refuse_drops
-from vit_flax.models.linear import PRECISION, Linear
+from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS
+from vit_flax.models.precision import Precision
 from vit_flax.models.qkv import project_qkv
 from vit_flax.models.res_post_block import ResPostBlock
 from vit_flax.models.vision_transformer import VisionTransformer
@@ -93,17 +93,14 @@ class RopeAttention(nn.Module):
     """
 
     config: RopeViTConfig
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], angles: Any = None) -> Float[Array, "b n d"]:
         """Returns the attended tokens; angles ([H,] P, E/2) None: nothing is rotated."""
         cfg = self.config
         batch, tokens, dim = x.shape
-        runtime = (self.dtype, self.param_dtype, self.precision)
-        qkv = project_qkv(self, x, cfg.qkv_bias, cfg.key_bias, *runtime)
+        qkv = project_qkv(self, x, cfg.qkv_bias, cfg.key_bias, self.precision)
         # (B, N, 3 H E) -> (3, B, H, N, E)
         q, k, v = qkv.reshape(batch, tokens, 3, cfg.num_heads, cfg.head_dim).transpose(2, 0, 3, 1, 4)
         if angles is not None:
@@ -112,12 +109,12 @@ class RopeAttention(nn.Module):
                 jnp.concatenate([part[:, :, :prefix], rotate(part[:, :, prefix:], angles, half)], axis=2)
                 for part in (q, k)
             )
-        q, k, v = (part.astype(self.dtype or qkv.dtype) for part in (q, k, v))
+        q, k, v = (part.astype(self.precision.operand_dtype(qkv)) for part in (q, k, v))
         out: Any = dot_product_attention(q, k, v, cfg.qk_scale or cfg.head_dim**-0.5, self.precision)
         out = out.transpose(0, 2, 1, 3).reshape(batch, tokens, dim)
         if cfg.scale_attn_norm:
-            out = NORM_LAYERS[cfg.norm_layer](cfg.norm_eps, self.param_dtype, name="norm")(out)
-        return Linear(dim, cfg.proj_bias, *runtime, name="proj")(out)
+            out = NORM_LAYERS[cfg.norm_layer](cfg.norm_eps, self.precision, name="norm")(out)
+        return Linear(dim, cfg.proj_bias, self.precision, name="proj")(out)
 
 
 class RopeBlock(Block):
@@ -128,7 +125,7 @@ class RopeBlock(Block):
     def setup_attention(self) -> None:
         """Builds the attention."""
         refuse_drops("rope", self.drop, "attn_drop_rate", "proj_drop_rate")
-        self.attn = RopeAttention(self.config, self.dtype, self.param_dtype, self.precision)
+        self.attn = RopeAttention(self.config, self.precision)
 
 
 class RopeResPostBlock(RopeBlock, ResPostBlock):
@@ -159,16 +156,16 @@ class RopeViT(VisionTransformer):
     def _init_freqs(self, key: Array, shape: tuple[int, ...]) -> Array:
         # every head of every block begins with axes turned by an angle of its own
         magnitude = rotary_frequencies(self.config.head_dim, self.config.rope_theta)
-        turn = nn.initializers.uniform(2 * np.pi)(key, (*shape[1:3], 1), self.param_dtype)
+        turn = nn.initializers.uniform(2 * np.pi)(key, (*shape[1:3], 1), self.policy.params)
         both = jnp.concatenate([turn, turn + np.pi / 2], axis=-1)[..., None]
-        freqs = jnp.stack([jnp.cos(both), jnp.sin(both)]) * jnp.asarray(magnitude, self.param_dtype)
+        freqs = jnp.stack([jnp.cos(both), jnp.sin(both)]) * jnp.asarray(magnitude, self.policy.params)
         return freqs.reshape(shape)
 
     def make_block(self, index: int) -> nn.Module:
         """Returns a block; all are alike but for the share of them that training leaves out."""
         kind = RopeBlock if self.config.block == "standard" else RopeResPostBlock
         rates = self.drop.block_rates(self.config.depth)
-        return kind(self.config, self.dtype, self.param_dtype, self.precision, self.drop, rates[index])
+        return kind(self.config, self.policy, self.drop, rates[index])
 
     def block_inputs(self) -> list[tuple[Any, ...]]:
         """Returns the angles of every block."""

@@ -1,17 +1,16 @@
 """The gated perceptron of a block."""
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.models.activations import get_activation
 from vit_flax.models.drop import dropout
-from vit_flax.models.linear import PRECISION, Linear
+from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS
+from vit_flax.models.precision import Precision
 
 
 class SwiGLU(nn.Module):
@@ -27,19 +26,16 @@ class SwiGLU(nn.Module):
     use_bias: bool = True
     norm_layer: str | None = None  # normalises the product
     norm_eps: float | None = 1e-6
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
     drop: float = 0.0  # after the activation and after the last layer
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Returns the transformed tokens."""
-        runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
-        linear = partial(Linear, use_bias=self.use_bias, **runtime)
+        linear = partial(Linear, use_bias=self.use_bias, precision=self.precision)
         hidden = linear(2 * self.hidden_features, name="fc1")(x)
         gate, value = jnp.split(hidden, 2, axis=-1)
         product = dropout(self, get_activation(self.activation)(gate) * value, self.drop)
         if self.norm_layer is not None:
-            product = NORM_LAYERS[self.norm_layer](self.norm_eps, self.param_dtype, name="norm")(product)
+            product = NORM_LAYERS[self.norm_layer](self.norm_eps, self.precision, name="norm")(product)
         return dropout(self, linear(x.shape[-1], name="fc2")(product), self.drop)

@@ -1,18 +1,17 @@
 """T2T's token block with attention by random features."""
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vit_flax.models.linear import PRECISION, Linear, accumulator_dtype
+from vit_flax.models.linear import Linear
 from vit_flax.models.mlp import Mlp
 from vit_flax.models.norm import NORM_LAYERS
+from vit_flax.models.precision import Precision, accumulator_dtype
 
 EPSILON = 1e-8  # keeps the division by the summed weights finite
 
@@ -30,25 +29,22 @@ class TokenPerformer(nn.Module):
     activation: str = "gelu"
     norm_layer: str = "layernorm"
     norm_eps: float | None = 1e-5
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
 
     def setup(self) -> None:
         """Builds the layers."""
-        runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
         norm = NORM_LAYERS[self.norm_layer]
-        self.norm1 = norm(self.norm_eps, self.param_dtype)
-        self.kqv = Linear(3 * self.features, **runtime)
+        self.norm1 = norm(self.norm_eps, self.precision)
+        self.kqv = Linear(3 * self.features, precision=self.precision)
         self.random_features = self.param("random_features", self._draw)
-        self.proj = Linear(self.features, **runtime)
-        self.norm2 = norm(self.norm_eps, self.param_dtype)
-        self.mlp = Mlp(self.features, activation=self.activation, **runtime)
+        self.proj = Linear(self.features, precision=self.precision)
+        self.norm2 = norm(self.norm_eps, self.precision)
+        self.mlp = Mlp(self.features, activation=self.activation, precision=self.precision)
 
     def _draw(self, key: Array) -> Float[Array, "m e"]:
         count = max(1, self.features // 2)
         rows = jax.nn.initializers.orthogonal()(key, (count, self.features), jnp.float32)
-        return (rows * count**0.5).astype(self.param_dtype)
+        return (rows * count**0.5).astype(self.precision.params)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n e"]:
         """Returns the tokens, `features` wide."""
@@ -59,7 +55,7 @@ class TokenPerformer(nn.Module):
         """Returns the attended tokens plus their values."""
         k, q, v = jnp.split(self.kqv(x), 3, axis=-1)
         k, q = self._positive(k), self._positive(q)
-        einsum = partial(jnp.einsum, precision=self.precision)
+        einsum = partial(jnp.einsum, precision=self.precision.products)
         total = einsum("bnm,bm->bn", q, k.sum(axis=1))[..., None]
         out = einsum("bnm,bme->bne", q, einsum("bnm,bne->bme", k, v)) / (total + EPSILON)
         return v + self.proj(out)
@@ -68,5 +64,5 @@ class TokenPerformer(nn.Module):
         # in float32 or wider whatever the products' dtype is: exponentials of small differences
         x = x.astype(accumulator_dtype(x.dtype))
         features = lax.stop_gradient(self.random_features)
-        exponents = jnp.einsum("bne,me->bnm", x, features, precision=self.precision)
+        exponents = jnp.einsum("bne,me->bnm", x, features, precision=self.precision.products)
         return jnp.exp(exponents - jnp.square(x).sum(-1, keepdims=True) / 2) * features.shape[0] ** -0.5

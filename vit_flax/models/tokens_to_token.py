@@ -1,19 +1,17 @@
 """T2T: tokens from three overlapping soft splits, with attention between them."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.config import T2TViTConfig, softsplit_size
 from vit_flax.models.attention import Attention
-from vit_flax.models.linear import PRECISION, Linear
+from vit_flax.models.linear import Linear
 from vit_flax.models.mlp import Mlp
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.patch_embed import check_images
+from vit_flax.models.precision import Precision
 from vit_flax.models.token_performer import TokenPerformer
 from vit_flax.models.vision_transformer import VisionTransformer
 
@@ -61,18 +59,17 @@ class TokenTransformer(nn.Module):
     activation: str = "gelu"
     norm_layer: str = "layernorm"
     norm_eps: float | None = 1e-5
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
 
     def setup(self) -> None:
         """Builds the four layers."""
-        runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
         norm = NORM_LAYERS[self.norm_layer]
-        self.norm1 = norm(self.norm_eps, self.param_dtype)
-        self.attn = Attention(self.features, self.num_heads, self.qkv_bias, self.qk_scale, value_skip=True, **runtime)
-        self.norm2 = norm(self.norm_eps, self.param_dtype)
-        self.mlp = Mlp(int(self.features * self.mlp_ratio), activation=self.activation, **runtime)
+        self.norm1 = norm(self.norm_eps, self.precision)
+        self.attn = Attention(
+            self.features, self.num_heads, self.qkv_bias, self.qk_scale, value_skip=True, precision=self.precision
+        )
+        self.norm2 = norm(self.norm_eps, self.precision)
+        self.mlp = Mlp(int(self.features * self.mlp_ratio), activation=self.activation, precision=self.precision)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n e"]:
         """Returns the tokens, `features` wide."""
@@ -90,30 +87,26 @@ class TokensToToken(nn.Module):
     """
 
     config: T2TViTConfig
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Precision = Precision()
 
     def setup(self) -> None:
         """Builds the two token transformers and the projection."""
         cfg = self.config
-        runtime = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
         chans = (cfg.in_chans, cfg.token_chan)
         self.transformer1, self.transformer2 = (
-            self._token_block(chan * kernel**2, runtime)
-            for chan, kernel in zip(chans, cfg.softsplit_kernels, strict=False)
+            self._token_block(chan * kernel**2) for chan, kernel in zip(chans, cfg.softsplit_kernels, strict=False)
         )
-        self.project = Linear(cfg.embed_dim, **runtime)
+        self.project = Linear(cfg.embed_dim, precision=self.precision)
 
-    def _token_block(self, width: int, runtime: dict[str, Any]) -> nn.Module:
+    def _token_block(self, width: int) -> nn.Module:
         cfg = self.config
         norm_fields = (cfg.activation, cfg.norm_layer, cfg.norm_eps)
         if cfg.tokens_type == "performer":
-            return TokenPerformer(cfg.token_chan, *norm_fields, **runtime)
+            return TokenPerformer(cfg.token_chan, *norm_fields, self.precision)
         qkv_bias = cfg.qkv_bias if cfg.token_qkv_bias is None else cfg.token_qkv_bias
         scale = width**-0.5 if cfg.token_input_scale else cfg.qk_scale
         fields = (cfg.token_chan, cfg.token_heads, cfg.token_mlp_ratio, qkv_bias, scale)
-        return TokenTransformer(*fields, *norm_fields, **runtime)
+        return TokenTransformer(*fields, *norm_fields, self.precision)
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
         """Returns the tokens, `embed_dim` wide."""
@@ -138,7 +131,7 @@ class T2TViT(VisionTransformer):
 
     def setup(self) -> None:
         """Builds the soft splits and the backbone."""
-        self.tokens_to_token = TokensToToken(self.config, self.dtype, self.param_dtype, self.precision)
+        self.tokens_to_token = TokensToToken(self.config, self.policy)
         self.setup_backbone()
 
     def embed(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:

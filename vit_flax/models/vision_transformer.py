@@ -15,11 +15,12 @@ from vit_flax.models.attention_pool import AttentionPool
 from vit_flax.models.blocks import build_block
 from vit_flax.models.drop import dropout
 from vit_flax.models.layers import NO_REMAT, run_blocks
-from vit_flax.models.linear import PRECISION, Linear
+from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.patch_embed import PatchEmbed
 from vit_flax.models.pooling import pool_tokens
 from vit_flax.models.pos_embed import simple_sincos_2d, sincos_2d, sinusoid_1d
+from vit_flax.models.precision import HIGHEST, Precision
 
 
 class VisionTransformer(nn.Module):
@@ -39,25 +40,28 @@ class VisionTransformer(nn.Module):
     config: ViTConfig
     dtype: DTypeLike | None = None  # of the matrix products' operands; None: what inputs and parameters promote to
     param_dtype: DTypeLike = jnp.float32
-    precision: Any = PRECISION
+    precision: Any = HIGHEST  # of float32 products, or a whole Precision
     drop: DropRates = NO_DROPS  # acts only in an apply with rngs={"dropout": key}
     remat: str = NO_REMAT  # what the backward pass of a block does not recompute: see vit_flax.models.layers
     scan: bool = False  # the blocks as one scanned loop
 
+    @property
+    def policy(self) -> Precision:
+        """The dtypes that all layers get."""
+        return Precision.of(self.dtype, self.param_dtype, self.precision)
+
     def setup(self) -> None:
         """Builds the patch embedding and the backbone."""
         cfg = self.config
-        runtime = (self.dtype, self.param_dtype, self.precision)
         norm = (cfg.norm_layer if cfg.patch_norm else None, cfg.norm_eps)
         fields = (cfg.image_size, cfg.patch_size, cfg.embed_dim, cfg.in_chans, cfg.patch_bias, cfg.crop_to_patches)
-        self.patch_embed = PatchEmbed(*fields, *norm, *runtime)
+        self.patch_embed = PatchEmbed(*fields, *norm, self.policy)
         self.setup_backbone()
 
     def setup_backbone(self) -> None:
         """Builds everything after the tokens."""
         cfg = self.config
-        runtime = (self.dtype, self.param_dtype, self.precision)
-        norm = partial(NORM_LAYERS[cfg.norm_layer], cfg.norm_eps, self.param_dtype)
+        norm = partial(NORM_LAYERS[cfg.norm_layer], cfg.norm_eps, self.policy)
         if cfg.class_token:
             self.cls_token = self._token("cls_token", 1)
         if cfg.dist_token:
@@ -75,32 +79,32 @@ class VisionTransformer(nn.Module):
             self.norm = norm()
         if cfg.global_pool == "map":
             fields = (cfg.pool_num_heads, cfg.pool_mlp_dim, cfg.activation, cfg.norm_layer, cfg.norm_eps)
-            self.attn_pool = AttentionPool(*fields, *runtime)
+            self.attn_pool = AttentionPool(*fields, self.policy)
         if cfg.fc_norm:
             self.fc_norm = norm()
         if cfg.representation_size is not None:
-            self.pre_logits = Linear(cfg.representation_size, True, *runtime)
+            self.pre_logits = Linear(cfg.representation_size, True, self.policy)
         if cfg.num_classes:
-            self.head = Linear(cfg.num_classes, cfg.head_bias, *runtime)
+            self.head = Linear(cfg.num_classes, cfg.head_bias, self.policy)
             if cfg.head_dist:
-                self.head_dist = Linear(cfg.num_classes, cfg.head_bias, *runtime)
+                self.head_dist = Linear(cfg.num_classes, cfg.head_bias, self.policy)
 
     def make_block(self, index: int) -> nn.Module:
         """Returns block number `index`; a family with a block of its own says so here."""
         rate = self.drop.block_rates(self.config.depth)[index]
-        return build_block(self.config, index, self.dtype, self.param_dtype, self.precision, self.drop, rate)
+        return build_block(self.config, index, self.policy, self.drop, rate)
 
     def _token(self, name: str, count: int) -> Float[Array, "1 n d"]:
-        return self.param(name, nn.initializers.normal(0.02), (1, count, self.config.embed_dim), self.param_dtype)
+        return self.param(name, nn.initializers.normal(0.02), (1, count, self.config.embed_dim), self.policy.params)
 
     def _init_pos_embed(self, key: Array) -> Array:
         cfg = self.config
         shape = (1, cfg.num_embed_prefix_tokens + cfg.num_patches, cfg.embed_dim)
         if cfg.pos_embed == "sinusoid":
-            return jnp.asarray(sinusoid_1d(*shape[1:]), self.param_dtype)
+            return jnp.asarray(sinusoid_1d(*shape[1:]), self.policy.params)
         if cfg.pos_embed == "sincos_2d":
-            return jnp.asarray(sincos_2d(cfg.grid_size, cfg.embed_dim, cfg.num_embed_prefix_tokens), self.param_dtype)
-        return nn.initializers.normal(0.02)(key, shape, self.param_dtype)
+            return jnp.asarray(sincos_2d(cfg.grid_size, cfg.embed_dim, cfg.num_embed_prefix_tokens), self.policy.params)
+        return nn.initializers.normal(0.02)(key, shape, self.policy.params)
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
         """Returns the logits, or the pooled features when `num_classes` is 0."""

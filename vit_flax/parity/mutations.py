@@ -22,6 +22,7 @@ from jax import lax
 
 from vit_flax.models import activations, attention, attention_backends, linear, norm, patch_embed
 from vit_flax.models.block import Block
+from vit_flax.models.precision import Precision
 from vit_flax.models.vision_transformer import VisionTransformer
 from vit_flax.parity.steps import AdamW
 
@@ -136,9 +137,9 @@ def _post_norm(self: Block, x: Any) -> Any:
     return self.norm2(x + self.mlp(x))
 
 
-def _softmax_over_queries(q: Any, k: Any, v: Any, scale: float, precision: Any) -> Any:
-    logits = attention_backends.heads_dot(q * scale, k, 3, 3, precision)
-    return attention_backends.heads_dot(jax.nn.softmax(logits, axis=-2), v, 3, 2, precision)
+def _softmax_over_queries(q: Any, k: Any, v: Any, scale: float, precision: Precision) -> Any:
+    logits = attention_backends.heads_dot(q * scale, k, 3, 3, precision.products)
+    return attention_backends.heads_dot(jax.nn.softmax(logits, axis=-2), v, 3, 2, precision.products)
 
 
 def _columns_first(images: np.ndarray) -> np.ndarray:
@@ -170,16 +171,20 @@ _layer_norm_scale_only.defvjp(norm._layer_norm_forward, _layer_norm_scale_only_b
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _attention_without_row(q: Any, k: Any, v: Any, scale: float, precision: Any) -> Any:
-    return attention_backends._late_forward(q, k, v, scale, precision)[0]
+def _attention_without_row(q: Any, k: Any, v: Any, scale: float, precision: Precision) -> Any:
+    return attention_backends._late_forward(q, k, v, scale, precision.products)[0]
 
 
-def _attention_without_row_backward(scale: float, precision: Any, residuals: Any, g: Any) -> Any:
+def _attention_without_row_forward(q: Any, k: Any, v: Any, scale: float, precision: Precision) -> Any:
+    return attention_backends._late_forward(q, k, v, scale, precision.products)
+
+
+def _attention_without_row_backward(scale: float, precision: Precision, residuals: Any, g: Any) -> Any:
     *rest, out, bias = residuals
-    return attention_backends._late_backward(scale, precision, (*rest, jnp.zeros_like(out), bias), g)[:3]
+    return attention_backends._late_backward(scale, precision.products, (*rest, jnp.zeros_like(out), bias), g)[:3]
 
 
-_attention_without_row.defvjp(attention_backends._late_forward, _attention_without_row_backward)
+_attention_without_row.defvjp(_attention_without_row_forward, _attention_without_row_backward)
 
 
 def _matmul_without_kernel_gradient(x: Any, kernel: Any, dtype: Any, precision: Any) -> Any:

@@ -13,7 +13,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
@@ -207,12 +206,13 @@ def _intercept(mesh: Mesh) -> Any:
     def project_by_heads(module: Linear, x: Array) -> Array:
         # one product with the kernel seen as (D, 3, H E), whose last axis is split by heads
         kernel, bias = module.get_variable("params", "kernel"), module.get_variable("params", "bias")
-        dtype = module.dtype or jnp.promote_types(x.dtype, kernel.dtype)
+        policy = module.precision
         kernel = constrain(kernel.reshape(kernel.shape[0], 3, -1), None, None, "tensor")
-        y = constrain(matmul(x, kernel, dtype, module.precision), BATCH, None, None, "tensor")  # (B, N, 3, H E)
+        y: Any = matmul(x, kernel, policy.operand_dtype(x, kernel), policy.products)
+        y = constrain(y, BATCH, None, None, "tensor")  # (B, N, 3, H E)
         if bias is not None:
             y = y + constrain(bias.reshape(3, -1), None, "tensor")
-        return y.reshape(*x.shape[:-1], -1)
+        return policy.keep(y).reshape(*x.shape[:-1], -1)
 
     def by_batch(x: Any) -> Any:
         return constrain(x, BATCH, *[None] * (x.ndim - 1)) if isinstance(x, jax.Array) and x.ndim > 1 else x
