@@ -116,7 +116,7 @@ def test_another_image_size_is_resized_as_told(tmp_path: Path, capsys: pytest.Ca
     for field in ("depth=1", "num_classes=2", "image_size=64"):
         told += ["--set", field]
     assert main(["inspect", str(tmp_path / "a.safetensors"), *told]) == 1
-    assert "pass source_grid=(height, width)" in capsys.readouterr().out
+    assert "pass --source-grid HEIGHTxWIDTH" in capsys.readouterr().out
     told += ["--source-grid", "2x3", "--resample", "bilinear"]
     assert main(["inspect", str(tmp_path / "a.safetensors"), *told]) == 0
     assert "resized 2x3 -> 4x4, bilinear" in capsys.readouterr().out

@@ -193,7 +193,7 @@ def test_deit3_names() -> None:
         name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): array
         for name, array in tensors_of(torch_model).items()
     }
-    with pytest.raises(ConversionError, match=r"gamma_1.*rope_ape.*pass layout='deit3'"):
+    with pytest.raises(ConversionError, match=r"gamma_1.*rope_ape.*pass `layout='deit3'`"):
         vit_flax.from_state_dict({"model": tensors}, **PROFILE)
     model, params = vit_flax.from_state_dict({"model": tensors}, "deit3", **PROFILE)
     assert model.config.no_embed_class

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping
 from typing import Any, Self
+
+from vit_flax.suggestions import suggest
 
 POS_EMBEDS = ("learned", "sinusoid", "sincos_2d", "simple_sincos_2d", "none")
 FIXED_POS_EMBEDS = ("sinusoid", "sincos_2d")  # stored with the parameters, never trained
@@ -114,7 +115,7 @@ class ViTConfig:
         if self.representation_size is not None:
             _require_int("representation_size", self.representation_size, minimum=1)
         if self.global_pool in ("token", "token_avg") and not self.class_token:
-            raise ValueError(f"global_pool={self.global_pool!r} needs class_token=True; use global_pool='avg'")
+            raise ValueError(f"global_pool={self.global_pool!r} needs class_token=True; use `global_pool='avg'`")
         if self.fc_norm and not self.final_norm:
             raise ValueError("fc_norm=True needs final_norm=True: it says where the final norm stands")
         if self.dist_token and not self.class_token:
@@ -458,9 +459,8 @@ def check_fields(config_class: type[ViTConfig], names: Mapping[str, Any]) -> Non
     fields = [f.name for f in dataclasses.fields(config_class)]
     for name in names:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; fields: {', '.join(fields)}"
-            raise ValueError(f"{config_class.__name__} has no field {name!r}{hint}")
+            hint = suggest(name, fields, f"fields: {', '.join(fields)}")
+            raise ValueError(f"{config_class.__name__} has no field {name!r}; {hint}")
 
 
 def _require_int(name: str, value: Any, minimum: int) -> None:

@@ -173,18 +173,19 @@ def _table_resize(case: _Case) -> tuple[Resize | None, str]:
     if old_grid is None:
         return None, (
             f"{wish}, the position table is for {patches} patches, which is no square: if it was made for another "
-            "image size, pass source_grid=(height, width)"
+            "image size, pass `source_grid=(HEIGHT, WIDTH)`"
         )
     found = f"{wish}, the position table is for a {_by(old_grid)} grid"
     if config.pos_embed != "learned" and not layout.resample(config):  # T2T-ViT's own loader resizes its sinusoids
         return None, f"{found}: a table that is computed ({config.pos_embed}) is not resampled"
     if not case.asked:
-        return None, f"{found}: pass image_size= to say that it is to be resized"
+        return None, f"{found}: pass `image_size=` to say that it is to be resized"
     mode = case.wish.resample or layout.resample(config)
     if not mode:
         return (
             None,
-            f"{found}: layout {layout.name!r} does not say how to resize it, pass resample= {' or '.join(MODES)}",
+            f"{found}: layout {layout.name!r} does not say how to resize it, pass `resample=` "
+            f"with {' or '.join(MODES)}",
         )
     change = Resize(old=old_grid, new=new_grid, num_prefix_tokens=prefix, mode=mode, stored_shape=stored)
     return change, ""
@@ -206,7 +207,7 @@ def _window_resizes(case: _Case) -> tuple[dict[str, WindowResize], str]:
             continue
         if not case.asked:
             found = f"the relative positions are for a {_by(candidates[0])} grid, the model has {_by(config.grid_size)}"
-            return {}, f"{found}: pass image_size= to say that they are to be resized"
+            return {}, f"{found}: pass `image_size=` to say that they are to be resized"
         mode = case.wish.resample or case.layout.resample_windows
         resizes[path] = WindowResize(old=candidates[0], new=config.grid_size, mode=mode, stored_shape=stored)
     return resizes, ""

@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from vit_flax.cli.options import add_checkpoint_options, wish_of
-from vit_flax.convert import LAYOUTS, open_checkpoint
+from vit_flax.cli.parser import known_layout
+from vit_flax.convert import open_checkpoint
 
 EXAMPLE = """example:
   vit-flax convert tutorial.pth tutorial.safetensors --set num_heads=4 --set image_size=60,100
@@ -26,7 +27,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("source", help=".safetensors, .npz, .pth or .bin file, or a folder")
     parser.add_argument("target", help="file to write (its suffix says how), or a folder (no suffix)")
-    parser.add_argument("--layout", choices=sorted(LAYOUTS), help="layout to write (default: the one that was read)")
+    parser.add_argument(
+        "--layout", type=known_layout, metavar="LAYOUT", help="layout to write (default: the one that was read)"
+    )
     add_checkpoint_options(parser, layout="--from")
     parser.set_defaults(run=run)
 

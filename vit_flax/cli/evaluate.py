@@ -18,12 +18,11 @@ from vit_flax.cli.options import format_table
 if TYPE_CHECKING:
     from vit_flax.inference import Predictor
 
-SOURCES = ("digits", "fashion_mnist", "image_folder", "hf_dataset", "array_record", "webdataset")
-EXAMPLE = f"""example:
+EXAMPLE = """example:
   vit-flax evaluate runs/digits/best --data digits
   vit-flax evaluate vit.safetensors --config vit_tiny_patch16_224 --data image_folder:photos --split val
 
-sources: {", ".join(SOURCES)}"""
+`vit-flax list sources` lists the sources."""
 
 
 def add_parser(commands: Any) -> None:

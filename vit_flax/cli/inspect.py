@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from vit_flax.cli.options import add_checkpoint_options, format_table, wish_of
+from vit_flax.cli.spelling import options_of, spelled
 from vit_flax.convert import open_checkpoint
 
 EXAMPLE = """example:
@@ -28,7 +29,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("source", help=".safetensors, .npz, .pth or .bin file, or a folder")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     add_checkpoint_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, spelling=options_of(parser))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -42,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
     from vit_flax.reading import read_model
 
     found = read_model(checkpoint, wish).to_dict()
+    found["problems"] = [spelled(problem, options.spelling) for problem in found["problems"]]
     if options.json:
         print(json.dumps(found, indent=1))
         return 1 if found["problems"] else 0

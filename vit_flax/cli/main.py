@@ -1,54 +1,90 @@
-"""Parses the command line and turns errors of use into one line and exit status 2."""
+"""Parses the command line; an error of use is one line and exit status 2, a fault of our own exit status 70."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
-from vit_flax.cli import attention, compare, convert, evaluate, features, inspect, plan, predict, train
-from vit_flax.cli.runtime import prepare
+from vit_flax.cli import attention, compare, convert, evaluate, features, inspect, list, plan, predict, train
+from vit_flax.cli.errors import explain
+from vit_flax.cli.parser import Parser
+from vit_flax.cli.runtime import hide_absent_accelerators, prepare
+from vit_flax.cli.spelling import options_of, spelled
+from vit_flax.cli.version import ShowVersions
+from vit_flax.suggestions import suggest
 
-COMMANDS = (compare, convert, inspect, train, evaluate, predict, features, attention, plan)
+COMMANDS = (compare, convert, inspect, train, evaluate, predict, features, attention, plan, list)
 COMPUTING = {"compare", "train", "evaluate", "predict", "features", "attention"}
-# Libraries that come with an extra.
-EXTRAS: dict[str, str] = dict.fromkeys(("optax", "grain", "orbax", "tensorboardX", "matplotlib", "sklearn"), "train")
-EXTRAS |= {"PIL": "images", "datasets": "datasets", "pyarrow": "datasets", "array_record": "datasets", "torch": "torch"}
+INTERNAL = 70  # EX_SOFTWARE: a fault of this program, which says nothing about the input
+EPILOG = """exit status: 0 done; 1 done, and the answer is no; 2 unusable input; 70 a fault of vit-flax itself
+(VIT_FLAX_DEBUG=1 shows the traceback of any error)"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `vit-flax` and returns its exit status: 0 done, 1 done and the answer is no, 2 unusable input."""
-    parser = argparse.ArgumentParser(
-        prog="vit-flax", description="PyTorch's Vision Transformers in Flax, proven equal.", allow_abbrev=False
+    """Runs `vit-flax` and returns its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser, commands = _parser()
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+        near = suggest(arguments[0], commands, f"there are {', '.join(commands)}")
+        parser.error(f"no command {arguments[0]!r}; {near}")
+    options, unknown = parser.parse_known_args(arguments)
+    command = commands[options.command]
+    if unknown:
+        command.refuse(unknown)
+    try:
+        if options.command != "plan":  # whose compilers are those libraries
+            hide_absent_accelerators()
+        if options.command in COMPUTING:
+            prepare()
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print(f"{command.prog}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return _leave_quietly()
+    except (ValueError, OSError, ImportError) as error:  # ConversionError is a ValueError
+        _debug()
+        fields = "--set model." if options.command in ("train", "plan") else "--set "
+        print(f"{command.prog}: {spelled(explain(error), options_of(command), fields)}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        _debug()
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        told = told if len(told) <= 300 else told[:300] + " ..."
+        hint = "" if os.environ.get("VIT_FLAX_DEBUG") else "; VIT_FLAX_DEBUG=1 shows the traceback"
+        print(f"{command.prog}: internal error: {told}{hint}", file=sys.stderr)
+        return INTERNAL
+
+
+def _parser() -> tuple[Parser, dict[str, Parser]]:
+    parser = Parser(
+        prog="vit-flax",
+        description="PyTorch's Vision Transformers in Flax, proven equal.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
+    parser.add_argument("--version", action=ShowVersions)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)
-    options = parser.parse_args(arguments)
-    try:
-        if options.command in COMPUTING:
-            prepare()
-        return options.run(options)
-    except (ValueError, OSError, ImportError) as error:  # ConversionError is a ValueError
-        lines = _explain(error).splitlines() or [type(error).__name__]
-        print(f"vit-flax {options.command}: {lines[0]}", file=sys.stderr)
-        for line in lines[1:]:
-            print(line, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"vit-flax {options.command}: interrupted", file=sys.stderr)
-        return 130
+    return parser, commands.choices
 
 
-def _explain(error: Exception) -> str:
-    """Returns the error's text; for a library that is not installed, how to get it; for a file, its name first."""
-    if isinstance(error, ModuleNotFoundError) and str(error).startswith("No module named"):
-        library = (error.name or "").split(".")[0]
-        if library in EXTRAS:
-            return f"{library} is not installed: pip install 'vit-linen[{EXTRAS[library]}]'"
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+def _debug() -> None:
+    if os.environ.get("VIT_FLAX_DEBUG"):
+        traceback.print_exc()
+
+
+def _leave_quietly() -> int:
+    """Returns the exit status of who writes to a pipe that nobody reads any more, as `head` leaves behind."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails again
+    return 141
 
 
 if __name__ == "__main__":

@@ -6,16 +6,18 @@ import argparse
 import ast
 from typing import Any
 
-from vit_flax.convert import LAYOUTS, Wish
+from vit_flax.cli.parser import known_layout
+from vit_flax.convert import Wish
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--layout") -> None:
     """Adds what tells a command how to read a checkpoint; `layout` is the option that names its layout."""
     parser.add_argument(
         layout,
-        choices=sorted(LAYOUTS),
+        type=known_layout,
+        metavar="LAYOUT",
         dest="source_layout",
-        help="layout of the tensors (default: told by their names)",
+        help="layout of the tensors (default: told by their names); `vit-flax list layouts` lists them",
     )
     parser.add_argument("--entry", help="weights to take where a training checkpoint holds several: teacher, say")
     parser.add_argument("--config", metavar="PRESET", help="preset that tells what tensors cannot")

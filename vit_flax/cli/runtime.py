@@ -1,4 +1,4 @@
-"""How a command that computes begins: its process keeps freed memory, and XLA keeps what it compiled for the next."""
+"""How a command begins: absent accelerators are hidden from JAX; where it computes, memory and programs are kept."""
 
 from __future__ import annotations
 
@@ -6,10 +6,60 @@ import hashlib
 import os
 import platform
 import sys
+import types
 import warnings
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 from vit_flax.host_memory import keep_host_memory
+
+# Device files of NVIDIA's GPUs (a machine's, Windows' under Linux, Jetson's) and of TPUs.
+_GPUS = ("nvidia*", "dxg", "nvhost*", "nvgpu*", "nvmap")
+_TPUS = ("accel*", "vfio/[0-9]*")
+_TPU_CHIPS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")  # on the PCI bus, maker 0x1ae0
+
+
+def hide_absent_accelerators(devices: Path = Path("/dev"), bus: Path = Path("/sys/bus/pci/devices")) -> None:
+    """Keeps JAX from loading the libraries of a TPU or a GPU that this machine does not have.
+
+    libtpu and the CUDA plugin write lines of warnings and tracebacks to standard error then, from C++, whatever
+    JAX_PLATFORMS says. Where the environment names platforms, nothing is hidden; nor where JAX is imported already.
+    """
+    if "jax" in sys.modules or not sys.platform.startswith("linux"):
+        return
+    if os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_FORCE_TPU_INIT"):
+        return
+    if not _is_there(devices, _TPUS) and not _has_tpu_chip(bus):
+        _hide(["libtpu"])
+        os.environ.pop("TPU_LIBRARY_PATH", None)  # JAX sets it, and a process started from JAX's inherits it
+    if not _is_there(devices, _GPUS):
+        _hide(["jax_cuda12_plugin", "jax_cuda13_plugin"])
+        for plugin in ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13"):
+            module = types.ModuleType(plugin)
+            module.initialize = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
+            sys.modules.setdefault(plugin, module)
+
+
+def _is_there(devices: Path, patterns: Iterable[str]) -> bool:
+    return any(any(devices.glob(pattern)) for pattern in patterns)
+
+
+def _has_tpu_chip(bus: Path) -> bool:
+    for vendor in bus.glob("*/vendor"):
+        try:
+            if vendor.read_text().strip() == "0x1ae0" and (vendor.parent / "device").read_text().strip() in _TPU_CHIPS:
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _hide(modules: Iterable[str]) -> None:
+    """Makes imports of these modules fail as if they were not installed."""
+    for name in modules:
+        if name not in sys.modules and find_spec(name) is not None:
+            sys.modules[name] = None  # pyright: ignore[reportArgumentType]
 
 
 def prepare() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import inspect
 import json
 import logging
@@ -16,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_flax.cli.options import assignment
+from vit_flax.suggestions import nearest
 
 TERMINATED = 75  # EX_TEMPFAIL: run it again
 EXAMPLE = """example:
@@ -103,7 +103,7 @@ def _check_name(recipe: str, name: str, parameters: Mapping[str, Any]) -> None:
         and parameters["folder"].default is inspect.Parameter.empty
     ):
         raise ValueError(f"{said}; the classes come from the folder")
-    like = difflib.get_close_matches(name, parameters, n=1, cutoff=0.7)
+    like = nearest(name, parameters, cutoff=0.7)
     if like and not (near and near[0].split(".")[-1] == name):
         near = like
     if near:

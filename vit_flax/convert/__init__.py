@@ -31,6 +31,7 @@ from vit_flax.convert.timm import TIMM, named
 from vit_flax.convert.torchvision import TORCHVISION
 from vit_flax.convert.wish import Wish
 from vit_flax.convert.wrappers import unwrap
+from vit_flax.suggestions import suggest
 
 __all__ = [
     "FAMILIES",
@@ -85,9 +86,10 @@ FAMILIES: dict[str, Family] = {**VIT_FAMILIES, **BEIT_FAMILIES, **DINOV2_FAMILIE
 
 
 def get_layout(name: str) -> Layout:
-    """Returns the layout of that name, or ConversionError listing the names there are."""
+    """Returns the layout of that name, or ConversionError suggesting the nearest."""
     if name not in LAYOUTS:
-        raise ConversionError(f"unknown layout {name!r}; known: {', '.join(LAYOUTS)}")
+        hint = suggest(name, LAYOUTS, "`vit-flax list layouts` lists them")
+        raise ConversionError(f"unknown layout {name!r}; {hint}")
     return LAYOUTS[name]
 
 

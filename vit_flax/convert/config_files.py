@@ -100,7 +100,7 @@ def read_config(values: Mapping[str, Any], families: Mapping[str, Family], sourc
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         # values of any type may stand in a config.json
         reason = one_line(error) if isinstance(error, ValueError) else f"it is broken: {one_line(repr(error))}"
-        way_out = "; pass config= with a preset's name or a ViTConfig to go without it"
+        way_out = "; pass `config=` with a preset's name to go without it"
         raise ConversionError(f"{source}: its config cannot be followed: {reason}{way_out}") from error
     return None
 

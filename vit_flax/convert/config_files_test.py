@@ -19,7 +19,7 @@ def refused(values) -> str:
     message = str(error.value)
     assert len(message.splitlines()) == 1
     assert message.startswith("here: its config cannot be followed: ")
-    assert message.endswith("pass config= with a preset's name or a ViTConfig to go without it")
+    assert message.endswith("pass `config=` with a preset's name to go without it")
     return message
 
 

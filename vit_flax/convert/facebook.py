@@ -69,7 +69,7 @@ DEIT3 = dataclasses.replace(
     fixed={**_FIXED, "global_pool": ("token",), "reg_tokens": (0,), "dist_token": (False,), "no_embed_class": (True,)},
     unsettled=(
         "DeiT-III and timm's models with both positions and rotation (vit_*_rope_ape_*) have the same names; pass "
-        "layout='deit3', or config= with the preset's name"
+        "`layout='deit3'`, or `config=` with the preset's name"
     ),
     # gamma_1 and gamma_2 are parameters of the block itself: no module to compare
     components=lambda config: tuple(pair for pair in timm_components(config) if ".ls" not in pair[0]),

@@ -2,6 +2,8 @@ import io
 import json
 import os
 import struct
+import subprocess
+import sys
 import zipfile
 
 import ml_dtypes
@@ -114,10 +116,40 @@ class TestWriting:
     def test_the_umask_decides_who_may_read(self, tmp_path):
         old = os.umask(0o027)
         try:
-            write_checkpoint(tmp_path / "a.npz", {"a": np.ones(2)}, {})
+            for name in ("a.npz", "a.safetensors", "folder"):
+                write_checkpoint(tmp_path / name, {"a": np.ones(2)}, {})
         finally:
             os.umask(old)
-        assert (tmp_path / "a.npz").stat().st_mode & 0o777 == 0o640
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+        assert modes == dict.fromkeys(("a.npz", "a.safetensors", "model.safetensors", "config.json"), 0o640)
+
+    def test_equal_contents_are_equal_bytes(self, tmp_path):
+        script = (
+            "import sys, numpy as np\nfrom vit_flax.convert import write_checkpoint\n"
+            "names = sys.argv[2:]\n"
+            "arrays = {name: np.arange(6, dtype=name) for name in names}\n"
+            "for kind in ('safetensors', 'npz'):\n"
+            "    write_checkpoint(f'{sys.argv[1]}.{kind}', dict(sorted(arrays.items())), {'depth': 2, 'b': 1})\n"
+            "write_checkpoint(f'{sys.argv[1]}_any.safetensors', arrays, {'depth': 2, 'b': 1})"
+        )
+        for run, names in (("1", ("f4", "f2", "i8")), ("2", ("i8", "f4", "f2"))):  # dicts of another order too
+            subprocess.run([sys.executable, "-c", script, tmp_path / run, *names], check=True)
+        for end in (".safetensors", ".npz", "_any.safetensors"):
+            assert (tmp_path / f"1{end}").read_bytes() == (tmp_path / f"2{end}").read_bytes()
+
+    def test_the_safetensors_library_reads_what_is_written(self, tmp_path):
+        from safetensors import safe_open
+
+        expected = {name: array for name, array in arrays().items() if name != "bfloat16"}  # NumPy's own types
+        expected["big endian"] = np.arange(3, dtype=">f4")
+        write_checkpoint(tmp_path / "a.safetensors", expected, {"depth": 2})
+        with safe_open(tmp_path / "a.safetensors", "np") as file:
+            assert file.metadata() == {"format": "pt", "vit_flax_config": '{"depth": 2}'}
+            assert sorted(file.keys()) == sorted(expected)
+            for name, array in expected.items():
+                found = file.get_tensor(name)
+                assert found.dtype == array.dtype.newbyteorder("="), name
+                np.testing.assert_array_equal(found, array, name)
 
     def test_unknown_suffixes_and_folders_that_are_not_there(self, tmp_path):
         with pytest.raises(ConversionError, match=r"unknown suffix; use \.safetensors"):

@@ -217,7 +217,7 @@ def fixed(
 
 
 REQUIRED = (("num_heads", "image_size", "norm_eps", "activation"),)
-HINT = "; the attributes of the model's config.json tell them: pass its contents as config=, or load its folder"
+HINT = "; the attributes of the model's config.json tell them: put it beside the weights, or load its folder"
 
 # Attributes that evaluation does not read, beside those of every model.
 HARMLESS = ("dropout", "encoder_stride", "use_return_dict")

@@ -167,8 +167,8 @@ def resolve_config(
             continue
         raise ConversionError(
             f"layout {layout.name!r}: the tensors do not tell {', '.join(missing)}; pass "
-            + ", ".join(f"{name}={EXAMPLES.get(name, '...')}" for name in missing)
-            + ", or config= with a preset's name or a ViTConfig"
+            + ", ".join(f"`{name}={EXAMPLES.get(name, '...')}`" for name in missing)
+            + ", or `config=` with a preset's name"
             + layout.hint
         )
     defaults = layout.defaults(values)

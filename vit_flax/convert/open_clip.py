@@ -129,7 +129,7 @@ OPEN_CLIP = Layout(
     ),
     components=_components,
     resample=lambda config: "bicubic_antialias",
-    hint="; OpenAI's weights and some of others' want activation='quick_gelu', most of LAION's 'gelu'",
+    hint="; OpenAI's weights and some of others' want `activation='quick_gelu'`, most of LAION's 'gelu'",
 )  # fmt: skip
 
 _VISUAL = "visual."

@@ -166,8 +166,8 @@ TIMM = Layout(
     conditions=_conditions,
     resample=lambda config: "bicubic_antialias",
     hint=(
-        "; or say who published the weights with layout='deit', 'dino', 'mae' ..., which settles norm_eps, activation "
-        "and global_pool; a model built with block_fn=ResPostBlock needs block='res_post' beside these: its tensors "
-        "are those of the standard block"
+        "; or say who published the weights with `layout='deit'`, 'dino', 'mae' ..., which settles norm_eps, "
+        "activation and global_pool; a model built with block_fn=ResPostBlock needs `block='res_post'` beside these: "
+        "its tensors are those of the standard block"
     ),
 )

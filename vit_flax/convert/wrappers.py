@@ -50,7 +50,7 @@ def _choose(source: str, names: Collection[str], found: list[str], entry: str | 
         return entry
     if len(found) > 1:
         raise ConversionError(
-            f"{source}: holds several sets of weights ({', '.join(found)}); say which with entry={found[0]!r}"
+            f"{source}: holds several sets of weights ({', '.join(found)}); say which with `entry={found[0]!r}`"
         )
     return found[0]
 

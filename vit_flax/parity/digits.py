@@ -121,9 +121,10 @@ def _subject(module: Any, mutation: Mutation) -> tuple[Subject, Any]:
     if mutation.tensors is not None:
         tensors = mutation.tensors(tensors)
     model, params = from_state_dict(tensors, LAYOUT, num_heads=heads, image_size=(height, width))
-    if mutation.config is not None:
-        model = build_model(model.config.replace(**mutation.config(model.config)))
     subject = subject_of(module, model, params, layout)
+    if mutation.config is not None:  # what runs is broken, not the export: the layout cannot hold every config
+        model = build_model(model.config.replace(**mutation.config(model.config)))
+        subject = dataclasses.replace(subject, function=lambda p, images: model.apply({"params": p}, images))
     if mutation.images is not None:
         subject = dataclasses.replace(subject, to_flax=mutation.images)
     return subject, model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import numpy as np
 from vit_flax.config import ViTConfig
 from vit_flax.convert import LAYOUTS, Checkpoint, ConversionError, Layout, get_layout, write_checkpoint
 from vit_flax.parity.compare import Row, compare_arrays, compare_components, require_x64, subject_of
+from vit_flax.parity.peers import import_peer
 from vit_flax.parity.report import Check, Report
 from vit_flax.presets import PRESETS
 from vit_flax.pretrained import to_state_dict
@@ -81,13 +81,6 @@ def _library_of(layout: Layout) -> str:
     )
 
 
-def _import(library: str) -> Any:
-    try:
-        return importlib.import_module(library)
-    except ImportError as error:
-        raise ImportError(f"comparing with {library} needs it: pip install {library} ({error})") from error
-
-
 def _compare_outputs(peer: Peer, model: Any, params: Any, images: np.ndarray) -> list[Row]:
     import torch
 
@@ -121,7 +114,7 @@ def _loaded(missing: Any, unexpected: Any, library: str) -> list[Check]:
 def _transformers_peer(checkpoint: Checkpoint, layout: Layout, config: ViTConfig) -> Peer:
     if layout.config_file is None:
         raise ConversionError(f"layout {layout.name!r} is none of transformers'")
-    transformers = _import("transformers")
+    transformers = import_peer("transformers")
     import torch
 
     translated = layout.config_file(config)
@@ -183,7 +176,7 @@ def _timm_name(checkpoint: Checkpoint, config: Any) -> str:
 
 
 def _timm_peer(checkpoint: Checkpoint, layout: Layout, model: Any, params: Any, name: str) -> Peer:
-    timm = _import("timm")
+    timm = import_peer("timm")
     import torch
 
     config = model.config

@@ -25,6 +25,7 @@ from vit_flax.models.block import Block
 from vit_flax.models.precision import Precision
 from vit_flax.models.vision_transformer import VisionTransformer
 from vit_flax.parity.steps import AdamW
+from vit_flax.suggestions import suggest
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -413,7 +414,8 @@ MUTATIONS: dict[str, Mutation] = {
 
 
 def get_mutation(name: str) -> Mutation:
-    """Returns the mutation of that name, or ValueError listing the names there are."""
+    """Returns the mutation of that name, or ValueError suggesting the nearest."""
     if name not in MUTATIONS:
-        raise ValueError(f"unknown mutation {name!r}; known: {', '.join(MUTATIONS)}")
+        hint = suggest(name, MUTATIONS, "`vit-flax compare --mutate list` lists them")
+        raise ValueError(f"no mutation named {name!r}; {hint}")
     return MUTATIONS[name]

@@ -6,8 +6,6 @@ Names are timm's, `architecture` or `architecture.weights`, and those of reposit
 
 from __future__ import annotations
 
-import difflib
-
 from vit_flax.presets.beit import BEIT_MODELS
 from vit_flax.presets.clip import CLIP_MODELS
 from vit_flax.presets.deit import DEIT_MODELS
@@ -21,6 +19,7 @@ from vit_flax.presets.siglip import SIGLIP_MODELS
 from vit_flax.presets.t2t import T2T_MODELS
 from vit_flax.presets.torchvision import TORCHVISION_MODELS
 from vit_flax.presets.vit import VIT_MODELS
+from vit_flax.suggestions import suggest
 
 __all__ = ["PRESETS", "REFUSED", "Preset", "get_preset"]
 
@@ -77,6 +76,5 @@ def get_preset(name: str) -> Preset:
         return PRESETS[name]
     if reason := REFUSED.get(name.split(".")[0]):
         raise ValueError(f"no preset {name!r}: {reason}")
-    near = difflib.get_close_matches(name, PRESETS, n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "vit_flax.presets.PRESETS lists all names"
+    hint = suggest(name, PRESETS, "`vit-flax list presets` lists them", count=3)
     raise ValueError(f"no preset named {name!r}; {hint}")

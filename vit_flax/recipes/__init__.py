@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 from vit_flax.recipes.adapting import finetune, linear_probe
 from vit_flax.recipes.published import big_vision_s16, deit3_s16, deit_s16, t2t_vit_14
 from vit_flax.recipes.small import digits, fashion_mnist, fashion_mnist_t2t
+from vit_flax.suggestions import suggest
 from vit_flax.train.config import TrainConfig
 
 __all__ = ["RECIPES", "get_recipe"]
@@ -29,6 +29,4 @@ def get_recipe(name: str) -> Callable[..., TrainConfig]:
     """
     if name in RECIPES:
         return RECIPES[name]
-    near = difflib.get_close_matches(name, RECIPES, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(RECIPES)}"
-    raise ValueError(f"no recipe named {name!r}; {hint}")
+    raise ValueError(f"no recipe named {name!r}; {suggest(name, RECIPES, 'there are ' + ', '.join(RECIPES))}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from vit_flax.config import ViTConfig, config_from_dict
+from vit_flax.suggestions import nearest
 from vit_flax.train.spellings import ELSEWHERE
 
 T = TypeVar("T")
@@ -53,12 +53,12 @@ def suggest(config_class: type, name: str) -> list[str]:
     if same := [path for path in paths if path.split(".")[-1] == name]:
         return same
     fields = [field.name for field in dataclasses.fields(config_class)]
-    if "." not in name and (near := difflib.get_close_matches(name, fields, n=1)):
+    if "." not in name and (near := nearest(name, fields)):
         return near
-    if near := difflib.get_close_matches(name, paths, n=1, cutoff=0.8):
+    if near := nearest(name, paths, cutoff=0.8):
         return near
     ends = {path.split(".")[-1]: path for path in reversed(paths)}
-    return [ends[near] for near in difflib.get_close_matches(last, ends, n=1, cutoff=0.8)]
+    return [ends[near] for near in nearest(last, ends, cutoff=0.8)]
 
 
 def dotted_paths(config_class: type, prefix: str = "") -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from importlib import import_module
 
+from vit_flax.suggestions import suggest
 from vit_flax.train.config import DataConfig
 from vit_flax.train.data.source import DataError, Example, Source
 
@@ -31,8 +31,7 @@ def open_source(data: DataConfig, split: str, channels: int = 3, num_classes: in
         DataError: no such source (the nearest is suggested), or data that cannot be used.
     """
     if data.name not in SOURCES:
-        near = difflib.get_close_matches(data.name, SOURCES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(SOURCES)}"
+        hint = suggest(data.name, SOURCES, f"there are {', '.join(SOURCES)}")
         raise DataError(f"no data source {data.name!r}; {hint}")
     if channels not in (1, 3):
         raise DataError(f"images are read with 1 or 3 channels, the model has in_chans={channels}")

@@ -1,0 +1,57 @@
+"""A parser of arguments whose errors are one line that says what to type instead."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import NoReturn
+
+from vit_flax.cli.spelling import options_of
+from vit_flax.config import ViTConfig
+from vit_flax.suggestions import nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, without the usage before every error."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints one line and ends the program with exit status 2."""
+        more = "" if message.endswith("?") else f"; see {self.prog} --help"
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}{more}\n")
+
+    def refuse(self, arguments: Sequence[str]) -> NoReturn:
+        """Ends the program because of arguments that the command does not take."""
+        first = arguments[0]
+        name, _, value = first.partition("=")
+        if not first.startswith("-"):
+            hint = self._as_field(name, value) if value else ""
+            self.error(f"{first!r} is one argument too many{hint}")
+        following = arguments[1] if len(arguments) > 1 and not arguments[1].startswith("-") else "VALUE"
+        near = nearest(name, self._option_string_actions, cutoff=0.75)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        field = name.lstrip("-").replace("-", "_")
+        self.error(f"no option {name}{self._as_field(field, value or following) or hint}")
+
+    def _as_field(self, name: str, value: str) -> str:
+        """Returns the hint that a field of the model's config goes after --set; nothing where it is none."""
+        fields = [field.name for field in dataclasses.fields(ViTConfig)]
+        options = options_of(self)
+        if name not in fields or not {"overrides", "changes"} & options.keys():
+            return ""
+        prefix = "" if "overrides" in options else "model."
+        return f"; did you mean --set {prefix}{name}={value}?"
+
+
+def known_layout(text: str) -> str:
+    """Returns the name of a layout.
+
+    Raises:
+        argparse.ArgumentTypeError: there is none of that name; the nearest is suggested.
+    """
+    from vit_flax.convert import ConversionError, get_layout
+
+    try:
+        return get_layout(text).name
+    except ConversionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -1,0 +1,54 @@
+"""Errors in the spelling of the command line.
+
+The package's messages name arguments as Python takes them, between backticks: pass `num_heads=4`. The command line says
+what its reader has to type: pass --set num_heads=4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import shlex
+from collections.abc import Mapping
+
+_ARGUMENT = re.compile(r"`(\w+)=([^`]*)`")
+# Keywords of `vit_flax.load` whose option has a destination of another name.
+_DESTINATIONS = {"layout": "source_layout"}
+
+
+def spelled(message: str, options: Mapping[str, str], fields: str = "--set ") -> str:
+    """Returns a message with Python's arguments as options.
+
+    Args:
+        message: arguments stand in it as `name=value`, between backticks.
+        options: the command's options by their destinations.
+        fields: what comes before every other argument, which is a field of the config.
+    """
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        written = options.get(_DESTINATIONS.get(name, name))
+        if written is None:
+            return f"{fields}{name}={_typed(value, ',')}"
+        return f"{written} {_typed(value, 'x')}".rstrip()
+
+    return _ARGUMENT.sub(option, message)
+
+
+def options_of(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Returns the longest spelling of a parser's options by their destinations."""
+    return {action.dest: action.option_strings[-1] for action in parser._actions if action.option_strings}
+
+
+def _typed(value: str, comma: str) -> str:
+    """Returns what to type for a Python literal: a text without its quotes, a tuple without its brackets."""
+    try:
+        literal = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        literal = None
+        if value.startswith("("):  # of words that stand for numbers
+            return comma.join(part.strip() for part in value.strip("()").split(","))
+    if isinstance(literal, tuple):
+        return comma.join(map(str, literal))
+    return shlex.quote(literal) if isinstance(literal, str) else value

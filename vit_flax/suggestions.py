@@ -1,0 +1,27 @@
+"""What to say of a name that is not known: the nearest one that is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Returns up to `count` known names that a misspelt one may stand for: those that begin with it, then the nearest.
+
+    A hyphen and an underscore are one, and so are capitals and small letters.
+    """
+    plain = {_plain(candidate): candidate for candidate in known}
+    begun = [candidate for candidate in plain if len(name) > 2 and candidate.startswith(_plain(name))]
+    near = dict.fromkeys([*begun, *difflib.get_close_matches(_plain(name), plain, count, cutoff)])
+    return [plain[candidate] for candidate in near][:count]
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def suggest(name: str, known: Iterable[str], otherwise: str = "", count: int = 1) -> str:
+    """Returns "did you mean 'x'?" with the nearest of the known names, or `otherwise` where none is near."""
+    near = nearest(name, known, count)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise
