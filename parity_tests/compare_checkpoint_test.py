@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 
 import jax
@@ -134,3 +136,21 @@ def test_a_config_settles_whose_names_these_are(tmp_path):
     deit3 = ["compare", str(tmp_path / "a.pth"), *told, "--against", "timm"]
     assert main([*deit3, "--model", "deit3_small_patch16_224"]) == 2  # nothing settles it
     assert main([*deit3, "--config", "deit3_small_patch16_224"]) == 0
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_a_process_of_its_own_imports_the_library(library, tmp_path):
+    """As `make setup` installs it: torchvision's wheel may be of another build than torch."""
+    told = ["--set", "depth=1", "--set", "image_size=32", "--set", "num_classes=2"]
+    if library == "timm":
+        model = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32, num_classes=2)
+        torch.save(model.state_dict(), tmp_path / "a.pth")
+        arguments = [str(tmp_path / "a.pth"), "--config", "vit_tiny_patch16_224", *told]
+    else:
+        arguments = [str(save("Dinov2Model", tmp_path))]
+    environment = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    command = [sys.executable, "-m", "vit_flax", "compare", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "The two models are the same" in done.stdout
+    assert done.stderr == ""

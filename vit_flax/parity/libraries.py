@@ -115,6 +115,7 @@ def _transformers_peer(checkpoint: Checkpoint, layout: Layout, config: ViTConfig
     if layout.config_file is None:
         raise ConversionError(f"layout {layout.name!r} is none of transformers'")
     transformers = import_peer("transformers")
+    transformers.utils.logging.disable_progress_bar()
     import torch
 
     translated = layout.config_file(config)
