@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent
 
 # A file imports only from rows above its own; within a row, only from its own folder.
 LAYERS = (
-    ("suggestions", "config", "host_memory", "presets"),
+    ("suggestions", "config", "gpu_compiler", "host_memory", "presets"),
     ("microbatches", "models", "convert", "preprocessing", "reference"),
     ("resizing", "device_arrays", "preparing"),
     ("reading", "writing"),

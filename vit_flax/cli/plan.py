@@ -1,4 +1,4 @@
-"""`vit-flax plan`: what a training step needs on a TPU, compiled without one."""
+"""`vit-flax plan`: what a training step needs on TPUs and GPUs, compiled without one."""
 
 from __future__ import annotations
 
@@ -11,28 +11,37 @@ import time
 from typing import Any
 
 from vit_flax.cli.options import assignment, format_table
+from vit_flax.gpu_compiler import quiet
 
 EXAMPLE = """example:
   vit-flax plan vit_base_patch16_224 --topology v5e:4x4 --batch 1024
   vit-flax plan deit_s16 --topology v6e:4x4 --search
+  vit-flax plan vit_base_patch16_224 --topology h100:8
   vit-flax plan vit_large_patch16_224 --topology v5p:4x4x4 --batch 4096 --mesh fsdp=16,tensor=4
 
-Needs the TPU compiler (pip install 'vit-linen[tpu]') and no TPU. Exit status: 0 it fits; 1 it does not; 2 unusable
-input."""
+Needs a compiler and no device: for TPUs pip install 'vit-linen[tpu]', for GPUs pip install 'vit-linen[gpu-plan]'. The
+bound on step time adds up, over the operations of the compiled program, the slower of computing their products and
+moving their bytes through the device's memory, and what is exchanged while nothing else runs. Exit status: 0 it fits;
+1 it does not; 2 unusable input."""
 
 
 def add_parser(commands: Any) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser(
         "plan",
-        help="compile a training step for a TPU that you do not have",
-        description="Compiles the training step for a TPU topology: memory by kind, traffic, a bound on time and MFU.",
+        help="compile a training step for TPUs or GPUs that you do not have",
+        description="Compiles the training step for a topology: memory by kind, traffic, a bound on time and MFU.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("what", metavar="PRESET|RECIPE", help="a preset, a recipe, or a .json file with a TrainConfig")
-    parser.add_argument("--topology", required=True, help="chip and shape: v4:2x2x2, v5e:4x4, v5p:4x4x4, v6e:16x16")
+    parser.add_argument(
+        "--topology",
+        required=True,
+        help="chip and shape: v4:2x2x2, v5e:4x4, v5p:4x4x4, v6e:16x16, or a TPU's own name such as v5litepod-16 or "
+        "v4-8; GPUs: a100:8, h100:8, h200:8, b200:8, h100:4x8 (hosts x GPUs)",
+    )
     parser.add_argument(
         "--batch", type=int, help="images a step, all chips together (default: 64 a chip; the recipe's)"
     )
@@ -88,9 +97,11 @@ def build_config(options: argparse.Namespace, chips: int) -> Any:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    import jax
+    with quiet():
+        import jax
 
-    jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_platforms", "cpu")
+        jax.devices()  # looks for plugins, which may complain
     from vit_flax.plan import plan, search, topology_devices
     from vit_flax.plan.planning import planned
     from vit_flax.train.config import MeshConfig
@@ -141,16 +152,31 @@ def describe(made: Any) -> str:
     ]
     if made.step_seconds is not None:
         rows += [
-            ("step FLOPs", f"{made.step_flops / 1e12:.3f} T a chip"),
-            ("memory traffic", f"at least {_gigabytes(made.moved_bytes)} (state and batch)"),
-            ("step time", f"at least {made.step_seconds * 1e3:.1f} ms, bound by {made.bound}"),
-            ("MFU", f"at most {made.mfu:.0%}"),
+            ("step FLOPs", f"{made.step_flops / 1e12:.3f} T a chip, in products"),
+            ("memory traffic", f"{_gigabytes(made.device_bytes)} a chip through its memory, "
+             f"{_gigabytes(made.bytes_accessed)} with what stays on it"),
+            ("step time", f"at least {made.step_seconds * 1e3:.2f} ms: operations {made.operation_seconds * 1e3:.2f}, "
+             f"copies that nothing hides {made.copy_seconds * 1e3:.2f}, collectives {made.exposed_seconds * 1e3:.2f} "
+             f"(and {made.hidden_seconds * 1e3:.2f} beside operations)"),
+            ("MFU", f"at most {made.mfu:.1%}"),
             *(
-                (kind, f"{row['count']} a step, {_gigabytes(row['bytes'])} a chip")
-                for kind, row in made.collectives.items()
+                (row["kind"], f"{row['count']} a step among {row['group']}, {_gigabytes(row['bytes'])} a chip, "
+                 f"{row['seconds'] * 1e3:.2f} ms by {row['link']}")
+                for row in made.collectives
             ),
-        ]
-    return format_table([*rows, ("compiled in", f"{made.compile_seconds:.0f} s")])
+        ]  # fmt: skip
+    rows += [("compiled in", f"{made.compile_seconds:.0f} s"), *(("note", note) for note in made.notes)]
+    return format_table(rows) + (f"\n\n{_dearest(made)}" if made.lines else "")
+
+
+def _dearest(made: Any) -> str:
+    """Returns the ten names whose operations take longest at the chip's published rates."""
+    rows: list[tuple[str, ...]] = [("dearest lines", "ms", "share", "computing", "moving", "through memory")]
+    for line in made.lines[:10]:
+        milliseconds = [f"{line[name] * 1e3:.2f}" for name in ("seconds", "compute_seconds", "move_seconds")]
+        share = f"{line['seconds'] / made.step_seconds:.0%}"
+        rows.append((line["name"], milliseconds[0], share, *milliseconds[1:], _gigabytes(line["device_bytes"])))
+    return format_table(rows)
 
 
 class _Clock:

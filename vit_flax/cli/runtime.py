@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
+from vit_flax import gpu_compiler
 from vit_flax.host_memory import keep_host_memory
 
 # Device files of NVIDIA's GPUs (a machine's, Windows' under Linux, Jetson's) and of TPUs.
@@ -66,6 +67,7 @@ def prepare() -> None:
     """Sets up this process; call it before JAX is imported. A process that has it already is somebody else's."""
     if "jax" in sys.modules:
         return
+    gpu_compiler.hide()
     folder = cache_folder()
     if folder is not None:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)

@@ -1,33 +1,108 @@
-"""The collectives of a compiled program, read from its text, loops counted as often as they run."""
+"""A compiled program's text, read: its computations, how often each runs, and the arrays of a type as they lie."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import re
-from collections import defaultdict
-from typing import Any
+from collections.abc import Iterator
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "f8e4m3fn": 8, "f8e5m2": 8, "bf16": 16, "f16": 16,
-         "s16": 16, "u16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64}  # fmt: skip
-_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{[^}]*\})?")
+         "s16": 16, "u16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64}  # fmt: skip
+_ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
-_COLLECTIVE = re.compile(r"(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?$")
+_CONTAINERS = {"while": ("body",), "call": ("to_apply",), "async-start": ("calls",)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One array of a type: its size as it lies in memory, tiles filled up, and the memory it lies in."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    on_device: bool  # in the device's main memory: not in a fast one ('S(1)'), nor the host's
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One line: `attributes` is all that follows the operands."""
+
+    name: str
+    type: str
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+    arguments: str  # what stands between the parentheses
+    is_root: bool
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """The arrays of the result, tuples flattened."""
+        return arrays(self.type)
+
+    def attribute(self, name: str) -> str:
+        """Returns what a name such as 'calls' or 'body' is set to; '' if it is not."""
+        found = re.search(rf"\b{name}=%?([\w.\-]+)", self.attributes)
+        return found[1] if found else ""
+
+    def numbers(self, name: str) -> tuple[int, ...]:
+        """Returns the numbers of an attribute such as lhs_contracting_dims={1}."""
+        found = re.search(rf"\b{name}=\{{([\d,]*)\}}", self.attributes)
+        return tuple(int(n) for n in found[1].split(",") if n) if found else ()
+
+    @property
+    def op_name(self) -> str:
+        """Where in the traced program it comes from; '' if the compiler made it."""
+        found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
+        return found[1].replace("\\'", "'") if found else ""
+
+
+Computation = dict[str, Operation]  # by name, in the order they are scheduled
 
 
 class Program:
     """The computations of a program in XLA's text form."""
 
     def __init__(self, text: str) -> None:
-        self.computations: dict[str, list[tuple[str, str, str, str]]] = {}
+        self.computations: dict[str, Computation] = {}
         self.entry = ""
-        current: list[Any] = []
+        current: Computation = {}
         for line in text.splitlines():
             if line.endswith("{") and not line.startswith((" ", "HloModule")):
                 name = line.removeprefix("ENTRY ").split(" ")[0].removeprefix("%")
-                current = self.computations.setdefault(name, [])
+                current = self.computations.setdefault(name, {})
                 self.entry = name if line.startswith("ENTRY") else self.entry
             elif found := _LINE.match(line):
-                current.append((found[1], found[2], found[3], found[4]))
+                inside, rest = _split(found[4])
+                operands = () if found[3] in ("parameter", "constant") else tuple(re.findall(r"%([\w.\-]+)", inside))
+                is_root = line.lstrip().startswith("ROOT ")
+                current[found[1]] = Operation(found[1], found[2], found[3], operands, rest, inside, is_root)
+
+    def inner(self, operation: Operation) -> list[tuple[str, int]]:
+        """Returns the computations that an operation runs one after the other, with how often each; not a fusion's."""
+        if operation.opcode == "conditional":
+            found = re.search(r"branch_computations=\{([^}]*)\}", operation.attributes)
+            names = re.findall(r"%?([\w.\-]+)", found[1]) if found else []
+            names = names or [operation.attribute(f"{branch}_computation") for branch in ("true", "false")]
+            return [(max(names, key=lambda name: len(self.computations.get(name, ()))), 1)]  # one of them runs
+        names = _CONTAINERS.get(operation.opcode, ())
+        trips = self.trips(operation) if operation.opcode == "while" else 1
+        return [(operation.attribute(name), trips) for name in names]
+
+    def trips(self, loop: Operation) -> int:
+        """Returns how often a loop runs: as the compiler knows it, or the number its counter is compared with."""
+        if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+            return int(found[1])
+        return max(self._constants(loop.attribute("condition")), default=1)
+
+    def _constants(self, name: str) -> Iterator[int]:
+        for operation in self.computations.get(name, {}).values():
+            if operation.opcode == "constant" and re.fullmatch(r"\d+", operation.arguments):
+                yield int(operation.arguments)
+            elif called := operation.attribute("calls"):  # GPUs compare in a fusion
+                yield from self._constants(called)
 
     def runs(self) -> list[tuple[str, int]]:
         """Returns the computations that run as such (not inside a fusion), with how often each does."""
@@ -35,71 +110,53 @@ class Program:
 
         def visit(name: str, times: int) -> None:
             found.append((name, times))
-            for _, _, operation, rest in self.computations.get(name, []):
-                if operation == "while":
-                    condition, body = _called(rest, "condition"), _called(rest, "body")
-                    visit(body, times * self._trips(condition))
-                elif operation == "call":
-                    visit(_called(rest, "to_apply"), times)
+            for operation in self.computations.get(name, {}).values():
+                for inner, trips in self.inner(operation):
+                    visit(inner, times * trips)
 
         visit(self.entry, 1)
         return found
 
-    def _trips(self, condition: str) -> int:
-        """Returns how often a loop runs: the number its counter, which starts at 0, is compared with."""
-        numbers = [re.match(r"(\d+)\)", rest) for _, _, operation, rest in self.computations.get(condition, [])
-                   if operation == "constant"]  # fmt: skip
-        limits = [int(number[1]) for number in numbers if number]
-        return max(limits, default=1)
 
-    def collectives(self) -> dict[str, dict[str, int]]:
-        """Returns count and bytes of each kind of collective, a device and step: the larger of operand and result."""
-        found: dict[str, dict[str, int]] = defaultdict(lambda: {"count": 0, "bytes": 0})
-        seen: set[str] = set()
-
-        def visit(name: str, times: int) -> None:
-            types = {line[0]: line[1] for line in self.computations.get(name, [])}
-            for _, kind, operation, rest in self.computations.get(name, []):
-                if match := _COLLECTIVE.match(operation):
-                    channel = re.search(r"channel_id=(\d+)", rest)
-                    key = f"{match[1]}{channel[1]}" if channel else f"{name}{rest}"
-                    if key in seen:  # one asynchronous collective appears in each fusion that overlaps it
-                        continue
-                    seen.add(key)
-                    label = "reduce-scatter" if name.startswith("all-reduce-scatter") else match[1]
-                    operands = sum(_bytes(types.get(operand, "")) for operand in _operands(rest))
-                    result = max(map(_bytes, _parts(kind)), default=0) if match[2] else _bytes(kind)
-                    found[label]["count"] += times
-                    found[label]["bytes"] += times * max(operands, result)
-                elif called := _called(rest, "calls"):
-                    visit(called, times)
-
-        for name, times in self.runs():
-            visit(name, times)
-        return {kind: dict(found[kind]) for kind in sorted(found)}
+def root(computation: Computation) -> Operation:
+    """Returns the operation whose result is the computation's."""
+    return next((op for op in computation.values() if op.is_root), list(computation.values())[-1])
 
 
-def _called(rest: str, attribute: str) -> str:
-    found = re.search(rf"\b{attribute}=%?([\w.\-]+)", rest)
-    return found[1] if found else ""
+@functools.lru_cache(maxsize=65536)
+def arrays(type_text: str) -> tuple[Array, ...]:
+    """Returns the arrays of a type such as '(f32[8,4]{1,0:T(8,128)S(1)}, s32[])', tuples flattened."""
+    found = []
+    for match in _ARRAY.finditer(type_text):
+        if match[1] not in _BITS:
+            continue
+        shape = tuple(int(n.removeprefix("<=")) for n in match[2].split(",") if n)
+        layout = match[3] or ""
+        space = re.search(r"S\((\d+)\)", layout)
+        count = _filled(shape, layout)
+        found.append(Array(match[1], shape, count * _BITS[match[1]] // 8, space is None or space[1] == "0"))
+    return tuple(found)
 
 
-def _operands(rest: str) -> list[str]:
-    depth, end = 1, len(rest)
-    for i, char in enumerate(rest):
-        depth += (char == "(") - (char == ")")
+def _filled(shape: tuple[int, ...], layout: str) -> int:
+    """Returns the elements that an array takes in memory: its last axes are filled up to whole tiles."""
+    order, _, rest = layout.partition(":")
+    tile = re.search(r"T\(([\d,]+)\)", rest)
+    if tile is None or not shape:
+        return math.prod(shape)
+    sizes = [int(n) for n in tile[1].split(",")]
+    axes = [int(n) for n in order.split(",") if n]  # the fastest first
+    filled = list(shape)
+    for axis, size in zip(axes, reversed(sizes), strict=False):
+        filled[axis] = -(-filled[axis] // size) * size
+    return math.prod(filled)
+
+
+def _split(rest: str) -> tuple[str, str]:
+    """Returns what stands before the parenthesis that closes an operation's arguments, and what after it."""
+    depth = 1
+    for found in re.finditer(r"[()]", rest):
+        depth += 1 if found[0] == "(" else -1
         if depth == 0:
-            end = i
-            break
-    return re.findall(r"%([\w.\-]+)", rest[:end])
-
-
-def _parts(kind: str) -> list[str]:
-    return [found[0] for found in _ARRAY.finditer(kind)]
-
-
-def _bytes(kind: str) -> int:
-    total = 0
-    for found in _ARRAY.finditer(kind):
-        total += math.prod(int(n) for n in found[2].split(",") if n) * _BITS.get(found[1], 0) // 8
-    return total
+            return rest[: found.start()], rest[found.end() :]
+    return rest, ""

@@ -1,4 +1,4 @@
-"""Compiles a training step for a TPU topology and puts what the compiler says beside the chip's published figures."""
+"""Compiles a training step for chips that are elsewhere and puts the program beside the chip's published figures."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 
-from vit_flax.plan.chips import find_chip, topology_devices
+from vit_flax.plan.chips import find_chip, parse_topology
+from vit_flax.plan.costs import costs
 from vit_flax.plan.hlo import Program
+from vit_flax.plan.targets import GPU_LIMITS, compiler_options, topology_devices
 from vit_flax.train.config import MeshConfig, TrainConfig
-from vit_flax.train.flops import count_flops, training_flops
+from vit_flax.train.flops import training_flops
 from vit_flax.train.lower import abstract_state, lower
 from vit_flax.train.sharding import AXES, bytes_per_device, default_mesh, make_mesh
-from vit_flax.train.step import batch_shapes, train_step
 
 REMATS = ("none", "dots_with_no_batch_dims_saveable", "full")  # from the least recomputation to the most
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -40,21 +41,27 @@ class Plan:
     total_bytes: int  # what the step needs; by the compiler's message when it gave up
     state_bytes: int
     model_flops: int  # of forward and backward pass, nothing recomputed
-    step_flops: int | None  # of all products of the step
-    moved_bytes: int | None  # between memory and chip at the least: state and batch read once, state written once
-    step_seconds: float | None  # no step is faster: computing, or moving the state, at the published rates
-    bound: str | None  # which of them that is
+    step_flops: int | None  # of all products of the compiled program
+    bytes_accessed: int | None  # read and written by all operations, wherever the bytes lie
+    device_bytes: int | None  # of them through the device's main memory
+    step_seconds: float | None  # no step is faster at the published rates: the sum of the next three
+    operation_seconds: float | None  # of every operation the slower of computing its products and moving its bytes
+    copy_seconds: float | None  # copies ahead that nothing hides
+    exposed_seconds: float | None  # collectives, as far as nothing runs beside them
+    hidden_seconds: float | None  # collectives that something runs beside: not in the sum
     mfu: float | None  # model_flops over what the chip could do in step_seconds: no step has more
-    collectives: dict[str, dict[str, int]]
+    lines: list[dict[str, Any]]  # operations by the model's own names, the dearest first
+    collectives: list[dict[str, Any]]  # by kind, group and link
+    notes: list[str]  # what the figures leave out
     compile_seconds: float
 
 
 def plan(config: TrainConfig, topology: str) -> Plan:
-    """Compiles the training step of `config` for a topology such as 'v5e:4x4'; takes minutes for large models.
+    """Compiles the training step of `config` for a topology such as 'v5e:4x4' or 'h100:8'; minutes for large models.
 
     Raises:
         ValueError: there is no such topology, or the mesh does not fit it or the model.
-        ImportError: libtpu is not installed.
+        ImportError: the compiler is not installed.
     """
     chip, devices = find_chip(topology), topology_devices(topology)
     mesh = make_mesh(config.mesh, devices)
@@ -64,49 +71,43 @@ def plan(config: TrainConfig, topology: str) -> Plan:
     compiled: Any = None
     needed, missing = 0, 0
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options(topology))
     except jax.errors.JaxRuntimeError as error:
         needed, missing = _out_of_memory(str(error), bytes_per_device(state))
         if not needed:
             raise
     seconds = time.perf_counter() - start
     chips = len(devices)
-    found: dict[str, Any] = {
-        "step_flops": None,
-        "moved_bytes": None,
-        "step_seconds": None,
-        "bound": None,
-        "mfu": None,
-    }
+    found: dict[str, Any] = dict.fromkeys(
+        ("step_flops", "bytes_accessed", "device_bytes", "step_seconds", "operation_seconds", "copy_seconds",
+         "exposed_seconds", "hidden_seconds", "mfu")
+    )  # fmt: skip
+    found |= {"lines": [], "collectives": []}
     kinds: dict[str, int] = {}
-    collectives = {}
+    notes = list(GPU_LIMITS) if chip.is_gpu else []
     model_flops = training_flops(config) * config.data.batch_size // chips
     if compiled is not None:
-        stats: Any = compiled.memory_analysis()
-        names = {
-            "arguments": "argument",
-            "outputs": "output",
-            "aliased": "alias",
-            "temporaries": "temp",
-            "code": "generated_code",
-        }
-        kinds = {kind: getattr(stats, f"{name}_size_in_bytes") for kind, name in names.items()}
+        kinds = memory_kinds(compiled)
         needed = sum(kinds.values()) - 2 * kinds["aliased"]  # an aliased output lies in its argument's memory
         missing = max(0, needed - int(chip.memory))
-        traced = jax.make_jaxpr(lambda s, b: train_step(s, b, config))(state, batch_shapes(config))
-        # The compiler's own "bytes accessed" is no bound: it counts a loop's body once, and what stays on the chip.
-        flops, moved = count_flops(traced.jaxpr) // chips, kinds["arguments"] + kinds["outputs"]
-        computing, moving = flops / chip.flops, moved / chip.bandwidth
+        step = costs(Program(compiled.as_text()), chip, chips)
+        if step.uncounted:
+            notes.append(f"products inside {', '.join(sorted(step.uncounted))} are not counted")
         found = {
-            "step_flops": flops,
-            "moved_bytes": moved,
-            "step_seconds": max(computing, moving),
-            "bound": "compute" if computing > moving else "memory",
-            "mfu": model_flops / chip.flops / max(computing, moving),
+            "step_flops": step.flops,
+            "bytes_accessed": step.bytes,
+            "device_bytes": step.device_bytes,
+            "step_seconds": step.seconds,
+            "operation_seconds": step.operation_seconds,
+            "copy_seconds": step.copy_seconds,
+            "exposed_seconds": step.exposed_seconds,
+            "hidden_seconds": step.exchange_seconds - step.exposed_seconds,
+            "mfu": model_flops / chip.flops / step.seconds,
+            "lines": [dataclasses.asdict(line) for line in sorted(step.lines.values(), key=lambda line: -line.seconds)],
+            "collectives": [dataclasses.asdict(total) for total in step.exchanges.values()],
         }
-        collectives = Program(compiled.as_text()).collectives()
     return Plan(
-        topology=topology,
+        topology=parse_topology(topology).name,
         chips=chips,
         mesh={name: mesh.shape[name] for name in AXES},
         batch_size=config.data.batch_size,
@@ -120,10 +121,23 @@ def plan(config: TrainConfig, topology: str) -> Plan:
         total_bytes=needed,
         state_bytes=bytes_per_device(state),
         model_flops=model_flops,
-        collectives=collectives,
+        notes=notes,
         compile_seconds=seconds,
         **found,
     )
+
+
+def memory_kinds(compiled: Any) -> dict[str, int]:
+    """Returns the bytes that a compiled program needs on a device, by kind."""
+    stats: Any = compiled.memory_analysis()
+    names = {
+        "arguments": "argument",
+        "outputs": "output",
+        "aliased": "alias",
+        "temporaries": "temp",
+        "code": "generated_code",
+    }
+    return {kind: getattr(stats, f"{name}_size_in_bytes") for kind, name in names.items()}
 
 
 def _out_of_memory(message: str, state_bytes: int) -> tuple[int, int]:
@@ -168,5 +182,11 @@ def search(config: TrainConfig, topology: str, report: Callable[[Plan], None]) -
 
 
 def planned(config: TrainConfig, topology: str, mesh: MeshConfig | None = None) -> TrainConfig:
-    """Returns the config on a mesh for the topology: the given one, or parameters split by as many chips as divide."""
-    return config.replace(mesh=mesh or default_mesh(config.model, len(topology_devices(topology))))
+    """Returns the config on a mesh for the topology: the given one, or parameters split by as many chips as divide.
+
+    Where hosts are joined by a network alone, parameters are split inside a host, the batch between hosts as well.
+    """
+    if mesh is None:
+        chip, devices = find_chip(topology), len(topology_devices(topology))
+        mesh = default_mesh(config.model, min(devices, chip.per_host) if chip.per_host else devices)
+    return config.replace(mesh=mesh)

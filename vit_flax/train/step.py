@@ -87,9 +87,10 @@ def train_step(state: TrainState, batch: Batch, config: TrainConfig) -> tuple[Tr
     meant to be bound before jit: `jax.jit(partial(train_step, config=config), donate_argnums=0)`.
     """
     mix_key, drop_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
-    images, labels = normalise(batch["image"], config), batch["label"]
-    if config.mixing.mixes or config.mixing.erasing_prob:
-        images, labels = mix(mix_key, images, labels, config.model.num_classes, config.mixing)
+    with jax.named_scope("images"):
+        images, labels = normalise(batch["image"], config), batch["label"]
+        if config.mixing.mixes or config.mixing.erasing_prob:
+            images, labels = mix(mix_key, images, labels, config.model.num_classes, config.mixing)
     trained = trained_mask(config, state.params)
 
     def loss_of(params: Any, images: Array, labels: Array, key: Array) -> Array:
@@ -98,10 +99,12 @@ def train_step(state: TrainState, batch: Batch, config: TrainConfig) -> tuple[Tr
         return compute_loss(params, state.teacher, images, labels, key, config)
 
     loss, gradients = accumulate(loss_of, state.params, images, labels, drop_key, config.accumulation)
-    updates, opt_state = make_optimizer(config, state.params).update(gradients, state.opt_state, state.params)
-    params: Any = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = make_optimizer(config, state.params).update(gradients, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    ema = state.ema if config.ema is None else update_ema(config.ema, state.ema, params, step)
+    with jax.named_scope("ema"):
+        ema = state.ema if config.ema is None else update_ema(config.ema, state.ema, params, step)
     scalars = {
         "loss": loss,
         "grad_norm": global_norm(gradients),

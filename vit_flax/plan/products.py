@@ -1,0 +1,172 @@
+"""Floating-point operations of the products in a compiled program: dots, convolutions, libraries' and known kernels."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+
+from vit_flax.plan.hlo import Computation, Operation, Program
+
+# what a product's operands are and how exactly they are multiplied, on which its rate depends
+Flops = Counter[str]  # 'bf16', 'f32:default', 'f32:high', 'f32:highest', 'f64'
+_BATCHED = ("lhs_batch_dimensions", "lhs_contracting_dimensions")
+
+
+def count(program: Program, computation: Computation, operation: Operation) -> Flops:
+    """Returns the operations (two a multiply-add) that one run of an operation takes in products, by kind."""
+    if operation.opcode in ("dot", "convolution"):
+        return Flops({_kind(computation, operation): FLOPS[operation.opcode](computation, operation)})
+    if operation.opcode == "custom-call":
+        return _library(computation, operation)
+    total: Flops = Flops()
+    called = program.computations.get(operation.attribute("calls"), {})
+    for inner in called.values():
+        total += count(program, called, inner)
+    return total
+
+
+def uncounted(operation: Operation) -> str:
+    """Returns the name of a kernel whose products cannot be read from the text; '' for every other operation."""
+    target = operation.attribute("custom_call_target").strip('"') or _target(operation)
+    if operation.opcode != "custom-call" or target in _MOVE or target.startswith(("__cublas", "__cudnn$conv")):
+        return ""
+    return "" if _estimate(operation) or _attention(operation) else target
+
+
+_MOVE = ("ConcatBitcast", "AllocateBuffer", "Sharding", "TopK", "AssumeGatherIndicesInBound", "SliceToDynamic",
+         "PadToStatic", "DynamicGather", "X64Combine", "X64SplitLow", "X64SplitHigh", "annotate_device_placement",
+         "xla.gpu.ext.stream_annotation", "__cub$DeviceRadixSort", "MoveToHost", "MoveToDevice")  # fmt: skip
+
+
+def _target(operation: Operation) -> str:
+    found = re.search(r'custom_call_target="([^"]*)"', operation.attributes)
+    return found[1] if found else ""
+
+
+def _kind(computation: Computation, operation: Operation) -> str:
+    dtypes = {array.dtype for name in operation.operands[:2] for array in _arrays(computation, name)[:1]}
+    if "f64" in dtypes:
+        return "f64"
+    if "f32" not in dtypes:
+        return "bf16"
+    found = re.search(r"operand_precision=\{(\w+)", operation.attributes)
+    precision = found[1] if found else "default"
+    return f"f32:{precision if precision in ('high', 'highest') else 'default'}"
+
+
+def _arrays(computation: Computation, name: str) -> tuple:
+    return computation[name].arrays if name in computation else ()
+
+
+def _shape(computation: Computation, name: str) -> tuple[int, ...]:
+    found = _arrays(computation, name)
+    return found[0].shape if found else ()
+
+
+def _dot(computation: Computation, operation: Operation) -> int:
+    left = _shape(computation, operation.operands[0])
+    contracted = math.prod(left[axis] for axis in operation.numbers("lhs_contracting_dims"))
+    return 2 * math.prod(operation.arrays[0].shape) * contracted
+
+
+def _convolution(computation: Computation, operation: Operation) -> int:
+    """Counts what meets: not the zeros between spread elements, by which TPUs write batches of products, nor the edge.
+
+    Of each spatial axis, the pairs of an output's and a kernel's position that meet an element of the input.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", operation.attributes)
+    if labels is None:
+        return 0
+    left, kernel = (_shape(computation, name) for name in operation.operands[:2])
+    result = operation.arrays[0].shape
+    inputs, outputs = kernel[labels[2].index("i")], result[labels[3].index("f")]
+    total = 2 * inputs * outputs * result[labels[3].index("b")]
+    window = re.search(r"window=\{([^}]*)\}", operation.attributes)
+    for axis in sorted(set(labels[3]) - {"b", "f"}):
+        values = {name: _window(window[1] if window else "", name, int(axis)) for name in _WINDOW}
+        total *= _meeting(left[labels[1].index(axis)], result[labels[3].index(axis)], values)
+    return total
+
+
+_WINDOW = {"size": 1, "stride": 1, "pad": 0, "lhs_dilate": 1, "rhs_dilate": 1}
+
+
+def _window(text: str, name: str, axis: int) -> int:
+    found = re.search(rf"\b{name}=([\dx_\-]+)", text)
+    return int(found[1].split("x")[axis].split("_")[0]) if found else _WINDOW[name]
+
+
+def _meeting(length: int, results: int, window: dict[str, int]) -> int:
+    spread, last = window["lhs_dilate"], (length - 1) * window["lhs_dilate"]
+    total = 0
+    for offset in range(window["size"]):
+        start = offset * window["rhs_dilate"] - window["pad"]
+        places = range(start, start + results * window["stride"], window["stride"])
+        if spread == 1 and window["stride"] == 1:
+            total += max(0, min(last, places[-1]) - max(0, places[0]) + 1)
+        else:
+            total += sum(0 <= place <= last and place % spread == 0 for place in places)
+    return total
+
+
+def _library(computation: Computation, operation: Operation) -> Flops:
+    target = _target(operation)
+    if target.startswith("__cublas"):
+        found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', operation.attributes)
+        axes = [int(n) for n in re.findall(r"\d+", found[1])] if found else []
+        left = _shape(computation, operation.operands[0])
+        contracted = math.prod(left[axis] for axis in axes)
+        return Flops({_kind(computation, operation): 2 * math.prod(operation.arrays[0].shape) * contracted})
+    if target.startswith("__cudnn$conv"):
+        labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", operation.attributes)
+        shapes = [_shape(computation, name) for name in operation.operands[:2]] + [operation.arrays[0].shape]
+        if labels is None:
+            return Flops()
+        # forward: input, kernel -> output; input's gradient: output, kernel -> input; kernel's: input, output -> kernel
+        kernel, output = 1, 2
+        if "BackwardInput" in target:
+            output = 0
+        elif "BackwardFilter" in target:
+            kernel, output = 2, 1
+        window = math.prod(shapes[kernel][i] for i, name in enumerate(labels[2]) if name != "o")
+        return Flops({_kind(computation, operation): 2 * math.prod(shapes[output]) * window})
+    total = _estimate(operation) or _attention_flops(computation, operation)
+    return Flops({_kind(computation, operation): total}) if total else Flops()
+
+
+def _estimate(operation: Operation) -> int:
+    """Returns what the author of a Pallas kernel said it takes."""
+    found = re.search(r'"cost_estimate":\s*(\{[^}]*\})', operation.attributes)
+    return int(float(json.loads(found[1]).get("flops", 0))) if found else 0
+
+
+def _attention(operation: Operation) -> int:
+    """Returns how many (N, N) products an attention kernel takes by its name: two forward, five backward; 0: another.
+
+    Backward kernels recompute the logits. Splash's without the fused backward pass are two: 3 for dq, 4 for dk and dv.
+    """
+    name = f"{operation.op_name} {_target(operation)}".lower()
+    if "splash_mha" in name or "flash_attention" in name:
+        parts = ("dq", 3), ("dkv", 5), ("bwd", 5), ("fwd", 2)
+        return next((number for part, number in parts if re.search(rf"(_|\b){part}", name)), 0)
+    if "fmha" in name:
+        return 5 if "backward" in name else 2
+    return 0
+
+
+def _attention_flops(computation: Computation, operation: Operation) -> int:
+    """Reads (..., N, E) queries and keys, the widest of the operands."""
+    number = _attention(operation)
+    shapes = [_shape(computation, name) for name in operation.operands]
+    wide = [shape for shape in shapes if len(shape) >= 3]
+    if not number or len(wide) < 2:
+        return 0
+    queries, keys = wide[0], wide[1]
+    if "fmha" in _target(operation):  # cuDNN's heads lie (B, N, H, E)
+        return 2 * number * math.prod(queries) * keys[1]
+    return 2 * number * math.prod(queries) * keys[-2]
+
+
+FLOPS = {"dot": _dot, "convolution": _convolution}

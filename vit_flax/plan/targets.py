@@ -1,0 +1,108 @@
+"""Devices to compile for on a machine that has none: TPUs by libtpu, GPUs by the compiler in JAX's CUDA plugin."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from vit_flax import gpu_compiler
+from vit_flax.plan.chips import Topology, parse_topology
+
+# Products as cuBLAS calls for everybody: with a device XLA times its Triton kernels against them and takes the faster,
+# without one it takes Triton's untimed, and for some shapes finds no tiles and gives up.
+GPU_OPTIONS: dict[str, Any] = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
+GPU_LIMITS: tuple[str, ...] = (
+    "compiled without a GPU: nothing is timed, so products are cuBLAS calls where XLA might choose Triton's kernels",
+    "what one kernel leaves in the L2 cache for the next is counted as if it crossed the memory",
+    "NCCL's and cuDNN's own memory is not counted",
+    "JAX takes 75 % of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says more",
+)
+
+# What the compiler asks about a GPU (XLA's GpuTargetConfigProto). The same for all: limits of compute capability 8.0
+# and later. Reference: CUDA C++ Programming Guide, 'Technical Specifications per Compute Capability'.
+_COMMON = """threads_per_block_limit: 1024
+threads_per_warp: 32
+shared_memory_per_block: 49152
+threads_per_core_limit: 2048
+block_dim_limit_x: 2147483647
+block_dim_limit_y: 65535
+block_dim_limit_z: 65535
+registers_per_core_limit: 65536
+registers_per_block_limit: 65536"""
+# Of each: architecture white papers of NVIDIA (Ampere GA100, Hopper GH100, Blackwell), data sheets of the SXM modules.
+_AMPERE = {"capability": (8, 0), "fpus_per_core": 64, "shared_memory_per_core": 164 << 10,
+           "shared_memory_per_block_optin": 163 << 10}  # fmt: skip
+_HOPPER = {"capability": (9, 0), "fpus_per_core": 128, "shared_memory_per_core": 228 << 10,
+           "shared_memory_per_block_optin": 227 << 10}  # fmt: skip
+_GPUS: dict[str, dict[str, Any]] = {
+    "a100": {**_AMPERE, "name": "NVIDIA A100-SXM4-80GB", "core_count": 108, "clock_rate_ghz": 1.41,
+             "l2_cache_size": 40 << 20, "memory_bandwidth": 2039 * 10**9, "device_memory_size": 80 << 30},
+    "h100": {**_HOPPER, "name": "NVIDIA H100 80GB HBM3", "core_count": 132, "clock_rate_ghz": 1.98,
+             "l2_cache_size": 50 << 20, "memory_bandwidth": 3350 * 10**9, "device_memory_size": 80 << 30},
+    "h200": {**_HOPPER, "name": "NVIDIA H200", "core_count": 132, "clock_rate_ghz": 1.98,
+             "l2_cache_size": 50 << 20, "memory_bandwidth": 4800 * 10**9, "device_memory_size": 141 * 10**9},
+    "b200": {**_HOPPER, "name": "NVIDIA B200", "capability": (10, 0), "core_count": 148, "clock_rate_ghz": 1.965,
+             "l2_cache_size": 126 << 20, "memory_bandwidth": 7700 * 10**9, "device_memory_size": 180 * 10**9},
+}  # fmt: skip
+
+
+def topology_devices(topology: str) -> list[Any]:
+    """Returns the devices of a topology, to compile for; none is needed or touched.
+
+    Raises:
+        ValueError: there is no such topology.
+        ImportError: the compiler is not installed.
+    """
+    wanted = parse_topology(topology)
+    return _gpu_devices(wanted) if wanted.chip.is_gpu else _tpu_devices(wanted)
+
+
+def compiler_options(topology: str) -> dict[str, Any]:
+    """Returns the options that programs for a topology are compiled with."""
+    return dict(GPU_OPTIONS) if parse_topology(topology).chip.is_gpu else {}
+
+
+def _tpu_devices(wanted: Topology) -> list[Any]:
+    # no metadata server, no lock on a TPU that another process may be using, no log lines about the missing TPU
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"), ("TPU_STDERR_LOG_LEVEL", "3"),
+        ("TPU_MIN_LOG_LEVEL", "3"), ("TF_CPP_MIN_LOG_LEVEL", "3"), ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
+    ):  # fmt: skip
+        os.environ.setdefault(name, value)
+    try:
+        import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ImportError("planning needs the TPU compiler: pip install 'vit-linen[tpu]'") from None
+    return _described("tpu", wanted.name, dict(wanted.chip.options), wanted.name)
+
+
+def _gpu_devices(wanted: Topology) -> list[Any]:
+    if not gpu_compiler.show():
+        raise ImportError("planning for GPUs needs XLA's compiler for them: pip install 'vit-linen[gpu-plan]'")
+    sizes = "x".join(map(str, (1, *wanted.shape)))  # slices, hosts, GPUs of each
+    options = {"topology": sizes, "target_config": target_config(wanted.chip_name)}
+    return _described("cuda", wanted.chip_name, options, wanted.name)
+
+
+def _described(platform: str, name: str, options: Mapping[str, Any], topology: str) -> list[Any]:
+    import jax
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(platform=platform, topology_name=name, **options).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"no topology {topology!r}: {str(error).splitlines()[0]}") from None
+
+
+def target_config(chip: str) -> str:
+    """Returns what the compiler asks about a GPU, as the text of XLA's GpuTargetConfigProto."""
+    fields = dict(_GPUS[chip])
+    name, (major, minor) = fields.pop("name"), fields.pop("capability")
+    own = "\n".join(f"{key}: {value}" for key, value in fields.items())
+    capability = f"cuda_compute_capability {{ major: {major} minor: {minor} }}"
+    return (
+        f"gpu_device_info {{\n{_COMMON}\n{own}\n{capability}\n}}\n"
+        f'platform_name: "CUDA"\ndnn_version_info {{ major: 9 minor: 8 }}\ndevice_description_str: "{name}"\n'
+    )
