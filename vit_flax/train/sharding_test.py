@@ -98,6 +98,8 @@ import numpy as np
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 from vit_flax.train.sharding_test import config
+from vit_flax.plan.chips import CHIPS
+from vit_flax.plan.costs import costs
 from vit_flax.plan.hlo import Program
 from vit_flax.train.lower import compile_eval, create_state, lower
 from vit_flax.train.sharding import bytes_per_device, make_mesh, place_batch
@@ -121,7 +123,10 @@ for sizes in json.loads(sys.argv[1]):
         state, scalars = step(state, place_batch(batch, mesh))
         losses.append(float(scalars["loss"]))
     sums = compile_eval(run, mesh)(state.params, place_batch(batches[0], mesh))
-    collectives = Program(step.as_text()).collectives()
+    collectives = {}
+    for exchanged in costs(Program(step.as_text()), CHIPS["v5e"], count).exchanges.values():
+        entry = collectives.setdefault(exchanged.kind, {"count": 0, "bytes": 0})
+        entry["count"], entry["bytes"] = entry["count"] + exchanged.count, entry["bytes"] + exchanged.bytes
     found = {"losses": losses, "share": held / total, "count": int(sums["count"]), "collectives": collectives}
     print(json.dumps(found))
 """
