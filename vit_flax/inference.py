@@ -64,8 +64,8 @@ class Predictor:
         self.model = model.clone(dtype=dtype) if dtype is not None else model
         self.image_shape = (*model.config.image_size, model.config.in_chans)
         self.batch_size, self.transform = batch_size, transform
-        if transform and (*transform.image_size, transform.channels) != self.image_shape:
-            given = (*transform.image_size, transform.channels)
+        given = (*(transform.image_size or ()), transform.channels) if transform else ()
+        if transform and not transform.varies and given != self.image_shape:
             raise ValueError(f"the transform gives images of {given}, the model needs {self.image_shape}")
         self._threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
         mesh = jax.sharding.Mesh(np.asarray(devices), ("data",))
@@ -83,25 +83,30 @@ class Predictor:
 
     def logits(self, images: Any) -> np.ndarray:
         """Returns the logits (N, num_classes)."""
-        return self._collect("logits", images)
+        return self.collect("logits", images)
 
     def features(self, images: Any) -> np.ndarray:
         """Returns all tokens after the final norm, (N, tokens, embed_dim), prefix tokens first."""
-        return self._collect("features", images)
+        return self.collect("features", images)
 
     def embeddings(self, images: Any) -> np.ndarray:
         """Returns what the head reads: one vector an image."""
-        return self._collect("embeddings", images)
+        return self.collect("embeddings", images)
 
-    def stream(self, method: str, images: Any) -> Iterator[np.ndarray]:
+    def stream(self, method: str, images: Any, bad: dict[int, str] | None = None) -> Iterator[np.ndarray]:
         """Yields the results of a method batch by batch, never holding more than a few batches of images.
 
+        Args:
+            method: 'logits', 'features' or 'embeddings'.
+            images: as above.
+            bad: gets the number of every image that cannot be read, and why; its result is that of a black one.
+
         Raises:
-            BadImageError: an image cannot be read; its path or number is named.
+            BadImageError: an image cannot be read, and there is no `bad`; its path or number is named.
             ValueError: an image is of another shape than the model's.
         """
         compiled, waiting = self._methods[method], collections.deque()
-        for batch, count in self._batches(images):
+        for batch, count in self._batches(images, bad):
             waiting.append((compiled(self.params, jax.device_put(batch, self._sharding)), count))
             if len(waiting) > AHEAD:
                 result, size = waiting.popleft()
@@ -110,24 +115,26 @@ class Predictor:
             result, size = waiting.popleft()
             yield np.asarray(result)[:size]
 
-    def _collect(self, method: str, images: Any) -> np.ndarray:
-        parts = list(self.stream(method, images))
+    def collect(self, method: str, images: Any, bad: dict[int, str] | None = None) -> np.ndarray:
+        """Returns the results of a method; those of images that are named in `bad` afterwards are left out."""
+        parts = list(self.stream(method, images, bad))
         if parts:
-            return np.concatenate(parts)
+            found = np.concatenate(parts)
+            return np.delete(found, sorted(bad), axis=0) if bad else found
         empty = jax.ShapeDtypeStruct((self.batch_size, *self.image_shape), jnp.float32)
         shape = jax.eval_shape(self._methods[method], self.params, empty)
         return np.zeros((0, *shape.shape[1:]), shape.dtype)
 
-    def _batches(self, images: Any) -> Iterator[tuple[np.ndarray, int]]:
+    def _batches(self, images: Any, bad: dict[int, str] | None) -> Iterator[tuple[np.ndarray, int]]:
         """Yields full batches, the last one padded, with the number of images in each."""
-        ready = self._prepared(images)
+        ready = self._prepared(images, bad)
         while chosen := list(itertools.islice(ready, self.batch_size)):
             batch = np.zeros((self.batch_size, *self.image_shape), np.result_type(*{image.dtype for image in chosen}))
             for position, image in enumerate(chosen):
                 batch[position] = image
             yield batch, len(chosen)
 
-    def _prepared(self, images: Any) -> Iterator[np.ndarray]:
+    def _prepared(self, images: Any, bad: dict[int, str] | None) -> Iterator[np.ndarray]:
         """Yields the images as the model reads them, in their order; threads work a few batches ahead."""
         if isinstance(images, jax.Array):
             images = np.asarray(images)
@@ -143,7 +150,7 @@ class Predictor:
         with ThreadPoolExecutor(self._threads, thread_name_prefix="vit-flax-decode") as pool:
             try:
                 for number, image in numbered:
-                    pending.append(pool.submit(self._prepare, number, image))
+                    pending.append(pool.submit(self._prepare, number, image, bad))
                     if len(pending) >= AHEAD * self.batch_size:
                         yield pending.popleft().result()
                 while pending:
@@ -152,7 +159,7 @@ class Predictor:
                 for future in pending:
                     future.cancel()
 
-    def _prepare(self, number: int, image: Image) -> np.ndarray:
+    def _prepare(self, number: int, image: Image, bad: dict[int, str] | None) -> np.ndarray:
         if isinstance(image, jax.Array):
             image = np.asarray(image)
         if isinstance(image, np.ndarray) and image.dtype != np.uint8:
@@ -162,6 +169,9 @@ class Predictor:
         try:
             return self.transform(image)
         except BadImageError as error:
+            if bad is not None:
+                bad[number] = str(error)
+                return np.zeros(self.image_shape, np.float32)
             raise BadImageError(f"{_name(number, image)}: {error}") from error
 
     def _checked(self, number: int, image: np.ndarray) -> np.ndarray:

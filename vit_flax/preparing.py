@@ -1,4 +1,4 @@
-"""How the images of a checkpoint are prepared and its classes named, from whatever lies beside the weights; and back."""
+"""How the images of a checkpoint are prepared and its classes named: what lies beside weights, and back."""
 
 from __future__ import annotations
 

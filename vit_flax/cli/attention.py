@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 
 from vit_flax.cli.images import add_model_options, load_model
 from vit_flax.preprocessing.decode import BadImageError, import_pillow
-from vit_flax.preprocessing.evaluation import normalise
 
 SIDE = 448  # pixels of the picture's height, at least
 EXAMPLE = """example:
@@ -49,8 +47,8 @@ def run(options: argparse.Namespace) -> int:
         image = transform.crop(options.image)
     except BadImageError as error:
         raise ValueError(f"{options.image}: {error}") from error
-    print(f"... {loaded.origin}", file=sys.stderr)
-    prepared = normalise(image, transform.mean, transform.std)[None]
+    loaded.show_notes()
+    prepared = transform(options.image)[None]
     shares = attention_rollout(predictor.model, predictor.params, prepared)[0]
     draw(image, shares).save(target)
     if options.json:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_flax.cli.images import add_model_options, load_model
+from vit_flax.cli.images import add_label_option, add_model_options, load_model
 from vit_flax.cli.options import format_table
+from vit_flax.preprocessing.label_matching import match_labels
 
 if TYPE_CHECKING:
     from vit_flax.inference import Predictor
@@ -43,6 +44,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--max-bad-share", type=float, default=0.01, metavar="X", help="stop when more cannot be read (default 0.01)"
     )
+    add_label_option(parser)
+    parser.add_argument("--by-number", action="store_true", help="label 0 is class 0, whatever both are called")
     add_model_options(parser)
     parser.set_defaults(run=run)
 
@@ -54,6 +57,7 @@ class Scores:
     correct: np.ndarray  # (classes,) images whose first guess was right
     correct5: np.ndarray
     count: np.ndarray
+    left_out: np.ndarray  # (labels,) images whose label is no class of the model
 
     @property
     def top1(self) -> float:
@@ -66,20 +70,21 @@ class Scores:
         return float(self.correct5.sum() / max(1, self.count.sum()))
 
 
-def count_correct(predictor: Predictor, loader: Any) -> Scores:
-    """Returns the scores of a model on a loader's batches, whose size is the predictor's."""
-    from vit_flax.preprocessing.evaluation import normalise
+def count_correct(predictor: Predictor, loader: Any, numbers: np.ndarray) -> Scores:
+    """Returns the scores of a model on a loader's normalised batches, whose size is the predictor's.
 
-    assert predictor.transform is not None
-    mean, std = predictor.transform.mean, predictor.transform.std
+    `numbers` is the model's class of every label; images of labels that have none (-1) are not counted.
+    """
     classes = predictor.model.config.num_classes
-    scores = Scores(*(np.zeros(classes, np.int64) for _ in range(3)))
+    scores = Scores(*(np.zeros(size, np.int64) for size in (classes, classes, classes, len(numbers))))
     labels: collections.deque[np.ndarray] = collections.deque()
 
     def images() -> Any:
         for batch in loader:
-            labels.append(batch["label"])
-            yield from normalise(batch["image"], mean, std)
+            known = batch["label"] >= 0
+            labels.append(np.where(known, numbers[batch["label"]], -1))
+            np.add.at(scores.left_out, batch["label"][known & (labels[-1] < 0)], 1)
+            yield from batch["image"]
 
     for logits in predictor.stream("logits", images()):
         truth = labels.popleft()
@@ -98,9 +103,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     loaded = load_model(options)
     predictor, transform = loaded.predictor, loaded.transform
-    config = predictor.model.config
-    if not config.num_classes:
-        raise ValueError(f"{options.checkpoint}: has no head, so there is nothing to evaluate")
+    config, classes = predictor.model.config, loaded.require_classes("evaluate")
 
     from vit_flax.train.config import DataConfig
     from vit_flax.train.data import open_source
@@ -110,31 +113,38 @@ def run(options: argparse.Namespace) -> int:
     data = DataConfig(
         name=name, path=path or None, batch_size=options.batch_size, workers=options.workers,
         image_key=options.image_key, label_key=options.label_key, max_bad_share=options.max_bad_share,
-        mean=transform.mean, std=transform.std, crop_pct=transform.crop_pct, crop_mode=transform.crop_mode,
-        interpolation=transform.interpolation,
     )  # fmt: skip
-    source = open_source(data, options.split, config.in_chans, config.num_classes)
-    loader = make_loader(source, data, image_size=config.image_size, channels=config.in_chans, train=False)
-    print(f"... {len(source):,} images of {source.name}; {loaded.origin}", file=sys.stderr)
+    source: Any = open_source(data, options.split, config.in_chans, classes)
+    source.decoding = transform.decoding
+    names = None if options.by_number else transform.class_names
+    if transform.varies:
+        raise ValueError(f"{loaded.origin} does not bring images to one size: --preprocessing FILE says how to")
+    matching = match_labels(source.class_names, classes, names, transform.class_descriptions)
+    loaded.notes.extend(matching.notes)
+    loader = make_loader(
+        source, data, image_size=config.image_size, channels=config.in_chans, train=False, preprocessing=transform
+    )
+    print(f"... {len(source):,} images of {source.name}", file=sys.stderr)
+    loaded.show_notes()
     started = time.perf_counter()
     try:
-        scores = count_correct(predictor, loader)
+        scores = count_correct(predictor, loader, matching.numbers)
     finally:
         loader.close()
     seconds = time.perf_counter() - started
-    rows = [
-        (label, source.class_names[label] if label < len(source.class_names) else str(label))
-        for label in np.flatnonzero(scores.count)
-    ]
+    left_out = {source.class_names[label]: int(scores.left_out[label]) for label in np.flatnonzero(scores.left_out)}
+    called = {number: name for number, name in zip(matching.numbers, source.class_names, strict=True) if number >= 0}
+    rows = [(number, called[number]) for number in np.flatnonzero(scores.count)]
     bad = {source.describe(index): reason for index, reason in loader.bad.items()}
     if options.json:
-        classes = [
+        per_class = [
             {"name": name, "label": int(k), "count": int(scores.count[k]), "correct": int(scores.correct[k]),
              "correct5": int(scores.correct5[k])} for k, name in rows
         ]  # fmt: skip
         answer = {"source": source.name, "count": int(scores.count.sum()), "top1": scores.top1, "top5": scores.top5}
-        transformed = {**dataclasses.asdict(transform), "origin": loaded.origin}
-        answer |= {"classes": classes, "bad": bad, "transform": transformed, "seconds": seconds}
+        transformed = {**transform.to_dict(), "image_size": list(config.image_size), "origin": loaded.origin}
+        answer |= {"classes": per_class, "bad": bad, "transform": transformed, "seconds": seconds}
+        answer |= {"left_out": left_out, "notes": loaded.notes}
         print(json.dumps(answer, indent=1))
         return 0
     table = [
@@ -142,6 +152,9 @@ def run(options: argparse.Namespace) -> int:
          f"{scores.correct5[k] / scores.count[k]:.2%}") for k, name in rows
     ]  # fmt: skip
     print(format_table([("class", "images", "top-1", "top-5"), *table]))
-    left_out = f", {len(bad)} could not be read" if bad else ""
-    print(f"\ntop-1 {scores.top1:.2%}, top-5 {scores.top5:.2%} of {int(scores.count.sum()):,} images{left_out}")
+    rest = f", {len(bad)} could not be read" if bad else ""
+    if left_out:
+        rest += f"; {sum(left_out.values()):,} of classes that the model does not know are left out ("
+        rest += ", ".join(f"{name} {count:,}" for name, count in left_out.items()) + ")"
+    print(f"\ntop-1 {scores.top1:.2%}, top-5 {scores.top5:.2%} of {int(scores.count.sum()):,} images{rest}")
     return 0

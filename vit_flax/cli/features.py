@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_flax.cli.images import add_model_options, load_model
+from vit_flax.cli.images import add_model_options, compute, explain_bad, is_projection, load_model
+
+if TYPE_CHECKING:
+    from vit_flax.reading import Reading
 
 EXAMPLE = """example:
   vit-flax features vit.safetensors --config vit_tiny_patch16_224 *.jpg -o features.npz
@@ -30,7 +32,13 @@ def add_parser(commands: Any) -> None:
     add_model_options(parser)
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help=".npz file to write")
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--projected",
+        action="store_true",
+        help="the vector that is compared with texts: CLIP's get_image_features, not normalised",
+    )
+    which.add_argument(
         "--tokens",
         action="store_true",
         help="all tokens after the final norm (default: the vector that the head reads)",
@@ -46,12 +54,32 @@ def run(options: argparse.Namespace) -> int:
     if not target.absolute().parent.is_dir():
         raise ValueError(f"{target}: its folder does not exist")
     loaded = load_model(options)
-    print(f"... {loaded.origin}", file=sys.stderr)
-    compute = loaded.predictor.features if options.tokens else loaded.predictor.embeddings
-    found = compute(options.images).astype(np.float32)
-    np.savez(target, features=found, images=np.asarray(options.images))
+    method = "features" if options.tokens else "embeddings"
+    if options.projected:
+        method = _projected(loaded.reading)
+    loaded.show_notes()
+    found, bad = compute(loaded, method, options.images)
+    good = [path for index, path in enumerate(options.images) if index not in bad]
+    np.savez(target, features=found.astype(np.float32), images=np.asarray(good))
     if options.json:
-        print(json.dumps({"file": str(target), "shape": list(found.shape)}))
+        told = {"file": str(target), "shape": list(found.shape), "notes": loaded.notes}
+        named = {options.images[index]: reason for index, reason in bad.items()}
+        print(json.dumps({**told, "bad": named}))
     else:
         print(f"wrote {target}: features {' x '.join(map(str, found.shape))}")
-    return 0
+    if bad:
+        explain_bad(bad, options.images, "features")
+    return 1 if bad else 0
+
+
+def _projected(reading: Reading) -> str:
+    """Returns the predictor's method that gives the vector in the space that texts share.
+
+    Raises:
+        ValueError: the model has no such space.
+    """
+    if is_projection(reading):
+        return "logits"
+    if reading.layout.name.startswith("huggingface_siglip") and reading.config.global_pool == "map":
+        return "embeddings"  # SigLIP's pooled vector is that already
+    raise ValueError(f"{reading.checkpoint.source}: has no projection into a space of texts: leave --projected out")

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-from collections.abc import Mapping
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_flax.cli.options import add_checkpoint_options, wish_of
 from vit_flax.convert import open_checkpoint
-from vit_flax.preprocessing.evaluation import CROP_MODES, INTERPOLATIONS, PREPROCESSING_FILE, Preprocessing
+from vit_flax.preprocessing import labels
+from vit_flax.preprocessing.evaluation import CROP_MODES, INTERPOLATIONS, Preprocessing
 
 if TYPE_CHECKING:
+    from vit_flax.convert import Checkpoint, Wish
     from vit_flax.inference import Predictor
+    from vit_flax.preparing import Prepared
+    from vit_flax.reading import Reading
 
-_FIELDS = ("mean", "std", "crop_pct", "interpolation", "crop_mode")
+_FIELDS = ("mean", "std", "crop_pct", "interpolation", "crop_mode", "exif", "pixel_range")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +35,24 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--crop-pct", type=float, metavar="X", help="the centre crop's side over the resized image's")
     parser.add_argument("--interpolation", choices=INTERPOLATIONS, help="how images are resized")
     parser.add_argument("--crop-mode", choices=CROP_MODES, help="squash: resize without regard to the aspect ratio")
+    parser.add_argument(
+        "--exif",
+        action=argparse.BooleanOptionalAction,
+        help="turn photographs as their EXIF data say (default: as the weights' own library, transformers does)",
+    )
+    parser.add_argument(
+        "--pixel-range", type=_numbers, metavar="BLACK,WHITE", help="of images of more than 8 bits: 0,65535, say"
+    )
+    parser.add_argument(
+        "--preprocessing", metavar="FILE", help="preprocessing.json or preprocessor_config.json to follow instead"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_checkpoint_options(parser)
+
+
+def add_label_option(parser: argparse.ArgumentParser) -> None:
+    """Adds the names of the classes."""
+    parser.add_argument("--labels", metavar="FILE", help="names of the model's classes, one a line")
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -50,7 +69,52 @@ class Loaded:
     predictor: Predictor
     transform: Preprocessing
     origin: str  # what told how images are prepared
-    class_names: tuple[str, ...] | None
+    reading: Reading
+    notes: list[str]
+
+    @property
+    def class_names(self) -> labels.Names | None:
+        """What the classes are called, if that is known."""
+        return self.transform.class_names
+
+    def show_notes(self) -> None:
+        """Prints to stderr what told how images are prepared, and whatever else matters."""
+        for note in (self.origin, *self.notes):
+            print(f"... {note}", file=sys.stderr)
+
+    def require_classes(self, command: str) -> int:
+        """Returns the number of classes.
+
+        Raises:
+            ValueError: there is no head, or what comes out of it is an embedding.
+        """
+        source, config = self.reading.checkpoint.source, self.predictor.model.config
+        if not config.num_classes:
+            raise ValueError(f"{source}: has no head, so there is nothing to {command}: use vit-flax features")
+        if is_projection(self.reading):
+            raise ValueError(
+                f"{source}: is the image tower of a model of images and texts: its {config.num_classes} outputs are an "
+                f"embedding, no classes, so there is nothing to {command}: use vit-flax features --projected"
+            )
+        return config.num_classes
+
+
+def is_projection(reading: Reading) -> bool:
+    """Returns whether the model's head is the projection of CLIP and its like into a space that texts share."""
+    config, layout = reading.config, reading.layout.name
+    if not config.num_classes:
+        return False
+    if not getattr(config, "head_bias", True) or layout.startswith("open_clip"):
+        return True
+    from vit_flax.presets import PRESETS
+
+    cfg = reading.checkpoint.config or {}
+    told = cfg.get("pretrained_cfg") or cfg
+    name = f"{cfg['architecture']}.{told.get('tag')}" if "architecture" in cfg else reading.wish.config
+    if not isinstance(name, str) or not any(part in name for part in ("_clip_", "pe_core")) or "_ft_" in name:
+        return False
+    preset = PRESETS.get(name) or PRESETS.get(name.split(".")[0])
+    return preset is not None and preset.config.num_classes == config.num_classes
 
 
 def load_model(options: argparse.Namespace) -> Loaded:
@@ -63,65 +127,120 @@ def load_model(options: argparse.Namespace) -> Loaded:
     checkpoint = open_checkpoint(options.checkpoint, wish)  # before JAX: a bad file is told at once
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
+    prepared = _prepared(options, checkpoint)
 
     import jax.numpy as jnp
 
     from vit_flax.inference import Predictor
     from vit_flax.reading import read_model
 
-    model, params = read_model(checkpoint, wish).build()
-    beside = _beside(Path(options.checkpoint))
-    fields, origin = _told(beside, checkpoint.config or {}, options.config)
-    given = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
-    if given:
-        origin = f"{', '.join(given)} given; {origin}"
-    fields |= given
-    channels = model.config.in_chans
-    for name in ("mean", "std"):
-        if len(fields[name]) == 1:
-            fields[name] = tuple(fields[name]) * channels
-        if len(fields[name]) != channels:
-            raise ValueError(f"{name} has {len(fields[name])} numbers, the model's images have {channels} channels")
-    transform = Preprocessing(image_size=model.config.image_size, **fields)
+    notes: list[str] = []
+    reading, sized = read_model(checkpoint, wish), None
+    if options.preprocessing is None:
+        sized = _resized_for(prepared, reading, wish)
+    if sized is not None:
+        size = sized.config.image_size
+        notes.append(f"images are {size[0]}x{size[1]}, as {prepared.origin} says: the model's positions are resized "
+                     f"from {reading.config.image_size[0]}x{reading.config.image_size[1]}")  # fmt: skip
+        reading = sized
+    model, params = reading.build()
+    transform = prepared.value.for_model(model.config.image_size, model.config.in_chans)
+    transform, origin = _given(options, transform, prepared.origin)
+    transform = _with_names(transform, options, reading, notes)
+    if transform.exif:
+        notes.append("photographs are turned as their EXIF data say (--no-exif leaves them)")
     dtype = jnp.bfloat16 if options.dtype == "bfloat16" else None
     predictor = Predictor(model, params, options.batch_size, dtype, transform)
-    return Loaded(predictor, transform, origin, _class_names(beside, checkpoint.config or {}))
+    return Loaded(predictor, transform, origin, reading, notes)
 
 
-def _beside(path: Path) -> dict[str, Any]:
-    """Returns what a training run wrote about its images beside the weights."""
-    file = (path if path.is_dir() else path.parent) / PREPROCESSING_FILE
-    if not file.is_file():
-        return {}
+def _prepared(options: argparse.Namespace, checkpoint: Checkpoint) -> Prepared:
+    from vit_flax.preparing import Prepared, find_preprocessing, read_file
+
+    if options.preprocessing is not None:
+        return Prepared(read_file(Path(options.preprocessing)), options.preprocessing)
     try:
-        found = json.loads(file.read_text("utf-8"))
+        return find_preprocessing(checkpoint, options.config)
     except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: not a JSON object")
-    return found
+        raise ValueError(f"{error}; --preprocessing FILE follows another file instead") from error
 
 
-def _told(beside: Mapping[str, Any], config: Mapping[str, Any], preset: str | None) -> tuple[dict[str, Any], str]:
-    """Returns the fields of the transform and what told them."""
-    from vit_flax.presets import PRESETS
+def _given(options: argparse.Namespace, value: Preprocessing, origin: str) -> tuple[Preprocessing, str]:
+    """Returns the value with what the options say, and what told it all."""
+    given = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
+    if not given:
+        return value, origin
+    if given.keys() & {"crop_pct", "crop_mode"}:
+        given["resize_size"] = None
+    if "pixel_range" in given and len(given["pixel_range"]) != 2:
+        raise ValueError("--pixel-range must be two numbers, black and white: 0,65535, say")
+    channels = value.channels
+    for name in given.keys() & {"mean", "std"}:
+        if len(given[name]) == 1:
+            given[name] *= channels
+        if len(given[name]) != channels:
+            raise ValueError(f"{name} has {len(given[name])} numbers, the model's images have {channels} channels")
+    named = ", ".join(name for name in given if name != "resize_size")
+    return value.replace(**given), f"{named} given; {origin}"
 
-    fields: dict[str, Any] = {"mean": (0.5,), "std": (0.5,)}
-    timm = config.get("pretrained_cfg") or {}
-    for values, origin in ((beside, PREPROCESSING_FILE), (timm, "config.json")):
-        if values.get("mean") and values.get("std"):
-            told = {name: values[name] for name in _FIELDS if values.get(name) is not None}
-            return fields | {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}, origin
-    if preset in PRESETS and PRESETS[preset].mean:
-        found = PRESETS[preset]
-        return {name: getattr(found, name) for name in _FIELDS}, f"preset {preset}"
-    return fields, "nothing tells how images are normalised: mean and std of 0.5 are taken"
+
+def _resized_for(prepared: Prepared, reading: Reading, wish: Wish) -> Reading | None:
+    """Returns the reading at the size that a processor of transformers prepares, where that is not the model's.
+
+    Raises:
+        ValueError: transformers would refuse such images.
+    """
+    import vit_flax.reading as reader
+
+    size, config = prepared.value.image_size, reading.config
+    if prepared.value.resizer == "pillow" or size in (None, config.image_size) or "image_size" in wish.overrides:
+        return None
+    assert size is not None
+    if reading.layout.name.startswith(("huggingface_dinov2", "huggingface_dinov3")):  # at any size, without being asked
+        asked = dataclasses.replace(wish, overrides={**wish.overrides, "image_size": size})
+        return reader.read_model(reading.checkpoint, asked)
+    own, theirs = (f"{side[0]}x{side[1]}" for side in (config.image_size, size))
+    raise ValueError(
+        f"{prepared.origin} prepares images of {theirs}, the model takes {own}: --set image_size={size[0]},{size[1]} "
+        f"resizes the model's positions, --set image_size={config.image_size[0]},{config.image_size[1]} the images"
+    )
 
 
-def _class_names(beside: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    if names := beside.get("class_names") or config.get("label_names"):
-        return tuple(map(str, names))
-    labels = config.get("id2label")  # Hugging Face's
-    if isinstance(labels, dict) and sorted(labels) == sorted(map(str, range(len(labels)))):
-        return tuple(str(labels[str(index)]) for index in range(len(labels)))
-    return None
+def _with_names(value: Preprocessing, options: argparse.Namespace, reading: Reading, notes: list[str]) -> Preprocessing:
+    """Returns the value with the names of the model's classes, where they are known."""
+    classes = reading.config.num_classes
+    if getattr(options, "labels", None):
+        names = tuple(Path(options.labels).read_text("utf-8").splitlines())
+        if len(names) != classes:
+            raise ValueError(f"{options.labels}: {len(names)} names for {classes} classes")
+        return value.replace(class_names=names, class_descriptions=None)
+    if value.class_names is not None and len(value.class_names) != classes:
+        if classes and not is_projection(reading):
+            notes.append(f"{len(value.class_names)} names are told for {classes} classes: classes are numbers")
+        return value.replace(class_names=None, class_descriptions=None)
+    if value.class_names is None and labels.is_imagenet(reading.checkpoint.config or {}, options.config, classes):
+        if found := labels.imagenet_names():
+            return value.replace(class_names=found[0], class_descriptions=found[1])
+        notes.append("classes are those of ImageNet-1k: their names come from timm's lists, pip install timm")
+    return value
+
+
+def explain_bad(bad: dict[int, str], names: list[str], command: str) -> None:
+    """Prints to stderr which files were left out, and why."""
+    print(f"vit-flax {command}: {len(bad)} of {len(names)} images cannot be read and are left out:", file=sys.stderr)
+    for index, reason in sorted(bad.items()):
+        print(f"  {names[index]}: {reason}", file=sys.stderr)
+
+
+def compute(loaded: Loaded, method: str, images: list[str]) -> tuple[Any, dict[int, str]]:
+    """Returns the results of a predictor's method for the images that can be read, and why the others cannot.
+
+    Raises:
+        ValueError: none can be read.
+    """
+    bad: dict[int, str] = {}
+    found = loaded.predictor.collect(method, images, bad)
+    if bad and len(bad) == len(images):
+        shown = "; ".join(f"{images[index]}: {reason}" for index, reason in sorted(bad.items())[:3])
+        raise ValueError(f"{shown}{f'; and {len(bad) - 3} more' if len(bad) > 3 else ''}")
+    return found, bad

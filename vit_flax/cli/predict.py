@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vit_flax.cli.images import add_model_options, load_model
+from vit_flax.cli.images import add_label_option, add_model_options, compute, explain_bad, load_model
 
 EXAMPLE = """example:
   vit-flax predict runs/digits/best photo.png
@@ -30,7 +28,7 @@ def add_parser(commands: Any) -> None:
     add_model_options(parser)
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print (default 5)")
-    parser.add_argument("--labels", metavar="FILE", help="names of the classes, one a line")
+    add_label_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -39,29 +37,32 @@ def run(options: argparse.Namespace) -> int:
     if options.top < 1:
         raise ValueError(f"--top must be at least 1, got {options.top}")
     loaded = load_model(options)
-    classes = loaded.predictor.model.config.num_classes
-    if not classes:
-        raise ValueError(f"{options.checkpoint}: has no head: use vit-flax features")
-    names = loaded.class_names
-    if options.labels:
-        names = tuple(Path(options.labels).read_text("utf-8").splitlines())
-    if names is not None and len(names) != classes:
-        raise ValueError(f"{options.labels or options.checkpoint}: {len(names)} names for {classes} classes")
-    print(f"... {loaded.origin}", file=sys.stderr)
-    logits = loaded.predictor.logits(options.images).astype(np.float64)
-    answers = []
-    for path, row in zip(options.images, logits, strict=True):
+    loaded.require_classes("predict")
+    names, described = loaded.class_names, loaded.transform.class_descriptions
+    loaded.show_notes()
+    logits, bad = compute(loaded, "logits", options.images)
+    good = [path for index, path in enumerate(options.images) if index not in bad]
+    answers = {}
+    for path, row in zip(good, logits.astype(np.float64), strict=True):
         shares = np.exp(row - row.max())
         shares /= shares.sum()
         best = np.argsort(-shares, kind="stable")[: options.top]
-        guesses = [{"label": int(k), "name": names[k] if names else str(k), "probability": float(shares[k])}
-                   for k in best]  # fmt: skip
-        answers.append({"image": path, "guesses": guesses})
+        answers[path] = [
+            {"label": int(k), "name": names[k] if names else str(k), "probability": float(shares[k]),
+             **({"description": described[k]} if described else {})} for k in best
+        ]  # fmt: skip
     if options.json:
-        print(json.dumps(answers, indent=1))
-        return 0
-    for answer in answers:
-        print(answer["image"])
-        for guess in answer["guesses"]:
-            print(f"  {guess['probability']:7.2%}  {guess['name']}")
-    return 0
+        notes = {"notes": loaded.notes} if loaded.notes else {}
+        rows = [
+            {"image": path, "error": bad[index]} if index in bad else {"image": path, "guesses": answers[path], **notes}
+            for index, path in enumerate(options.images)
+        ]
+        print(json.dumps(rows, indent=1))
+    else:
+        for path in good:
+            print(path)
+            for guess in answers[path]:
+                print(f"  {guess['probability']:7.2%}  {guess.get('description', guess['name'])}")
+    if bad:
+        explain_bad(bad, options.images, "predict")
+    return 1 if bad else 0

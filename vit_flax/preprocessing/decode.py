@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,14 @@ class BadImageError(ValueError):
     """An image that cannot be read; the message says why."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """What a file says besides its pixels, and whether it is followed."""
+
+    exif: bool = False  # turned as its EXIF orientation says: transformers does so, torchvision and timm do not
+    pixel_range: tuple[float, float] | None = None  # black and white of wider pixels, beyond which they are clipped
+
+
 def import_pillow() -> Any:
     """Returns the module PIL.Image.
 
@@ -39,42 +48,40 @@ def import_pillow() -> Any:
 def decode_image(
     data: bytes | str | os.PathLike[str],
     channels: int = 3,
-    exif: bool = False,
-    pixel_range: tuple[float, float] | None = None,
+    decoding: Decoding | None = None,
 ) -> np.ndarray:
     """Returns the first frame of an image file as (height, width, channels) uint8.
 
     Args:
         data: the file's contents, or its path.
         channels: 1 (grey) or 3 (red, green, blue).
-        exif: turn it as its EXIF orientation says, which transformers does and torchvision and timm do not.
-        pixel_range: what is black and what is white where pixels have more than 8 bits; those beyond are clipped.
+        decoding: what is done to what files say besides their pixels; None: nothing.
 
     Raises:
         BadImageError: it is not a whole image, or of a mode that has no one meaning in 8 bits: 16-bit and floating
-            point pixels without a `pixel_range`.
+            point pixels without a pixel range.
     """
-    return to_array(open_image(data, channels, exif, pixel_range))
+    return to_array(open_image(data, channels, decoding))
 
 
 def open_image(
     data: bytes | str | os.PathLike[str],
     channels: int = 3,
-    exif: bool = False,
-    pixel_range: tuple[float, float] | None = None,
+    decoding: Decoding | None = None,
 ) -> Image.Image:
     """Returns the decoded Pillow image in mode L or RGB; arguments and errors are those of `decode_image`."""
     image_module = import_pillow()
+    decoding = decoding or Decoding()
     if channels not in TARGETS:
         raise ValueError(f"images are read with 1 or 3 channels, got channels={channels}")
     try:
         with image_module.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            if exif:
+            if decoding.exif:
                 from PIL import ImageOps
 
                 image = ImageOps.exif_transpose(image)
-            if image.mode in WIDE and pixel_range is not None:
-                image = _narrowed(image, pixel_range)
+            if image.mode in WIDE and decoding.pixel_range is not None:
+                image = _narrowed(image, decoding.pixel_range)
             elif image.mode in WIDE:
                 raise BadImageError(
                     f"mode {image.mode!r} (pixels of more than 8 bits) has no one meaning in 8 bits: say which values "

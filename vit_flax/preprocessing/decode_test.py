@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_flax.preprocessing.decode import BadImageError, decode_image, match_channels
+from vit_flax.preprocessing.decode import BadImageError, Decoding, decode_image, match_channels
 
 COLOURS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
@@ -30,6 +30,32 @@ def test_modes_of_eight_bits_are_converted_as_pillow_does(mode: str, channels: i
 def test_wider_pixels_are_refused(dtype: type) -> None:
     data = _png(Image.fromarray(np.full((4, 6), 300, dtype)), "TIFF")
     with pytest.raises(BadImageError, match="pixels of more than 8 bits"):
+        decode_image(data)
+
+
+@pytest.mark.parametrize(("dtype", "black", "white"), [(np.uint16, 0, 65535), (np.int32, -10, 10), (np.float32, 0, 1)])
+def test_a_range_brings_wider_pixels_to_bytes(dtype: type, black: float, white: float) -> None:
+    values = np.linspace(black, white, 24).reshape(4, 6).astype(dtype)
+    data = _png(Image.fromarray(values), "TIFF")
+    expected = np.round((values.astype(np.float64) - black) / (white - black) * 255)
+    found = decode_image(data, 3, Decoding(pixel_range=(black, white)))
+    np.testing.assert_array_equal(found, np.repeat(expected[..., None], 3, -1))
+    clipped = decode_image(data, 1, Decoding(pixel_range=(black, (black + white) / 2)))
+    assert (clipped.min(), clipped.max()) == (0, 255)
+
+
+def test_exif_orientation_is_followed_where_it_is_asked_for() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter clockwise to be seen
+    file = io.BytesIO()
+    Image.fromarray(COLOURS).save(file, "PNG", exif=exif)
+    np.testing.assert_array_equal(decode_image(file.getvalue()), COLOURS)
+    np.testing.assert_array_equal(decode_image(file.getvalue(), 3, Decoding(exif=True)), np.rot90(COLOURS, -1))
+
+
+def test_lab_is_refused_for_its_own_reason() -> None:
+    data = _png(Image.frombytes("LAB", (6, 4), COLOURS.tobytes()), "TIFF")
+    with pytest.raises(BadImageError, match="'LAB' is not turned into RGB without a colour profile"):
         decode_image(data)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vit_flax.preprocessing import torch_resize
-from vit_flax.preprocessing.decode import import_pillow, match_channels, open_image, to_array, to_image
+from vit_flax.preprocessing.decode import Decoding, import_pillow, match_channels, open_image, to_array, to_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,7 +43,8 @@ class Preprocessing:
     images, to the last bit; with 'torchvision' those on tensors, as the processors of transformers call them.
     """
 
-    image_size: tuple[int, int] | None  # (height, width) of the result; None: nothing is cut, it varies with the image
+    # (height, width) of the result; None: it varies with the image where a resize_size is told, and is the model's else
+    image_size: tuple[int, int] | None
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # one a channel, of pixels in 0..1
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     crop_pct: float = 1.0
@@ -75,8 +76,6 @@ class Preprocessing:
             sides = getattr(self, name)
             if sides is not None and not (len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)):
                 raise ValueError(f"{name} must be two positive whole numbers, got {sides}")
-        if self.image_size is None and self.resize_size is None and self.crop_mode != "none":
-            raise ValueError("image_size or resize_size must say what images are resized to")
         if self.pixel_range is not None and not self.pixel_range[0] < self.pixel_range[-1]:
             raise ValueError(f"pixel_range must be black and white, the smaller first, got {self.pixel_range}")
         if self.resizer != "pillow" and self.interpolation in ("box", "hamming"):
@@ -101,6 +100,11 @@ class Preprocessing:
         return len(self.mean)
 
     @property
+    def decoding(self) -> Decoding:
+        """What is followed of what files say."""
+        return Decoding(self.exif, self.pixel_range)
+
+    @property
     def resized_to(self) -> tuple[int, int] | None:
         """(height, width) that images are resized to, by the rule of `crop_mode`; None: they are not resized."""
         if self.crop_mode == "none" or self.resize_size or self.image_size is None:
@@ -112,6 +116,11 @@ class Preprocessing:
         """Returns a copy with other values."""
         return dataclasses.replace(self, **changes)
 
+    @property
+    def varies(self) -> bool:
+        """Whether the result's size varies with the image."""
+        return self.image_size is None and (self.resize_size is not None or self.crop_mode == "none")
+
     def for_model(self, image_size: tuple[int, int], channels: int) -> Preprocessing:
         """Returns what prepares images for a model of another size: everything is resized in proportion.
 
@@ -121,7 +130,7 @@ class Preprocessing:
             ValueError: the numbers of channels differ.
         """
         changes: dict[str, Any] = {}
-        if self.image_size != tuple(image_size):
+        if self.image_size != tuple(image_size) and not self.varies:
             changes["image_size"] = tuple(image_size)
             if self.resize_size and self.image_size:
                 pairs = zip(self.resize_size, image_size, self.image_size, strict=True)
@@ -181,14 +190,14 @@ class Preprocessing:
         if isinstance(image, np.ndarray):
             opened = to_image(match_channels(image, self.channels))
         else:
-            opened = open_image(image, self.channels, self.exif, self.pixel_range)
+            opened = open_image(image, self.channels, self.decoding)
         resized = self._resize(opened)
         return to_array(centre_crop(resized, self.image_size, self._fill()) if self.image_size else resized)
 
     def _opened(self, image: np.ndarray | bytes | str | os.PathLike[str]) -> np.ndarray:
         if isinstance(image, np.ndarray):
             return match_channels(image, self.channels)
-        return to_array(open_image(image, self.channels, self.exif, self.pixel_range))
+        return to_array(open_image(image, self.channels, self.decoding))
 
     def _cut(self, image: np.ndarray) -> np.ndarray:
         """Resizes and crops as torchvision does tensors."""
@@ -201,7 +210,7 @@ class Preprocessing:
         if self.crop_mode != "border":
             return 0
         fill = self.fill or tuple(round(255 * value) for value in self.mean)
-        return fill if len(fill) > 1 else fill[0]
+        return fill[0] if len(fill) == 1 else fill
 
     def _sides(self, height: int, width: int) -> tuple[int, int]:
         """Returns what an image of that size is resized to."""

@@ -73,8 +73,8 @@ def read_processor(values: Mapping[str, Any], model_type: str | None, file: str 
     kind = _kind(values, model_type)
     if kind == "Siglip2ImageProcessor":
         raise ValueError(
-            f"{file}: {kind} cuts every image into patches of its own aspect ratio, which vit_flax.preprocessing.naflex "
-            "does in Python"
+            f"{file}: {kind} cuts every image into patches of its own aspect ratio, which "
+            "vit_flax.preprocessing.naflex does in Python"
         )
     if kind not in _PROCESSORS:
         raise ValueError(f"{file}: processor {str(kind)[:60]!r} is not known; known: {', '.join(_PROCESSORS)}")

@@ -33,7 +33,7 @@ def read_timm(config: Mapping[str, Any]) -> Preprocessing | None:
     mode = cfg.get("crop_mode") or "center"
     try:
         return Preprocessing(
-            image_size=tuple(size[-2:]),
+            image_size=(size[-2], size[-1]),
             mean=_triple(cfg.get("mean") or IMAGENET[0]),
             std=_triple(cfg.get("std") or IMAGENET[1]),
             crop_pct=cfg.get("crop_pct") or 0.875,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_flax.preprocessing.decode import decode_image
+from vit_flax.preprocessing.decode import Decoding, decode_image
 from vit_flax.train.config import DataConfig
 from vit_flax.train.data.source import SPLITS, DataError, Example, check_label, check_split, require_folder
 
@@ -61,6 +61,8 @@ def example_class() -> Any:
 class ArrayRecords:
     """Examples of the files of one split."""
 
+    decoding: Decoding | None = None  # what is followed of what files say besides pixels
+
     def __init__(self, name: str, records: Any, keys: tuple[str, str], classes: list[str], channels: int) -> None:
         self.name, self.records, self.keys = name, records, keys
         self.class_names = tuple(classes)
@@ -81,7 +83,11 @@ class ArrayRecords:
         if len(label.int64_list.value) != 1:
             raise DataError(f"{name}: feature {self.keys[1]!r} must hold one integer")
         label = check_label(label.int64_list.value[0], len(self.class_names), name)
-        return {"image": decode_image(image.bytes_list.value[0], self.image_shape[2]), "label": label, "name": name}
+        return {
+            "image": decode_image(image.bytes_list.value[0], self.image_shape[2], self.decoding),
+            "label": label,
+            "name": name,
+        }
 
     def describe(self, index: int) -> str:
         """Returns the split and the record of an image."""

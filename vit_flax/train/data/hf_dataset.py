@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_flax.preprocessing.decode import BadImageError, decode_image, match_channels
+from vit_flax.preprocessing.decode import BadImageError, Decoding, decode_image, match_channels
 from vit_flax.train.config import DataConfig
 from vit_flax.train.data.source import (
     SPLITS,
@@ -28,6 +28,8 @@ SPELLINGS = {"train": ("train",), "val": ("validation", "valid", "val", "test"),
 
 class HFDataset:
     """Rows of a `datasets.Dataset`, whose tables are mapped from files and not held in memory."""
+
+    decoding: Decoding | None = None  # what is followed of what files say besides pixels
 
     def __init__(
         self, name: str, folder: Path, rows: Any, kept: np.ndarray | None, columns: tuple[str, str],
@@ -52,14 +54,14 @@ class HFDataset:
         channels = self.image_shape[2]
         if isinstance(image, dict):  # the Image feature, not decoded
             if image.get("bytes") is not None:
-                return decode_image(image["bytes"], channels)
+                return decode_image(image["bytes"], channels, self.decoding)
             if image.get("path"):
-                return decode_image(self.folder / image["path"], channels)
+                return decode_image(self.folder / image["path"], channels, self.decoding)
             raise BadImageError("has neither bytes nor a path")
         if isinstance(image, bytes):
-            return decode_image(image, channels)
+            return decode_image(image, channels, self.decoding)
         if isinstance(image, str):
-            return decode_image(self.folder / image, channels)
+            return decode_image(self.folder / image, channels, self.decoding)
         if image is None:
             raise BadImageError("is empty")
         array = np.asarray(image)

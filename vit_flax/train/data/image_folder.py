@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vit_flax.preprocessing.decode import SUFFIXES, decode_image
+from vit_flax.preprocessing.decode import SUFFIXES, Decoding, decode_image
 from vit_flax.train.config import DataConfig
 from vit_flax.train.data.source import (
     SPLITS,
@@ -25,6 +25,8 @@ FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation",
 class ImageFolder:
     """The images of a folder, named by their path in it."""
 
+    decoding: Decoding | None = None  # what is followed of what files say besides pixels
+
     def __init__(
         self, name: str, root: Path, files: list[str], labels: np.ndarray, classes: list[str], channels: int
     ) -> None:
@@ -38,7 +40,7 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> Example:
         name = self.describe(index)
-        image = decode_image(self.root / name, self.image_shape[2])
+        image = decode_image(self.root / name, self.image_shape[2], self.decoding)
         return {"image": image, "label": int(self.labels[index]), "name": name}
 
     def describe(self, index: int) -> str:

@@ -34,8 +34,9 @@ class Batches:
     def __init__(
         self, source: Source, transform: Callable[..., np.ndarray], size: tuple[int, int, int],
         batch_size: int, seed: int, train: bool, share: tuple[int, int], max_bad_share: float,
+        dtype: type = np.uint8,
     ) -> None:  # fmt: skip
-        self.source, self.transform, self.size = source, transform, size
+        self.source, self.transform, self.size, self.dtype = source, transform, size, dtype
         self.batch_size, self.seed, self.train, self.max_bad_share = batch_size, seed, train, max_bad_share
         self.process_index, self.process_count = share
         examples = len(source)
@@ -75,7 +76,7 @@ class Batches:
         """Returns the batch of a step, or {'error': text}: exceptions lose their type between processes."""
         epoch, rows = self.rows(self.first + index)
         batch: Batch = {
-            "image": np.zeros((len(rows), *self.size), np.uint8),
+            "image": np.zeros((len(rows), *self.size), self.dtype),
             "label": np.full(len(rows), -1, np.int32),
             "index": np.full(len(rows), -1, np.int64),
         }
@@ -228,6 +229,7 @@ def make_loader(
     seed: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    preprocessing: Preprocessing | None = None,
 ) -> Loader:
     """Returns the loader of this process's share of every batch.
 
@@ -240,6 +242,7 @@ def make_loader(
         seed: of order and augmentation.
         process_index: which of the processes this is.
         process_count: how many processes take part.
+        preprocessing: evaluation's transform in place of the one that `data` describes; images come out normalised.
 
     Raises:
         DataError: the batch does not divide into processes, or there are fewer training images than one batch has.
@@ -253,6 +256,8 @@ def make_loader(
     if train:
         fill = tuple(min(255, max(0, round(255 * value))) for value in mean)
         transform: Any = TrainTransform(data.augment, image_size, channels, fill)
+    elif preprocessing is not None:
+        transform = preprocessing
     else:
         transform = Preprocessing(
             image_size=image_size, mean=mean, std=std, crop_pct=data.crop_pct, crop_mode=data.crop_mode,
@@ -260,6 +265,7 @@ def make_loader(
         ).crop  # fmt: skip
     size = (*image_size, channels)
     share = (process_index, process_count)
-    batches = Batches(source, transform, size, batch_size, seed, train, share, data.max_bad_share)
+    dtype = np.uint8 if train or preprocessing is None else np.float32
+    batches = Batches(source, transform, size, batch_size, seed, train, share, data.max_bad_share, dtype)
     threads = data.threads or (1 if isinstance(source, ArraySource) else min(MAX_THREADS, os.cpu_count() or 1))
     return Loader(batches, threads, data.workers, data.prefetch)

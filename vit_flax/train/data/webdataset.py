@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_flax.preprocessing.decode import SUFFIXES, BadImageError, decode_image
+from vit_flax.preprocessing.decode import SUFFIXES, BadImageError, Decoding, decode_image
 from vit_flax.train.config import DataConfig
 from vit_flax.train.data.source import (
     SPLITS,
@@ -30,6 +30,8 @@ LABEL_KEYS = ("label", "cls", "class")
 
 class WebDataset:
     """Images at known places of tar files, read without unpacking."""
+
+    decoding: Decoding | None = None  # what is followed of what files say besides pixels
 
     def __init__(
         self, name: str, shards: list[Path], names: list[str], places: np.ndarray, labels: np.ndarray,
@@ -63,7 +65,7 @@ class WebDataset:
         content = os.pread(self._files[shard], size, offset)  # threads need not agree on a position
         if len(content) != size:
             raise BadImageError("the tar file is cut off")
-        image = decode_image(content, self.image_shape[2])
+        image = decode_image(content, self.image_shape[2], self.decoding)
         return {"image": image, "label": int(self.labels[index]), "name": self.describe(index)}
 
     def describe(self, index: int) -> str:
