@@ -2,14 +2,18 @@
 
 import argparse
 import collections
+import datetime
+import functools
 import io
 import os
 import pickle
 import struct
 import subprocess
 import sys
+import threading
+import types
 import zipfile
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import ml_dtypes
 import numpy as np
@@ -96,6 +100,53 @@ class TestRead:
         assert checkpoint.skipped["names"] == "list"
         assert checkpoint.skipped["optimizer/param_groups/0/lr"] == "float"
 
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_arguments_of_training_scripts_are_left_out_by_name(self, tmp_path, zipped):
+        best = collections.defaultdict(list, {"scores": [1.0], "mean": torch.ones(2)})
+        value = {
+            "model": {"weight": torch.ones(2, 3)},
+            "args": argparse.Namespace(lr=np.float64(0.1), output_dir=Path("runs/x"), seed=np.int64(3), best=best),
+            "best": best,
+            "score": np.float32(0.5),
+            "path": PureWindowsPath("c:/x"),
+            "random": (np.random.default_rng(0).random(700), np.dtype("float32"), np.float32, int, torch.float32),
+            "when": datetime.datetime(2026, 1, 1),
+            "space": types.SimpleNamespace(a=1),
+            "last": collections.deque([1, 2], 5),
+            "bytes": b"abc",
+            "settings": {None: 1, (0.9, 0.999): 2, 1.5: 3},
+        }
+        torch.save(value, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+        before = set(torch.serialization.get_safe_globals())
+        checkpoint = read_checkpoint(tmp_path / "a.pth")
+        assert checkpoint.shapes == {"model/weight": (2, 3), "best/mean": (2,)}
+        np.testing.assert_array_equal(checkpoint.read("model/weight"), np.ones((2, 3)))
+        kinds = {"args": "Namespace", "score": "number", "path": "PureWindowsPath", "when": "datetime"}
+        assert kinds.items() <= checkpoint.skipped.items()
+        assert checkpoint.skipped["settings/<NoneType 0>"] == "int"
+        assert set(torch.serialization.get_safe_globals()) == before
+
+    def test_settings_of_other_libraries_need_none_of_them(self, tmp_path, monkeypatch):
+        names = {"omegaconf.dictconfig.DictConfig": object, "yacs.config.CfgNode": dict, "easydict.EasyDict": dict,
+                 "pytorch_lightning.utilities.parsing.AttributeDict": dict}  # fmt: skip
+        kinds = []
+        for name, base in names.items():
+            module, _, kind = name.rpartition(".")
+            parents = module.split(".")[:-1]
+            for i in range(len(parents)):
+                monkeypatch.setitem(sys.modules, ".".join(parents[: i + 1]), types.ModuleType(parents[i]))
+            fake = types.ModuleType(module)
+            setattr(fake, kind, type(kind, (base,), {"__module__": module}))
+            monkeypatch.setitem(sys.modules, module, fake)
+            kinds.append(getattr(fake, kind)())
+        for kind in kinds[1:]:
+            kind["lr"] = 0.1
+        kinds[0].content = {"lr": 0.1}
+        torch.save({"model": {"weight": torch.ones(2)}, "settings": kinds}, tmp_path / "a.ckpt")
+        monkeypatch.undo()
+        checkpoint = read_checkpoint(tmp_path)
+        assert checkpoint.shapes == {"model/weight": (2,)}
+
     def test_sharded_bin(self, tmp_path):
         torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model-1.bin")
         torch.save({"b": torch.zeros(3)}, tmp_path / "pytorch_model-2.bin")
@@ -169,11 +220,11 @@ class TestRefused:
                 from_mapping({"good": torch.ones(2), "bad": value})
 
     def test_python_objects_by_name_and_with_the_way_out(self, tmp_path):
-        message = refused({"model": tensors(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "a.pth")
-        assert "argparse.Namespace" in message
+        message = refused({"model": tensors(), "args": threading.Event}, tmp_path / "a.pth")
+        assert "threading.Event" in message
         assert "torch.save(model.state_dict()" in message
-        assert "numpy" in refused({"loss": np.float64(1.0)}, tmp_path / "a.pth")
-        assert "pathlib" in refused({"where": Path("x")}, tmp_path / "a.pth")
+        assert "functools.partial" in refused({"loss": functools.partial(int, "3")}, tmp_path / "a.pth")
+        assert "getattr" in refused({"activation": getattr}, tmp_path / "a.pth")
 
     def test_what_is_no_mapping_of_tensors(self, tmp_path):
         assert "holds one tensor" in refused(torch.ones(2), tmp_path / "a.pth")
@@ -266,9 +317,27 @@ def hostile_pickles(victim: Path) -> dict[str, bytes]:
         "storage": b"\x80\x02ctorch\nFloatStorage\nJ\xff\xff\xff\x7f\x85R.",
         "tensor": b"\x80\x02ctorch\nFloatTensor\nJ\xff\xff\xff\x7f\x85R.",
         "untyped": b"\x80\x02ctorch.storage\nUntypedStorage\nJ\xff\xff\xff\x7f\x85R.",
+        "codecs beside stand-ins": b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x08\x00\x00\x00punycode\x86R.",
+        "codecs from the memo": (b"\x80\x02c_codecs\nencode\nq\x000h\x00X\x01\x00\x00\x00aX\x04\x00\x00\x00idna\x86R."),
+        "codecs as an argument": (
+            b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(c_codecs\nencode\nctorch\nSize\n"
+            b"X\x01\x00\x00\x00aX\x04\x00\x00\x00idna\x86}tR."
+        ),
+        "codecs in a stand-in": b"\x80\x02cargparse\nNamespace\n)\x81}X\x01\x00\x00\x00ac_codecs\nencode\nsb.",
         "bytearray": b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.",
     }
-    return found
+    around = argparse.Namespace(a=[call], b={"c": call}, d=collections.defaultdict(list, {"e": call}))
+    found |= {f"stand-ins{protocol}": pickle.dumps({"args": around, "f": Path("x")}, protocol) for protocol in (2, 4)}
+    namespace = b"\x80\x02cargparse\nNamespace\n"
+    return found | {
+        "stand-in called": namespace + b"cposix\nsystem\n" + text + b"\x85R\x85R.",
+        "stand-in's factory": b"\x80\x02ccollections\ndefaultdict\ncposix\nsystem\n\x85R.",
+        "stand-in's state": namespace + b")\x81}X\x0c\x00\x00\x00__setstate__cbuiltins\neval\nsb.",
+        "stand-in's class": namespace + b")\x81}X\x09\x00\x00\x00__class__cposix\nsystem\nsb.",
+        "near a stand-in": b"\x80\x02cargparse\n_sys.modules\n.",
+        "below a stand-in": b"\x80\x02cpathlib\nos.system\n" + text + b"\x85R.",
+        "getattr": b"\x80\x02cbuiltins\ngetattr\n" + namespace[2:] + b"X\x08\x00\x00\x00__init__\x86R.",
+    }
 
 
 def torch_zip(pickled: bytes, **entries: bytes) -> bytes:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import itertools
 import json
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def good_files() -> dict[str, bytes]:
         "epoch": 3,
         "optimizer": {"state": {0: {"step": torch.ones(1)}}, "groups": [{"lr": 0.1}]},
     }
+    settings = argparse.Namespace(lr=np.float64(0.1), output_dir=Path("x"), best=defaultdict(list, a=[1]), seed=b"1")
 
     def written(write: Callable[[io.BytesIO], Any]) -> bytes:
         out = io.BytesIO()
@@ -77,6 +79,7 @@ def good_files() -> dict[str, bytes]:
         "npz compressed": written(lambda out: np.savez_compressed(out, **tensors)),  # pyright: ignore[reportArgumentType]
         "torch": written(lambda out: torch.save(torches, out)),
         "torch nested": written(lambda out: torch.save(nested, out)),
+        "torch with settings": written(lambda out: torch.save({"model": torches, "args": settings}, out)),
         "torch legacy": written(lambda out: torch.save(torches, out, _use_new_zipfile_serialization=False)),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -30,7 +31,7 @@ from vit_flax.convert.t2t_vit import T2T_VIT
 from vit_flax.convert.timm import TIMM, named
 from vit_flax.convert.torchvision import TORCHVISION
 from vit_flax.convert.wish import Wish
-from vit_flax.convert.wrappers import unwrap
+from vit_flax.convert.wrappers import Anchor, take
 from vit_flax.suggestions import suggest
 
 __all__ = [
@@ -80,6 +81,9 @@ _FOREIGN = (
         "VisionTransformer with the same weights",
     ),
 )
+
+# The parameters that make tokens of an image, of which every model has one.
+_TOKENIZERS = ("patch_embed/proj/kernel", "tokens_to_token/project/kernel")
 
 # By the model_type of Hugging Face's config.json.
 FAMILIES: dict[str, Family] = {**VIT_FAMILIES, **BEIT_FAMILIES, **DINOV2_FAMILIES, **DINOV3_FAMILIES, **CLIP_FAMILIES}
@@ -146,6 +150,25 @@ def find_layout(checkpoint: Checkpoint, wish: Wish, beside: Beside | None) -> tu
     if found.unsettled and told is None and beside is None:
         raise ConversionError(f"{checkpoint.source}: has {evidence}: {found.unsettled}")
     return found, f"has {evidence}"
+
+
+def unwrap(checkpoint: Checkpoint, entry: str | None = None) -> Checkpoint:
+    """Returns the checkpoint with the model's own names, wherever in it the model stands; see `wrappers.take`."""
+    return take(checkpoint, entry, _anchors())
+
+
+@functools.cache
+def _anchors() -> tuple[Anchor, ...]:
+    anchors = []
+    for layout in LAYOUTS.values():
+        rules = layout.rules(layout.config_class())
+        sources = {rule.source if isinstance(rule, Drop) else rule.sources[0] for rule in rules}
+        beside = {source.split(".")[0] for source in sources}
+        for rule in rules:
+            if isinstance(rule, Rule) and rule.target in _TOKENIZERS:
+                anchors.append(Anchor(rule.sources[0], layout.evidence))
+                anchors += [Anchor(p + rule.sources[0], layout.evidence, p, beside) for p in layout.prefixes]
+    return tuple(anchors)
 
 
 def read_beside(checkpoint: Checkpoint) -> Beside | None:

@@ -38,6 +38,7 @@ class Checkpoint:
     skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)  # what is no tensor, and what it is instead
     preprocessing: Mapping[str, Any] | None = None  # how images are prepared, where the weights carry it
     path: Path | None = None  # of the file, or of the index of several: other files may lie beside it
+    notes: tuple[str, ...] = ()  # what whoever loads it should know: what was left out, cast, applied
 
     def read(self, name: str) -> np.ndarray:
         """Returns one tensor as a NumPy array.
@@ -116,7 +117,7 @@ def leaves(value: Any) -> Iterator[tuple[str, Any]]:
         if seen > _MAX_VALUES or len(path) > _MAX_DEPTH:
             raise ConversionError(f"more than {_MAX_VALUES} values, or some nested more than {_MAX_DEPTH} deep")
         if isinstance(value, Mapping):
-            inner = [((*path, _key(key)), item) for key, item in value.items()]
+            inner = [((*path, _key(key, i)), item) for i, (key, item) in enumerate(value.items())]
         elif isinstance(value, list | tuple) and any(
             isinstance(item, Mapping | list | tuple) or _is_array(item) for item in value
         ):
@@ -127,10 +128,9 @@ def leaves(value: Any) -> Iterator[tuple[str, Any]]:
         waiting.extend(reversed(inner))
 
 
-def _key(key: Any) -> str:
-    if not isinstance(key, str | int):
-        raise ConversionError(f"a key of type {type(key).__name__}, not a name")
-    text = str(key)
+def _key(key: Any, place: int) -> str:
+    # what is no name is no parameter's: settings have None, numbers, pairs and classes for keys
+    text = str(key) if isinstance(key, str | int) else f"<{type(key).__name__} {place}>"
     if len(text) > _MAX_NAME or not text.isprintable():
         raise ConversionError(f"a key {text[:60]!r}, no name of a parameter")
     return text

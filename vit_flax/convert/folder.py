@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ WEIGHT_NAMES = (
     "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
 )
-SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".msgpack")
+# What stands beside weights under a suffix of theirs and is none: states of optimisers, arguments.
+_NO_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state\w*|random_states_\w+)(\.[\w.]+)?")
 HUB = "hf://"
 # What may lie beside weights and tell of their images and classes.
 IMAGE_FILES = (
@@ -32,6 +34,7 @@ IMAGE_FILES = (
     "video_preprocessor_config.json",
     "open_clip_config.json",
 )
+_SHOWN = 10
 _MAX_JSON = 16 << 20
 _MAX_SHARDS = 1000
 _PATIENCE_SECONDS = 10.0
@@ -52,7 +55,7 @@ def find_weights(folder: Path) -> Path:
     for name in WEIGHT_NAMES:
         if (folder / name).is_file():
             return folder / name
-    others = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    others = _candidates(path.name for path in folder.iterdir() if path.is_file())
     if len(others) == 1:
         return folder / others[0]
     if others:
@@ -60,6 +63,10 @@ def find_weights(folder: Path) -> Path:
     raise ConversionError(
         f"{folder}: holds no weights (looked for {', '.join(WEIGHT_NAMES)} or one file *{', *'.join(SUFFIXES)})"
     )
+
+
+def _candidates(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if name.endswith(SUFFIXES) and not _NO_WEIGHTS.fullmatch(name))
 
 
 def _snapshot(folder: Path) -> Path:
@@ -129,15 +136,12 @@ def with_config(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
 
 
 def download(address: str) -> Path:
-    """Returns the local weights file of hf://owner/name[@revision], from the hub's cache or through the network.
+    """Returns the local weights file of hf://owner/name[@revision][/file], from the hub's cache or through the network.
 
     Raises:
         ConversionError: it is no such address, huggingface_hub is missing, or neither cache nor network has it.
     """
-    found = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", address)
-    if not found:
-        raise ConversionError(f"{address[:200]}: write hf://owner/name or hf://owner/name@revision")
-    repository, revision = found.groups()
+    repository, revision, file = _parse(address)
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -165,18 +169,68 @@ def download(address: str) -> Path:
             raise ConversionError(f"{address}: {name} cannot be fetched: {one_line(error)}") from error
         return Path(path)
 
-    for name in WEIGHT_NAMES:
+    names = [file] if file else [*WEIGHT_NAMES, *_only_file(repository, there, revision)]
+    for name in names:
         path = fetch(name)
         if path is None:
             continue
+        place = name.rpartition("/")[0] + "/" if "/" in name else ""
         for shard in _shard_names(path) if name.endswith(".index.json") else []:
-            fetch(shard)  # those that are missing are named when the index is read
+            fetch(place + shard)  # those that are missing are named when the index is read
         for beside in ("config.json", *IMAGE_FILES):
-            fetch(beside)
+            fetch(place + beside)
         return path
     if there is None:
         raise ConversionError(f"{address}: is not in the local cache, and the hub cannot be reached")
+    if file:
+        raise ConversionError(f"{address}: holds no {file}; of weights it has {_told(_candidates(there))}")
+    others = _candidates(there)
+    if others:
+        raise ConversionError(f"{address}: holds several weights files, name one: {HUB}{repository}/{others[0]} "
+                              f"(it has {_told(others)})")  # fmt: skip
     raise ConversionError(f"{address}: holds no weights (looked for {', '.join(WEIGHT_NAMES)})")
+
+
+def _told(names: list[str]) -> str:
+    return (", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")) or "none"
+
+
+def _parse(address: str) -> tuple[str, str | None, str]:
+    """Returns repository, revision and file of hf://owner/name[@revision][/file]."""
+    found = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:([@/])([\w./-]+))?", address)
+    if found and not re.search(r"(^|/)(\.\.?)?(/|$)", address.removeprefix(HUB)):
+        repository, sign, rest = found.groups()
+        if sign is None:
+            return repository, None, ""
+        is_file = rest.endswith((*SUFFIXES, ".index.json"))
+        if sign == "/" and is_file:
+            return repository, None, rest
+        if sign == "@" and not is_file:
+            return repository, rest, ""
+        if sign == "@" and (parts := re.fullmatch(r"(refs/\w+/\w+|[^/]+)/(.+)", rest)):
+            return repository, parts[1], parts[2]
+    raise ConversionError(
+        f"{address[:200]}: write hf://owner/name or hf://owner/name@revision, with /file.pth after it to take one file"
+    )
+
+
+def _only_file(repository: str, there: set[str] | None, revision: str | None) -> list[str]:
+    """Returns the repository's only file of weights, in its main folder, where there is just one."""
+    names: Iterable[str] = there or ()
+    if there is None:
+        names = _cached_names(repository, revision)
+    found = _candidates(name for name in names if "/" not in name)
+    return found if len(found) == 1 else []
+
+
+def _cached_names(repository: str, revision: str | None) -> list[str]:
+    from huggingface_hub import constants
+
+    home = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    ref = home / "refs" / (revision or "main")
+    commit = ref.read_text("utf-8").strip() if ref.is_file() and ref.stat().st_size < 200 else revision or ""
+    snapshot = home / "snapshots" / commit
+    return [path.name for path in snapshot.iterdir()] if commit and "/" not in commit and snapshot.is_dir() else []
 
 
 def _shard_names(index: Path) -> list[str]:

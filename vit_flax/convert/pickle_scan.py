@@ -3,6 +3,9 @@
 torch's weights_only has the last word. This look comes first because it needs no torch, keeps torch from building what
 should not even be built (sparse tensors can be read out of bounds), and can say what is wrong. Of the operations
 allowed here, only GLOBAL names anything, and it carries the name itself: no detour through the memo can hide one.
+
+Names of plain data (`stand_ins`) are allowed since nothing of them is imported. One that torch calls as it is needs a
+look at what it is given: _codecs.encode, by which pickles hold bytes.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any, BinaryIO
 
 from vit_flax.convert.checkpoint import one_line
 from vit_flax.convert.rules import ConversionError
+from vit_flax.convert.stand_ins import STAND_INS
 
 _MAX_OPERATIONS = 500_000  # the pickle of 10,000 tensors does 250,000
 
@@ -35,6 +39,8 @@ _ALLOWED = {
     "collections Counter",
     *(f"{module} {name}" for module in ("builtins", "__builtin__") for name in ("set", "complex")),
 }
+_PYTHON_2 = {"long": "int", "unicode": "str", "xrange": "range"}
+_ENCODE = "_codecs encode"  # of a text that stands for bytes, a character each
 # Those of weights_only's unpickler; OBJ, INST, STACK_GLOBAL, EXT and the like are not among them.
 _OPERATIONS = {
     "APPEND", "APPENDS", "BINFLOAT", "BINGET", "BININT", "BININT1", "BININT2", "BINPERSID", "BINPUT", "BINUNICODE",
@@ -48,23 +54,30 @@ _KINDS = {
 }  # fmt: skip
 
 
-def check_pickle(path: Path, file: BinaryIO) -> None:
-    """Reads a pickle without running it, up to its end.
+def check_pickle(path: Path, file: BinaryIO) -> set[str]:
+    """Reads a pickle without running it, up to its end, and returns what it names ('module.name').
 
     Raises:
         ConversionError: it is broken, long, or does or names what is not in the lists above.
     """
-    memory = _Texts()
+    memory, stack = _Texts(), _Stack()
     odd: str | None = None
+    named: set[str] = set()
     try:
         for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
             if count >= _MAX_OPERATIONS:
                 raise ConversionError(f"{path}: its pickle has more than {_MAX_OPERATIONS} operations")
             called = memory.see(operation.name, argument)
-            if called is not None and called not in _ALLOWED:
-                raise ConversionError(f"{path}: {_refusal(called, memory.key)}")
+            if called is not None:
+                module, _, name = called.rpartition(" ")
+                full = f"builtins.{_PYTHON_2.get(name, name)}" if module == "__builtin__" else f"{module}.{name}"
+                if called not in _ALLOWED and called != _ENCODE and full not in STAND_INS:
+                    raise ConversionError(f"{path}: {_refusal(called, memory.key)}")
+                named.add(full)
             if operation.name not in _OPERATIONS:
                 odd = odd or operation.name
+            if odd is None and stack.see(operation, argument):
+                raise ConversionError(f"{path}: {_refusal(_ENCODE, memory.key)}")
     except ConversionError:
         raise
     except Exception as error:  # pickletools raises all kinds on a broken pickle
@@ -74,6 +87,47 @@ def check_pickle(path: Path, file: BinaryIO) -> None:
             f"{path}: a pickle with the operation {odd}, which torch's weights_only does not run; save the "
             "state_dict() again with torch.save and its default protocol"
         )
+    return named
+
+
+class _Stack:
+    """What a pickle would have on its stack, as far as a look at _codecs.encode needs it: texts, names and tuples."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def see(self, operation: pickletools.OpcodeInfo, argument: Any) -> bool:
+        """Follows an operation and returns whether _codecs.encode is used for anything but Latin-1."""
+        name, items = operation.name, self.items
+        if name in ("BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = items[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            items.append(self.memo[argument])
+        elif name == "GLOBAL":
+            items.append(_ENCODER if argument == _ENCODE else None)
+        elif name in ("BINUNICODE", "SHORT_BINSTRING"):
+            items.append(argument if len(argument) < 20 else "")
+        elif name == "REDUCE" and items[-2] is _ENCODER:
+            given = items.pop()
+            items[-1] = None
+            return not (isinstance(given, tuple) and len(given) == 2 and given[1] in ("latin1", "latin-1"))
+        else:
+            before, after = operation.stack_before, operation.stack_after
+            taken = []
+            if pickletools.markobject in before:
+                while (item := items.pop()) is not _MARK:
+                    taken.append(item)
+                before = before[: before.index(pickletools.markobject)]
+            taken += [items.pop() for _ in before]
+            if any(item is _ENCODER for item in taken):
+                return True
+            made: Any = tuple(reversed(taken)) if name.startswith("TUPLE") else None
+            items += [_MARK if kind is pickletools.markobject else made for kind in after]
+        return False
+
+
+_ENCODER, _MARK = object(), object()
 
 
 @dataclasses.dataclass

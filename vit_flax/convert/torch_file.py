@@ -21,6 +21,7 @@ from vit_flax.convert.checkpoint import Checkpoint, from_mapping, leaves, one_li
 from vit_flax.convert.npz_file import open_zip
 from vit_flax.convert.pickle_scan import check_pickle
 from vit_flax.convert.rules import ConversionError
+from vit_flax.convert.stand_ins import stand_ins
 
 # Before 2.10 a pickle could break out of weights_only (CVE-2025-32434, CVE-2026-24747).
 OLDEST_TORCH = (2, 10)
@@ -44,12 +45,12 @@ def read_torch_zip(path: Path) -> Checkpoint:
         if pickles[0].file_size > _MAX_PICKLE:
             raise ConversionError(f"{path}: its pickle has {pickles[0].file_size} bytes, more than {_MAX_PICKLE}")
         with archive.open(pickles[0]) as file:
-            check_pickle(path, io.BytesIO(file.read()))
+            named = check_pickle(path, io.BytesIO(file.read()))
         foreign = any(
             info.filename.endswith("/byteorder") and archive.read(info) != sys.byteorder.encode()
             for info in archive.infolist()
         )
-    return _load(path, mapped=not foreign)  # torch turns the bytes round in memory
+    return _load(path, named, mapped=not foreign)  # torch turns the bytes round in memory
 
 
 def read_torch_legacy(path: Path) -> Checkpoint:
@@ -60,12 +61,13 @@ def read_torch_legacy(path: Path) -> Checkpoint:
     """
     with path.open("rb") as file:
         head = io.BytesIO(file.read(_MAX_PICKLE))
+    named: set[str] = set()
     for _ in range(5):  # a magic number, the version, the machine, the object, the storages' keys
-        check_pickle(path, head)
-    return _load(path, mapped=False)
+        named |= check_pickle(path, head)
+    return _load(path, named, mapped=False)
 
 
-def _load(path: Path, mapped: bool) -> Checkpoint:
+def _load(path: Path, named: set[str], mapped: bool) -> Checkpoint:
     torch = _import_torch(path)
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
         oldest = ".".join(map(str, OLDEST_TORCH))
@@ -77,7 +79,7 @@ def _load(path: Path, mapped: bool) -> Checkpoint:
         return storage
 
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(stand_ins(named)):
             value = torch.load(path, map_location=remember, weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises all kinds on a broken file
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
