@@ -11,12 +11,14 @@ from vit_flax.config import ViTConfig
 from vit_flax.convert.beit import BEIT
 from vit_flax.convert.checkpoint import Checkpoint, from_mapping
 from vit_flax.convert.config_files import Beside, Family, read_config
+from vit_flax.convert.dtypes import in_float32, settled
 from vit_flax.convert.eva import EVA
 from vit_flax.convert.eva02 import EVA02
 from vit_flax.convert.explained import EXPLAINED, EXPLAINED_T2T
 from vit_flax.convert.facebook import DEIT, DEIT3, DINO, DINOV2, IJEPA, MAE
 from vit_flax.convert.facebook_dinov3 import FACEBOOK_DINOV3
 from vit_flax.convert.files import read_checkpoint, write_checkpoint
+from vit_flax.convert.flax_names import with_torch_names
 from vit_flax.convert.google import BIG_VISION, BIG_VISION_SCAN, GOOGLE_NPZ
 from vit_flax.convert.huggingface_beit import BEIT_FAMILIES, BEIT_LAYOUTS
 from vit_flax.convert.huggingface_clip import CLIP_FAMILIES, CLIP_LAYOUTS
@@ -26,6 +28,7 @@ from vit_flax.convert.huggingface_vit import VIT_FAMILIES, VIT_LAYOUTS
 from vit_flax.convert.layout import Layout, Resolved, resolve_config
 from vit_flax.convert.lucidrains import LUCIDRAINS, SIMPLE_VIT
 from vit_flax.convert.open_clip import OPEN_CLIP, OPEN_CLIP_TIMM, OPEN_CLIP_TOWER
+from vit_flax.convert.own_params import FLAX, FLAX_LAYOUTS, TOKENIZERS
 from vit_flax.convert.rules import ConversionError, Drop, Rule
 from vit_flax.convert.t2t_vit import T2T_VIT
 from vit_flax.convert.timm import TIMM, named
@@ -49,6 +52,7 @@ __all__ = [
     "find_layout",
     "from_mapping",
     "get_layout",
+    "in_float32",
     "layout_for",
     "layout_to_write",
     "open_checkpoint",
@@ -65,7 +69,7 @@ _ORDER = (
     TIMM, DINO, DEIT, DEIT3, DINOV2, IJEPA, MAE, OPEN_CLIP_TIMM, OPEN_CLIP, OPEN_CLIP_TOWER, TORCHVISION, GOOGLE_NPZ,
     BIG_VISION, BIG_VISION_SCAN, EVA, EVA02, FACEBOOK_DINOV3, BEIT, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED,
     EXPLAINED_T2T,
-    *VIT_LAYOUTS, *BEIT_LAYOUTS, *DINOV2_LAYOUTS, *DINOV3_LAYOUTS, *CLIP_LAYOUTS,
+    *FLAX_LAYOUTS, *VIT_LAYOUTS, *BEIT_LAYOUTS, *DINOV2_LAYOUTS, *DINOV3_LAYOUTS, *CLIP_LAYOUTS,
 )  # fmt: skip
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ORDER}
 
@@ -81,9 +85,6 @@ _FOREIGN = (
         "VisionTransformer with the same weights",
     ),
 )
-
-# The parameters that make tokens of an image, of which every model has one.
-_TOKENIZERS = ("patch_embed/proj/kernel", "tokens_to_token/project/kernel")
 
 # By the model_type of Hugging Face's config.json.
 FAMILIES: dict[str, Family] = {**VIT_FAMILIES, **BEIT_FAMILIES, **DINOV2_FAMILIES, **DINOV3_FAMILIES, **CLIP_FAMILIES}
@@ -154,18 +155,18 @@ def find_layout(checkpoint: Checkpoint, wish: Wish, beside: Beside | None) -> tu
 
 def unwrap(checkpoint: Checkpoint, entry: str | None = None) -> Checkpoint:
     """Returns the checkpoint with the model's own names, wherever in it the model stands; see `wrappers.take`."""
-    return take(checkpoint, entry, _anchors())
+    return settled(take(with_torch_names(checkpoint), entry, _anchors()))
 
 
 @functools.cache
 def _anchors() -> tuple[Anchor, ...]:
-    anchors = []
+    anchors = [Anchor(name, FLAX.evidence) for name in TOKENIZERS]  # makes tokens of an image: every model has one
     for layout in LAYOUTS.values():
         rules = layout.rules(layout.config_class())
         sources = {rule.source if isinstance(rule, Drop) else rule.sources[0] for rule in rules}
-        beside = {source.split(".")[0] for source in sources}
+        beside = {source.split(".")[0] for source in (*sources, *layout.outside)}
         for rule in rules:
-            if isinstance(rule, Rule) and rule.target in _TOKENIZERS:
+            if isinstance(rule, Rule) and rule.target in TOKENIZERS:
                 anchors.append(Anchor(rule.sources[0], layout.evidence))
                 anchors += [Anchor(p + rule.sources[0], layout.evidence, p, beside) for p in layout.prefixes]
     return tuple(anchors)
@@ -181,8 +182,12 @@ def read_beside(checkpoint: Checkpoint) -> Beside | None:
 
 
 def layout_for(config: ViTConfig) -> Layout:
-    """Returns the first layout that can hold a model of this config, or ConversionError saying why none can."""
-    refusals = {layout.name: layout.refusals(config) for layout in LAYOUTS.values()}
+    """Returns the first layout of another library that can hold a model of this config.
+
+    Raises:
+        ConversionError: none can; why is said for each.
+    """
+    refusals = {layout.name: layout.refusals(config) for layout in LAYOUTS.values() if layout not in FLAX_LAYOUTS}
     for name, reasons in refusals.items():
         if not reasons:
             return LAYOUTS[name]

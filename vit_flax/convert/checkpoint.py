@@ -38,6 +38,7 @@ class Checkpoint:
     skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)  # what is no tensor, and what it is instead
     preprocessing: Mapping[str, Any] | None = None  # how images are prepared, where the weights carry it
     path: Path | None = None  # of the file, or of the index of several: other files may lie beside it
+    dtypes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # NumPy's names, where known before reading
     notes: tuple[str, ...] = ()  # what whoever loads it should know: what was left out, cast, applied
 
     def read(self, name: str) -> np.ndarray:
@@ -55,7 +56,8 @@ class Checkpoint:
         """Returns the same tensors under other names; `names` maps each of today's to its new one."""
         back = {new: old for old, new in names.items()}
         shapes = {new: self.shapes[old] for old, new in names.items()}
-        return dataclasses.replace(self, shapes=shapes, reader=lambda name: self.reader(back[name]))
+        dtypes = {new: self.dtypes[old] for old, new in names.items() if old in self.dtypes}
+        return dataclasses.replace(self, shapes=shapes, dtypes=dtypes, reader=lambda name: self.reader(back[name]))
 
 
 def from_mapping(tensors: Mapping[str, Any], source: str = "memory") -> Checkpoint:
@@ -92,7 +94,8 @@ def from_mapping(tensors: Mapping[str, Any], source: str = "memory") -> Checkpoi
         found = ", ".join(f"{name} ({kind})" for name, kind in list(skipped.items())[:5])
         raise ConversionError(f"{source}: holds no tensors{': only ' + found if found else ''}")
     check_listing(source, shapes)
-    return Checkpoint(shapes, lambda name: to_numpy(name, arrays[name]), source, skipped=skipped)
+    dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in arrays.items()}
+    return Checkpoint(shapes, lambda name: to_numpy(name, arrays[name]), source, skipped=skipped, dtypes=dtypes)
 
 
 def _leaves_of(tensors: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any]]:
@@ -130,6 +133,8 @@ def leaves(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _key(key: Any, place: int) -> str:
     # what is no name is no parameter's: settings have None, numbers, pairs and classes for keys
+    if isinstance(key, tuple) and key and all(isinstance(level, str) for level in key):
+        key = "/".join(key)  # flax.traverse_util.flatten_dict without a separator
     text = str(key) if isinstance(key, str | int) else f"<{type(key).__name__} {place}>"
     if len(text) > _MAX_NAME or not text.isprintable():
         raise ConversionError(f"a key {text[:60]!r}, no name of a parameter")

@@ -18,6 +18,7 @@ import numpy as np
 
 from vit_flax.convert.checkpoint import Checkpoint, one_line
 from vit_flax.convert.folder import HUB, WEIGHT_NAMES, download, find_weights, read_shards, with_config
+from vit_flax.convert.msgpack_file import is_msgpack, read_msgpack, write_msgpack
 from vit_flax.convert.npz_file import open_zip, read_npz, write_npz
 from vit_flax.convert.rules import ConversionError
 from vit_flax.convert.safetensors_file import read_safetensors, write_safetensors
@@ -63,9 +64,11 @@ def _read_file(path: Path) -> Checkpoint:
         return read_safetensors(path)
     if head[:1] == b"\x80":
         return read_torch_legacy(path)
+    if is_msgpack(head):
+        return read_msgpack(path)
     if head.startswith(b"version https://git-lfs"):
         raise ConversionError(f"{path}: is Git LFS's pointer to the weights, not the weights: run git lfs pull")
-    raise ConversionError(f"{path}: is neither safetensors, a PyTorch file nor .npz")
+    raise ConversionError(f"{path}: is neither safetensors, a PyTorch file, .npz nor .msgpack")
 
 
 def _read_zip(path: Path) -> Checkpoint:
@@ -77,6 +80,7 @@ def _read_zip(path: Path) -> Checkpoint:
 Writer = Callable[[str, Mapping[str, np.ndarray], Mapping[str, Any]], None]
 _WRITERS: dict[str, Writer] = {
     ".npz": write_npz,
+    ".msgpack": write_msgpack,
     ".pth": write_torch,
     ".pt": write_torch,
     ".bin": write_torch,
@@ -91,7 +95,7 @@ def write_checkpoint(
     beside: Mapping[str, Mapping[str, Any]] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes tensors to `path`: a .safetensors, .npz, .pth, .pt or .bin file, or (no suffix) a folder.
+    """Writes tensors to `path`: a .safetensors, .npz, .pth, .pt, .bin or .msgpack file, or (no suffix) a folder.
 
     What is written appears whole or not at all. The config goes into the safetensors file's metadata; a folder
     gets a config.json besides, which holds `config_file` where that is given (another library's config), and the JSON

@@ -332,7 +332,7 @@ class TestOtherThings:
     def test_no_weights_at_all(self, tmp_path):
         for name, content, fault in (
             ("empty", b"", "is empty"),
-            ("text", b"hello world, I am a text\n", "neither safetensors, a PyTorch file nor .npz"),
+            ("text", b"hello world, I am a text\n", "neither safetensors, a PyTorch file, .npz nor .msgpack"),
             ("short", b"\x08", "neither"),
             ("pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
             ("npy", saved(np.ones(2)), "neither"),

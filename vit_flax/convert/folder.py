@@ -21,6 +21,7 @@ WEIGHT_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
+    "flax_model.msgpack",
 )
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".msgpack")
 # What stands beside weights under a suffix of theirs and is none: states of optimisers, arguments.
@@ -125,7 +126,10 @@ def read_shards(path: Path, read_file: Reader) -> Checkpoint:
     shapes = {name: shards[file].shapes[name] for name, file in weight_map.items()}
     check_listing(str(path), shapes)
     skipped = {name: kind for shard in shards.values() for name, kind in shard.skipped.items()}
-    return Checkpoint(shapes, lambda name: shards[weight_map[name]].read(name), str(path), skipped=skipped)
+    dtypes = {name: dtype for shard in shards.values() for name, dtype in shard.dtypes.items()}
+    return Checkpoint(
+        shapes, lambda name: shards[weight_map[name]].read(name), str(path), skipped=skipped, dtypes=dtypes
+    )
 
 
 def with_config(checkpoint: Checkpoint, folder: Path) -> Checkpoint:

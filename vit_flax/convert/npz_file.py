@@ -105,7 +105,8 @@ def read_npz(path: Path) -> Checkpoint:
         raise ConversionError(f"{path}: refused: {'; '.join(faults[:5])}")
     shapes = {name: member.shape for name, member in members.items()}
     check_listing(str(path), shapes)
-    return Checkpoint(shapes, lambda name: _read_member(path, members[name]), str(path))
+    dtypes = {name: member.dtype.name for name, member in members.items()}
+    return Checkpoint(shapes, lambda name: _read_member(path, members[name]), str(path), dtypes=dtypes)
 
 
 def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:

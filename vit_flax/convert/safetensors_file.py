@@ -60,7 +60,8 @@ def read_safetensors(path: Path) -> Checkpoint:
     shapes = {name: shape for name, (_, shape, _, _) in entries.items()}
     check_listing(str(path), shapes)
     config, preprocessing = (_stored(path, metadata, key) for key in (CONFIG_KEY, PREPROCESSING_KEY))
-    return Checkpoint(shapes, read, str(path), config, preprocessing=preprocessing)
+    dtypes = {name: np.dtype(dtype).name for name, (dtype, *_) in entries.items()}
+    return Checkpoint(shapes, read, str(path), config, preprocessing=preprocessing, dtypes=dtypes)
 
 
 def _broken(path: Path, why: Any) -> ConversionError:

@@ -1,0 +1,66 @@
+"""Parameters of this library's own models under their own paths: flat, nested, from Orbax or a .msgpack."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from vit_flax.config import (
+    BeitConfig,
+    LucidrainsViTConfig,
+    NaFlexViTConfig,
+    RopeViTConfig,
+    T2TViTConfig,
+    ViTConfig,
+)
+from vit_flax.convert.layout import Layout, Shapes
+from vit_flax.convert.rules import ConversionError, Rule
+
+_LEVELS = 8  # of modules in modules, at most
+# Any path of that many levels, as it is: which paths there are is the model's own affair.
+_PATHS = tuple(
+    Rule(path, path) for path in ("/".join(f"{{p{level}}}" for level in range(n)) for n in range(1, _LEVELS + 1))
+)
+TOKENIZERS = ("patch_embed/proj/kernel", "tokens_to_token/project/kernel")
+
+
+def _evidence(names: Collection[str]) -> str | None:
+    kernel = next((name for name in TOKENIZERS if name in names), None)
+    block = next((name for name in names if name.startswith("blocks_0/")), None)
+    return f"{kernel} and {block}" if kernel and block else None
+
+
+def _infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
+    if "depth" not in known:
+        raise ConversionError(
+            "these are parameters of this library's own models, which do not tell their model: pass config= with "
+            "model.config or a preset's name"
+        )
+    head = shapes.get("head/kernel", ())
+    return {"num_classes": head[1] if len(head) == 2 else 0}
+
+
+def _layout(name: str, config_class: type[ViTConfig]) -> Layout:
+    return Layout(
+        name=name,
+        description=f"this library's own parameters ({config_class.__name__})",
+        config_class=config_class,
+        evidence=_evidence,
+        infer=_infer,
+        rules=lambda config: _PATHS,
+        required=(),
+        defaults=lambda known: {},
+        fixed={},
+        resample=lambda config: "bicubic_antialias",
+    )
+
+
+FLAX = _layout("flax", ViTConfig)
+FLAX_LAYOUTS: tuple[Layout, ...] = (
+    _layout("flax_lucidrains", LucidrainsViTConfig),
+    _layout("flax_t2t", T2TViTConfig),
+    _layout("flax_naflex", NaFlexViTConfig),
+    _layout("flax_beit", BeitConfig),
+    _layout("flax_rope", RopeViTConfig),
+    FLAX,
+)
