@@ -58,7 +58,7 @@ def from_state_dict(
     wish = Wish(
         layout=layout, config=config, overrides=overrides, entry=entry, resample=resample, source_grid=source_grid
     )
-    return read_model(open_checkpoint(tensors, wish), wish).build()
+    return _build(tensors, wish)
 
 
 def load(
@@ -81,7 +81,13 @@ def load(
     wish = Wish(
         layout=layout, config=config, overrides=overrides, entry=entry, resample=resample, source_grid=source_grid
     )
-    return read_model(open_checkpoint(path, wish), wish).build()
+    return _build(path, wish)
+
+
+def _build(source: str | os.PathLike[str] | Mapping[str, Any], wish: Wish) -> tuple[VisionTransformer, Params]:
+    reading = read_model(open_checkpoint(source, wish), wish)
+    reading.log_notes()
+    return reading.build()
 
 
 def to_state_dict(model: VisionTransformer, params: Any, layout: str | None = None) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from vit_flax.models.shapes import expected_shapes
 from vit_flax.resizing import find_resizes
 
 Params = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,11 @@ class Reading:
             raise ConversionError(f"{error}\n  {self.obstacle}") from error
         return model, unflatten_dict(flat, sep="/")
 
+    def log_notes(self) -> None:
+        """Warns, in this library's log, of what was left out, cast or applied."""
+        for note in self.checkpoint.notes:
+            logger.warning("%s: %s", self.checkpoint.source, note)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns all of it as JSON types: layout, config with origins, every tensor's fate, problems."""
         shapes = self.tensors.shapes
@@ -93,6 +100,7 @@ class Reading:
             "config": config,
             "origins": origins,
             "tensors": [{"name": name, "shape": list(shape), "fate": fate} for name, shape, fate in tensors],
+            "notes": list(self.checkpoint.notes),  # what was left out, cast or applied
             "problems": self.problems,
         }
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vit_flax.cli.options import add_checkpoint_options, wish_of
+from vit_flax.cli.options import add_checkpoint_options, tell_notes, wish_of
 from vit_flax.convert import open_checkpoint
 
 LIBRARIES = ("timm", "transformers")
@@ -101,6 +101,7 @@ def _run_checkpoint(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.json}: its folder does not exist")
     wish = wish_of(options)
     checkpoint = open_checkpoint(options.checkpoint, wish)
+    tell_notes(checkpoint)
 
     import jax
 

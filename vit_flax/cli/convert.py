@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
-from vit_flax.cli.options import add_checkpoint_options, wish_of
+from vit_flax.cli.options import add_checkpoint_options, tell_notes, wish_of
 from vit_flax.cli.parser import known_layout
 from vit_flax.convert import open_checkpoint
 
@@ -30,6 +31,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--layout", type=known_layout, metavar="LAYOUT", help="layout to write (default: the one that was read)"
     )
+    parser.add_argument("--json", action="store_true", help="print JSON")
     add_checkpoint_options(parser, layout="--from")
     parser.set_defaults(run=run)
 
@@ -38,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     wish = wish_of(options)
     checkpoint = open_checkpoint(options.source, wish)  # before JAX is imported: a bad file is told at once
+    tell_notes(checkpoint)
 
     import jax
 
@@ -49,5 +52,10 @@ def run(options: argparse.Namespace) -> int:
     reading = read_model(checkpoint, wish)
     target = options.layout or reading.layout.name
     save(options.target, *reading.build(), target)
-    print(f"wrote {options.target}: {len(checkpoint.shapes)} tensors from {reading.layout.name} to {target}")
+    if options.json:
+        found = {"source": checkpoint.source, "target": options.target, "tensors": len(checkpoint.shapes)}
+        found |= {"from": reading.layout.name, "to": target, "notes": list(checkpoint.notes)}
+        print(json.dumps(found, indent=1))
+    else:
+        print(f"wrote {options.target}: {len(checkpoint.shapes)} tensors from {reading.layout.name} to {target}")
     return 0

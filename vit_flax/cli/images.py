@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vit_flax.cli.options import add_checkpoint_options, wish_of
+from vit_flax.cli.options import add_checkpoint_options, tell_notes, wish_of
 from vit_flax.convert import open_checkpoint
 from vit_flax.preprocessing import labels
 from vit_flax.preprocessing.evaluation import CROP_MODES, INTERPOLATIONS, Preprocessing
@@ -123,8 +123,9 @@ def load_model(options: argparse.Namespace) -> Loaded:
     Raises:
         ValueError: it cannot be read, or a value does not fit.
     """
-    wish = wish_of(options)
+    wish = dataclasses.replace(wish_of(options), float32=True)
     checkpoint = open_checkpoint(options.checkpoint, wish)  # before JAX: a bad file is told at once
+    tell_notes(checkpoint)
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     prepared = _prepared(options, checkpoint)

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from vit_flax.cli.options import add_checkpoint_options, format_table, wish_of
+from vit_flax.cli.options import add_checkpoint_options, format_table, tell_notes, wish_of
 from vit_flax.cli.spelling import options_of, spelled
 from vit_flax.convert import open_checkpoint
 
@@ -36,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     wish = wish_of(options)
     checkpoint = open_checkpoint(options.source, wish)
+    tell_notes(checkpoint)
 
     import jax
 

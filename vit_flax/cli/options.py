@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import ast
+import sys
 from typing import Any
 
 from vit_flax.cli.parser import known_layout
-from vit_flax.convert import Wish
+from vit_flax.convert import Checkpoint, Wish
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--layout") -> None:
@@ -46,6 +47,12 @@ def wish_of(options: argparse.Namespace) -> Wish:
         resample=options.resample,
         source_grid=options.source_grid,
     )
+
+
+def tell_notes(checkpoint: Checkpoint) -> None:
+    """Prints on stderr what a checkpoint's reader should know: what was left out, cast or applied."""
+    for note in checkpoint.notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _grid(text: str) -> tuple[int, int]:

@@ -124,7 +124,8 @@ def detect_layout(names: Collection[str], config_class: type[ViTConfig] | None =
 def open_checkpoint(source: str | os.PathLike[str] | Mapping[str, Any], wish: Wish) -> Checkpoint:
     """Opens named arrays, or weights as `read_checkpoint` does, without what training scripts wrap around them."""
     opened = from_mapping(source) if isinstance(source, Mapping) else read_checkpoint(source)
-    return unwrap(opened, wish.entry)
+    opened = unwrap(opened, wish.entry)
+    return in_float32(opened) if wish.float32 else opened
 
 
 def find_layout(checkpoint: Checkpoint, wish: Wish, beside: Beside | None) -> tuple[Layout, str]:

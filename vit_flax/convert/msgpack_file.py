@@ -40,7 +40,7 @@ def read_msgpack(path: Path) -> Checkpoint:
     """
     import msgpack
 
-    data = np.memmap(path, np.uint8, "r")
+    data: Any = np.memmap(path, np.uint8, "r")
     try:
         value = msgpack.unpackb(
             memoryview(data), ext_hook=_extension, strict_map_key=True, max_array_len=_MAX_LIST,
@@ -105,7 +105,7 @@ def write_msgpack(path: str, tensors: Mapping[str, np.ndarray], _config: Mapping
         return msgpack.ExtType(_ARRAY, msgpack.packb(content, use_bin_type=True))
 
     with open(path, "wb") as file:
-        file.write(msgpack.packb(packed(nested(tensors)), strict_types=True))
+        file.write(msgpack.Packer(strict_types=True).pack(packed(nested(tensors))))
 
 
 def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Parameters of our own models, given as trees and files of JAX, and files of transformers' Flax models."""
 
+from typing import Any
+
 import jax
 import msgpack
 import numpy as np
@@ -10,9 +12,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import vit_flax
 from vit_flax.convert import ConversionError, msgpack_file, read_checkpoint, unwrap
-from vit_flax.pretrained import expected_shapes
+from vit_flax.models.shapes import expected_shapes
 
-MODEL = vit_flax.create_model("vit_tiny_patch16_224", depth=2, embed_dim=16, num_heads=2, image_size=32, num_classes=3)
+SIZES: dict[str, Any] = {"depth": 2, "embed_dim": 16, "num_heads": 2, "image_size": 32, "num_classes": 3}
+MODEL = vit_flax.create_model("vit_tiny_patch16_224", **SIZES)
 
 
 def random_params(model):
@@ -27,7 +30,8 @@ PARAMS = random_params(MODEL)
 def assert_same(loaded) -> None:
     model, params = loaded
     assert model.config == MODEL.config
-    flat, expected = flatten_dict(params, sep="/"), flatten_dict(PARAMS, sep="/")
+    flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
+    expected: dict[str, Any] = flatten_dict(PARAMS, sep="/")  # pyright: ignore[reportAssignmentType]
     assert set(flat) == set(expected)
     assert all(np.array_equal(flat[path], leaf) for path, leaf in expected.items())
 
@@ -49,13 +53,10 @@ def test_trees_of_parameters(tree) -> None:
 
 
 def test_they_do_not_tell_their_model() -> None:
-    with pytest.raises(ConversionError, match=r"pass config= with model.config or a preset's name"):
+    with pytest.raises(ConversionError, match=r"pass `config=model.config` or a preset's name"):
         vit_flax.from_state_dict(PARAMS)
     preset = vit_flax.from_state_dict(PARAMS, config="vit_tiny_patch16_224", **SIZES)
     assert_same(preset)
-
-
-SIZES = {"depth": 2, "embed_dim": 16, "num_heads": 2, "image_size": 32, "num_classes": 3}
 
 
 @pytest.mark.parametrize("preset", ["eva02_tiny_patch14_224", "beit_base_patch16_224"])
@@ -68,7 +69,7 @@ def test_every_kind_of_model(preset) -> None:
 
 
 def test_files(tmp_path) -> None:
-    np.savez(tmp_path / "a.npz", **flatten_dict(PARAMS, sep="/"))
+    np.savez(tmp_path / "a.npz", **flatten_dict(PARAMS, sep="/"))  # pyright: ignore[reportArgumentType]
     (tmp_path / "a.msgpack").write_bytes(serialization.to_bytes({"params": PARAMS}))
     for name in ("a.npz", "a.msgpack"):
         assert_same(vit_flax.load(tmp_path / name, config=MODEL.config))
@@ -113,7 +114,7 @@ def array(shape, dtype, data) -> msgpack.ExtType:
     ],
 )
 def test_hostile_msgpack(tmp_path, value) -> None:
-    (tmp_path / "a.msgpack").write_bytes(b"\x81\xa1x" + msgpack.packb(value))
+    (tmp_path / "a.msgpack").write_bytes(b"\x81\xa1x" + bytes(msgpack.packb(value) or b""))
     with pytest.raises(ConversionError) as error:
         read_checkpoint(tmp_path / "a.msgpack")
     assert len(str(error.value).splitlines()) == 1
@@ -131,7 +132,13 @@ def test_broken_msgpack(tmp_path, data) -> None:
 def test_a_few_float64_tensors_follow_the_others() -> None:
     tensors = {**vit_flax.to_state_dict(MODEL, PARAMS, "timm")}
     tensors["pos_embed"] = tensors["pos_embed"].astype(np.float64)
-    given = {"norm_eps": 1e-6, "activation": "gelu", "global_pool": "token", "num_heads": 2, "image_size": 32}
+    given: dict[str, Any] = {
+        "norm_eps": 1e-6,
+        "activation": "gelu",
+        "global_pool": "token",
+        "num_heads": 2,
+        "image_size": 32,
+    }
     params = vit_flax.from_state_dict(tensors, **given)[1]
     assert params["pos_embed"].dtype == np.float32
     read = unwrap(vit_flax.convert.from_mapping(tensors))

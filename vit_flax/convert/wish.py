@@ -25,6 +25,7 @@ class Wish:
     entry: str | None = None  # which weights of a training checkpoint, where it holds several
     resample: str | None = None  # a mode of vit_flax.models.resample; None: that of the layout's own library
     source_grid: tuple[int, int] | None = None  # (height, width) of the checkpoint's grid of patches
+    float32: bool = False  # float64 tensors are read in float32, for whoever computes in it anyway
     own_classes: bool = False  # the checkpoint's head tells how many classes there are, whatever `config` says
 
     @property

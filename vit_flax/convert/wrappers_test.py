@@ -131,11 +131,10 @@ OTHER = {name: array + 10 for name, array in plain().items()}
 def test_several_sets_of_weights_are_not_chosen_between(wrapped: dict) -> None:
     with pytest.raises(ConversionError, match="several sets of weights") as error:
         unwrapped(wrapped)
-    spelled = re.search(r"\((.*?)\); say which with entry=('.*') \(--entry (.*)\)", str(error.value))
+    spelled = re.search(r"\((.*?)\); say which with `entry=('.*')`", str(error.value))
     assert spelled is not None
     first, second = spelled[1].split(", ")
     assert spelled[2] == repr(first)
-    assert spelled[3] == first
     for entry, value in ((first, 2), (second, 12)):  # the advice, followed
         assert unwrapped(wrapped, entry).read("norm.weight")[0] == value
         assert len(unwrapped(wrapped, entry).notes) == 1
@@ -161,7 +160,9 @@ def test_an_entry_that_is_not_there_or_twice() -> None:
 
 def test_a_model_at_the_top_beside_another() -> None:
     wrapped = {**plain(), **{f"ema.{name}": array for name, array in OTHER.items()}}
-    with pytest.raises(ConversionError, match=r"\(the top, ema\); say which with entry='ema' .*, or '' for the top"):
+    with pytest.raises(
+        ConversionError, match=r"\(the top, ema\); say which with `entry='ema'` or `entry=''` for the top"
+    ):
         unwrapped(wrapped)
     assert unwrapped(wrapped, "").read("norm.weight")[0] == 2
     assert set(unwrapped(wrapped, "").shapes) == set(NAMES)

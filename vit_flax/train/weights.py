@@ -34,8 +34,12 @@ def initial_params(config: TrainConfig) -> Any:
     if config.init_from is None:
         return None
     overrides = {"image_size": config.model.image_size}
-    wish = Wish(layout=config.init_layout, config=config.init_config, overrides=overrides, own_classes=True)
-    _, params = read_model(open_checkpoint(config.init_from, wish), wish).build()
+    wish = Wish(
+        layout=config.init_layout, config=config.init_config, overrides=overrides, own_classes=True, float32=True
+    )
+    reading = read_model(open_checkpoint(config.init_from, wish), wish)
+    reading.log_notes()
+    _, params = reading.build()
     loaded: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
     fresh = init_params(jax.random.key(config.seed), config.model)
     own: dict[str, Any] = flatten_dict(fresh, sep="/")  # pyright: ignore[reportAssignmentType]
