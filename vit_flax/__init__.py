@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from vit_flax.convert import ConversionError
     from vit_flax.inference import Predictor
     from vit_flax.models import LucidrainsViT, T2TViT, VisionTransformer, trainable_mask, weight_decay_mask
+    from vit_flax.preparing import read_preprocessing
+    from vit_flax.preprocessing.evaluation import Preprocessing
     from vit_flax.pretrained import create_model, from_state_dict, load, save, to_state_dict
 
 __version__ = "0.1.0"
@@ -20,6 +22,7 @@ __all__ = [
     "LucidrainsViT",
     "LucidrainsViTConfig",
     "Predictor",
+    "Preprocessing",
     "T2TViT",
     "T2TViTConfig",
     "ViTConfig",
@@ -27,6 +30,7 @@ __all__ = [
     "create_model",
     "from_state_dict",
     "load",
+    "read_preprocessing",
     "save",
     "to_state_dict",
     "trainable_mask",
@@ -38,6 +42,8 @@ _MODULES = {
     "vit_flax.convert": ("ConversionError",),
     "vit_flax.inference": ("Predictor",),
     "vit_flax.models": ("LucidrainsViT", "T2TViT", "VisionTransformer", "trainable_mask", "weight_decay_mask"),
+    "vit_flax.preparing": ("read_preprocessing",),
+    "vit_flax.preprocessing.evaluation": ("Preprocessing",),
     "vit_flax.pretrained": ("create_model", "from_state_dict", "load", "save", "to_state_dict"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vit_flax.config import ViTConfig
 from vit_flax.convert import Checkpoint, ConversionError, read_checkpoint
 from vit_flax.convert.files import preprocessing_beside
 from vit_flax.convert.folder import read_json
+from vit_flax.convert.timm_config_file import TIMM_LAYOUTS, timm_config
 from vit_flax.preprocessing import labels
 from vit_flax.preprocessing.evaluation import PREPROCESSING_FILE, Preprocessing
 from vit_flax.preprocessing.huggingface import PROCESSOR_FILE, read_processor, write_processor
@@ -75,12 +77,15 @@ def find_preprocessing(
     if found is None:
         value = Preprocessing(image_size=image_size or (224, 224), mean=(0.5,), std=(0.5,))
         found = Prepared(value, UNTOLD, is_told=False)
-    if found.value.class_names is None:
-        names, described = labels.read_labels(_config(checkpoint))
-        if names is not None:
-            value = found.value.replace(class_names=names, class_descriptions=described)
-            found = dataclasses.replace(found, value=value)
-    return found
+    return dataclasses.replace(found, value=with_labels(found.value, checkpoint))
+
+
+def with_labels(value: Preprocessing, checkpoint: Checkpoint) -> Preprocessing:
+    """Returns the value with the names of classes that lie beside the weights, unless it has names."""
+    if value.class_names is not None:
+        return value
+    names, described = labels.read_labels(_config(checkpoint))
+    return value.replace(class_names=names, class_descriptions=described) if names else value
 
 
 def of_preset(name: str, image_size: tuple[int, int] | None = None) -> Preprocessing:
@@ -156,26 +161,67 @@ def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return config
 
 
-def files_for(layout: str, value: Preprocessing) -> tuple[Preprocessing, dict[str, Any], list[str]]:
-    """Returns what is written beside weights of a layout: the value as its owner follows it, JSON files, and notes.
+@dataclasses.dataclass(frozen=True)
+class BesideWeights:
+    """What is written beside weights, so that their images are prepared and their classes named as before."""
 
-    A note says what the layout's own library cannot express and so will not be told.
+    config_file: Mapping[str, Any] | None  # the layout's own library's config.json; None: it has none, ours is written
+    files: Mapping[str, Mapping[str, Any]]
+    stored: Mapping[str, Any] | None  # what a file that can carry it carries
+    notes: list[str]  # what the layout's own library will not be told
+
+
+def beside_weights(
+    layout: str, config: ViTConfig, config_file: Mapping[str, Any] | None, value: Preprocessing | None
+) -> BesideWeights:
+    """Returns what is written beside weights of a layout.
+
+    Args:
+        layout: its name.
+        config: of the model.
+        config_file: the config.json of the layout's own library, without names of classes.
+        value: how images are prepared; None: nobody knows.
     """
-    if not layout.startswith("huggingface"):
-        return value, {PREPROCESSING_FILE: value.to_dict()}, []
-    value = as_transformers(layout, value)
-    written = write_processor(value)
-    files = {PREPROCESSING_FILE: value.to_dict()}
+    if value is None:
+        return BesideWeights(config_file, {}, None, [])
+    names = value.class_names if len(value.class_names or ()) == config.num_classes else None
+    if layout.startswith("huggingface"):
+        value = as_transformers(value)
+        written = write_processor(value)
+        if config_file is not None and names:
+            shown = value.class_descriptions or names
+            labels = {"id2label": {str(number): name for number, name in enumerate(shown)},
+                      "label2id": {name: number for number, name in enumerate(shown)}}  # fmt: skip
+            config_file = {**config_file, **labels}
+        files: dict[str, Any] = {} if isinstance(written, str) else {PROCESSOR_FILE: written}
+        notes = [f"no {PROCESSOR_FILE} is written: {written}"] if isinstance(written, str) else []
+    else:
+        files, notes = {}, []
+        if layout in TIMM_LAYOUTS:
+            config_file, notes = _timm_file(config, value, names)
+    stored = value.to_dict()
+    return BesideWeights(config_file, {PREPROCESSING_FILE: stored, **files}, stored, notes)
+
+
+def _timm_file(
+    config: ViTConfig, value: Preprocessing, names: labels.Names | None
+) -> tuple[Mapping[str, Any] | None, list[str]]:
+    """Returns timm's config.json, or None and why there is none."""
+    written, told = write_timm(value), timm_config(config)
     if isinstance(written, str):
-        return value, files, [f"no {PROCESSOR_FILE} is written: {written}"]
-    return value, {**files, PROCESSOR_FILE: written}, []
+        return None, [f"no config.json of timm's is written: {written}"]
+    if told is None:
+        return None, ["no config.json of timm's is written: its text cannot say this architecture"]
+    named: dict[str, Any] = {"label_names": list(names)} if names else {}
+    if names and value.class_descriptions:
+        named["label_descriptions"] = dict(zip(names, value.class_descriptions, strict=True))
+    cfg = {**written, "num_classes": config.num_classes, "fixed_input_size": True}
+    return {**told, **named, "pretrained_cfg": cfg}, []
 
 
-def as_transformers(layout: str, value: Preprocessing) -> Preprocessing:
+def as_transformers(value: Preprocessing) -> Preprocessing:
     """Returns the value as the processors of transformers follow it: tensors resized, EXIF data looked at."""
-    if value.resizer != "pillow" or value.interpolation in ("box", "hamming"):
+    if value.channels != 3 or value.interpolation in ("box", "hamming") or value.crop_mode == "border":
         return value
-    return value.replace(resizer="torchvision", exif=True)
-
-
-__all__ = ["Prepared", "files_for", "find_preprocessing", "of_preset", "read_file", "read_preprocessing", "write_timm"]
+    resizer = "torchvision" if value.resizer == "pillow" else value.resizer
+    return value.replace(resizer=resizer, exif=True)

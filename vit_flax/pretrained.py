@@ -11,6 +11,8 @@ import numpy as np
 from vit_flax.config import ViTConfig
 from vit_flax.convert import Wish, layout_to_write, open_checkpoint, write_checkpoint
 from vit_flax.models import VisionTransformer, build_model
+from vit_flax.preparing import beside_weights
+from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.presets import get_preset
 from vit_flax.reading import Params, read_model
 from vit_flax.writing import flat_params
@@ -104,13 +106,30 @@ def to_state_dict(model: VisionTransformer, params: Any, layout: str | None = No
     return layout_to_write(model.config, layout).write(flat_params(model, params), model.config)
 
 
-def save(path: str | os.PathLike[str], model: VisionTransformer, params: Any, layout: str | None = None) -> None:
+def save(
+    path: str | os.PathLike[str],
+    model: VisionTransformer,
+    params: Any,
+    layout: str | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> list[str]:
     """Writes the parameters in a layout: to a .safetensors, .npz, .pth, .pt or .bin file, or to a folder (no suffix).
 
     A safetensors file carries the config, so `load` needs nothing else. Errors are those of `to_state_dict`; nothing is
     left behind when one occurs.
+
+    `preprocessing` (`read_preprocessing` returns it) tells how images are prepared and what the classes are called. A
+    safetensors file carries it; a folder gets preprocessing.json and what the layout's own library reads, transformers'
+    preprocessor_config.json and names in config.json, or timm's config.json; beside a file of another kind it is
+    NAME.preprocessing.json.
+
+    Returns:
+        What the layout's own library will not be told, a line each.
     """
     chosen = layout_to_write(model.config, layout)
     file = chosen.config_file(model.config) if chosen.config_file else None
+    beside = beside_weights(chosen.name, model.config, file, preprocessing)
     tensors = chosen.write(flat_params(model, params), model.config)
-    write_checkpoint(path, tensors, {**model.config.to_dict(), "layout": chosen.name}, file)
+    config = {**model.config.to_dict(), "layout": chosen.name}
+    write_checkpoint(path, tensors, config, beside.config_file, beside.files, beside.stored)
+    return beside.notes

@@ -101,7 +101,7 @@ def _run_checkpoint(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.json}: its folder does not exist")
     wish = wish_of(options)
     checkpoint = open_checkpoint(options.checkpoint, wish)
-    tell_notes(checkpoint)
+    tell_notes(checkpoint.notes)
 
     import jax
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vit_flax.cli.options import add_checkpoint_options, tell_notes, wish_of
 from vit_flax.cli.parser import known_layout
 from vit_flax.convert import open_checkpoint
+
+if TYPE_CHECKING:
+    from vit_flax.convert import Checkpoint
+    from vit_flax.preprocessing.evaluation import Preprocessing
+    from vit_flax.reading import Reading
 
 EXAMPLE = """example:
   vit-flax convert tutorial.pth tutorial.safetensors --set num_heads=4 --set image_size=60,100
@@ -40,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     wish = wish_of(options)
     checkpoint = open_checkpoint(options.source, wish)  # before JAX is imported: a bad file is told at once
-    tell_notes(checkpoint)
+    tell_notes(checkpoint.notes)
 
     import jax
 
@@ -51,11 +56,30 @@ def run(options: argparse.Namespace) -> int:
 
     reading = read_model(checkpoint, wish)
     target = options.layout or reading.layout.name
-    save(options.target, *reading.build(), target)
+    preprocessing, notes = _preprocessing(checkpoint, reading, options.config)
+    notes += save(options.target, *reading.build(), target, preprocessing)
+    tell_notes(notes)
     if options.json:
         found = {"source": checkpoint.source, "target": options.target, "tensors": len(checkpoint.shapes)}
-        found |= {"from": reading.layout.name, "to": target, "notes": list(checkpoint.notes)}
+        found |= {"from": reading.layout.name, "to": target, "notes": [*checkpoint.notes, *notes]}
         print(json.dumps(found, indent=1))
     else:
         print(f"wrote {options.target}: {len(checkpoint.shapes)} tensors from {reading.layout.name} to {target}")
     return 0
+
+
+def _preprocessing(
+    checkpoint: Checkpoint, reading: Reading, preset: str | None
+) -> tuple[Preprocessing | None, list[str]]:
+    """Returns how images are prepared for the checkpoint, and what to say where that cannot be written."""
+    from vit_flax.preparing import find_preprocessing
+
+    try:
+        prepared = find_preprocessing(checkpoint, preset)
+        if not prepared.is_told:
+            return None, []
+        if "image_size" in reading.wish.overrides or prepared.value.image_size is None:
+            return prepared.value.for_model(reading.config.image_size, reading.config.in_chans), []
+        return prepared.value, []
+    except ValueError as error:  # the weights are none the worse for it
+        return None, [f"how images are prepared is not written: {error}"]

@@ -79,8 +79,9 @@ class Loaded:
 
     def show_notes(self) -> None:
         """Prints to stderr what told how images are prepared, and whatever else matters."""
-        for note in (self.origin, *self.notes):
-            print(f"... {note}", file=sys.stderr)
+        if self.origin not in self.notes:
+            print(f"... {self.origin}", file=sys.stderr)
+        tell_notes(self.notes[len(self.reading.checkpoint.notes) :])
 
     def require_classes(self, command: str) -> int:
         """Returns the number of classes.
@@ -125,7 +126,7 @@ def load_model(options: argparse.Namespace) -> Loaded:
     """
     wish = dataclasses.replace(wish_of(options), float32=True)
     checkpoint = open_checkpoint(options.checkpoint, wish)  # before JAX: a bad file is told at once
-    tell_notes(checkpoint)
+    tell_notes(checkpoint.notes)
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     prepared = _prepared(options, checkpoint)
@@ -135,7 +136,7 @@ def load_model(options: argparse.Namespace) -> Loaded:
     from vit_flax.inference import Predictor
     from vit_flax.reading import read_model
 
-    notes: list[str] = []
+    notes = list(checkpoint.notes)  # those have been shown
     reading, sized = read_model(checkpoint, wish), None
     if options.preprocessing is None:
         sized = _resized_for(prepared, reading, wish)
@@ -150,16 +151,18 @@ def load_model(options: argparse.Namespace) -> Loaded:
     transform = _with_names(transform, options, reading, notes)
     if transform.exif:
         notes.append("photographs are turned as their EXIF data say (--no-exif leaves them)")
+    if not prepared.is_told and not {"mean", "std"} <= {name for name in _FIELDS if getattr(options, name) is not None}:
+        notes.append(prepared.origin)
     dtype = jnp.bfloat16 if options.dtype == "bfloat16" else None
     predictor = Predictor(model, params, options.batch_size, dtype, transform)
     return Loaded(predictor, transform, origin, reading, notes)
 
 
 def _prepared(options: argparse.Namespace, checkpoint: Checkpoint) -> Prepared:
-    from vit_flax.preparing import Prepared, find_preprocessing, read_file
+    from vit_flax.preparing import Prepared, find_preprocessing, read_file, with_labels
 
     if options.preprocessing is not None:
-        return Prepared(read_file(Path(options.preprocessing)), options.preprocessing)
+        return Prepared(with_labels(read_file(Path(options.preprocessing)), checkpoint), options.preprocessing)
     try:
         return find_preprocessing(checkpoint, options.config)
     except ValueError as error:

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     wish = wish_of(options)
     checkpoint = open_checkpoint(options.source, wish)
-    tell_notes(checkpoint)
+    tell_notes(checkpoint.notes)
 
     import jax
 

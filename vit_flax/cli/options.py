@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from vit_flax.cli.parser import known_layout
-from vit_flax.convert import Checkpoint, Wish
+from vit_flax.convert import Wish
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--layout") -> None:
@@ -49,9 +50,9 @@ def wish_of(options: argparse.Namespace) -> Wish:
     )
 
 
-def tell_notes(checkpoint: Checkpoint) -> None:
+def tell_notes(notes: Iterable[str]) -> None:
     """Prints on stderr what a checkpoint's reader should know: what was left out, cast or applied."""
-    for note in checkpoint.notes:
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
 

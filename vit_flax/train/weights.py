@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from vit_flax.config import ViTConfig
 from vit_flax.convert import Wish, layout_to_write, open_checkpoint
 from vit_flax.models import build_model
-from vit_flax.preprocessing.evaluation import PREPROCESSING_FILE
+from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.pretrained import load, save
 from vit_flax.reading import read_model
 from vit_flax.train.config import TrainConfig
@@ -81,9 +80,10 @@ def export(
         return
     new = folder.with_name("new_" + folder.name)
     shutil.rmtree(new, ignore_errors=True)
-    save(new, build_model(model), params, layout)
+    value = None
     if preprocessing:
-        (new / PREPROCESSING_FILE).write_text(json.dumps(preprocessing, indent=1) + "\n", "utf-8")
+        value = Preprocessing.from_dict(preprocessing).for_model(model.image_size, model.in_chans)
+    save(new, build_model(model), params, layout, value)
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
 

@@ -1,0 +1,61 @@
+"""The config.json that timm writes beside weights, for models that timm.create_model("local-dir:...") builds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vit_flax.config import ViTConfig
+from vit_flax.presets.beit import BEIT_MODELS
+from vit_flax.presets.clip import CLIP_MODELS
+from vit_flax.presets.deit import DEIT_MODELS
+from vit_flax.presets.eva import EVA_MODELS
+from vit_flax.presets.foundation import FOUNDATION_MODELS
+from vit_flax.presets.preset import Preset
+from vit_flax.presets.siglip import SIGLIP_MODELS
+from vit_flax.presets.vit import VIT_MODELS
+
+TIMM_LAYOUTS = ("timm", "eva", "beit")
+_MODELS: Mapping[str, Preset] = {
+    **VIT_MODELS, **DEIT_MODELS, **CLIP_MODELS, **SIGLIP_MODELS, **FOUNDATION_MODELS, **EVA_MODELS, **BEIT_MODELS,
+}  # fmt: skip
+_GENERIC = "vit_base_patch16_224"  # built with arguments that say all of a plain ViT
+_ARGUMENTS = (
+    "class_token", "depth", "embed_dim", "fc_norm", "final_norm", "init_values", "mlp_ratio", "no_embed_class",
+    "num_heads", "pool_include_prefix", "pre_norm", "proj_bias", "qk_norm", "qkv_bias", "reg_tokens", "scale_attn_norm",
+    "scale_mlp_norm",
+)  # fmt: skip
+_OTHERS = ("patch_size", "global_pool")
+_FREE = ("num_classes", "image_size", "in_chans")  # an architecture has any
+_ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
+_NORMS = ("layernorm", "rmsnorm")
+
+
+def timm_config(config: ViTConfig) -> dict[str, Any] | None:
+    """Returns architecture, classes and arguments of timm's constructor, or None where JSON cannot say the model."""
+    told = config.to_dict()
+    pool = "" if config.global_pool == "none" else config.global_pool
+    shared = {"num_classes": config.num_classes, "num_features": config.embed_dim, "global_pool": pool}
+    size = {"img_size": list(config.image_size), "in_chans": config.in_chans}
+    for name, preset in _MODELS.items():
+        if {**preset.config.to_dict(), **{field: told[field] for field in _FREE}} == told:
+            return {"architecture": name.split(".")[0], **shared, "model_args": size}
+    if not _is_plain(told):
+        return None
+    arguments = {name: told[name] for name in _ARGUMENTS}
+    arguments |= {"patch_size": config.patch_size[0], "global_pool": pool, "act_layer": config.activation}
+    arguments |= {"pos_embed": "learn" if config.pos_embed == "learned" else "none", "norm_layer": config.norm_layer}
+    return {"architecture": _GENERIC, **shared, "model_args": {**arguments, **size}}
+
+
+def _is_plain(told: Mapping[str, Any]) -> bool:
+    """Returns whether the arguments say everything: what is no argument has the value that timm has."""
+    # norms have an epsilon of 1e-6 where they are told by name; patches have no bias before a first norm
+    plain = {**ViTConfig().to_dict(), "patch_bias": not told.get("pre_norm"), "mlp_bias": told.get("proj_bias")}
+    choices = {"activation": _ACTIVATIONS, "norm_layer": _NORMS, "pos_embed": ("learned", "none")}
+    return (
+        told.keys() == plain.keys()
+        and all(told[name] in known for name, known in choices.items())
+        and len(set(told["patch_size"])) == 1
+        and all(told[name] == plain[name] for name in told.keys() - {*_ARGUMENTS, *_FREE, *choices, *_OTHERS})
+    )
