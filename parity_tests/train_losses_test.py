@@ -8,7 +8,14 @@ import torch
 from torch.nn import functional
 
 from parity_tests.peers import import_timm
-from vit_flax.train.losses import binary_cross_entropy, distillation_loss, softmax_cross_entropy
+from vit_flax.train.config import LossConfig
+from vit_flax.train.losses import (
+    batch_weights,
+    binary_cross_entropy,
+    classification_loss,
+    distillation_loss,
+    softmax_cross_entropy,
+)
 
 RNG = np.random.default_rng(0)
 LOGITS = 5 * RNG.standard_normal((6, 7))
@@ -48,6 +55,34 @@ def test_binary_cross_entropy(labels: np.ndarray, threshold: float | None, sum_c
     _assert_same(
         lambda x: binary_cross_entropy(x, jnp.asarray(labels), smoothing, threshold, sum_classes),
         lambda x: theirs(x, torch.from_numpy(labels)),
+    )
+
+
+@pytest.mark.parametrize("labels", [LABELS, SOFT], ids=["integer", "soft"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights(labels: np.ndarray, smoothing: float) -> None:
+    weights = RNG.uniform(0.2, 3.0, 7)
+    config = LossConfig(class_weights=tuple(weights), label_smoothing=smoothing)
+    own = batch_weights(jnp.asarray(labels), config)
+    theirs = torch.from_numpy(weights)
+    _assert_same(
+        lambda x: classification_loss(x, jnp.asarray(labels), config, own),
+        lambda x: functional.cross_entropy(x, torch.from_numpy(labels), theirs, label_smoothing=smoothing),
+    )
+    if labels is LABELS:  # the parts of a batch, of the weights of the whole, add up
+        parts = [classification_loss(jnp.asarray(LOGITS[k::2]), jnp.asarray(LABELS[k::2]), config, own) for k in (0, 1)]
+        whole = classification_loss(jnp.asarray(LOGITS), jnp.asarray(LABELS), config, own)
+        np.testing.assert_allclose(sum(parts) / 2, whole, rtol=1e-12)
+
+
+def test_pos_weight() -> None:
+    hot, weights = RNG.integers(0, 2, (6, 7)), RNG.uniform(0.2, 9.0, 7)
+    config = LossConfig(name="binary", pos_weight=tuple(weights.tolist()))
+    own = batch_weights(jnp.asarray(hot), config)
+    theirs = torch.from_numpy(weights)
+    _assert_same(
+        lambda x: classification_loss(x, jnp.asarray(hot), config, own),
+        lambda x: functional.binary_cross_entropy_with_logits(x, torch.from_numpy(hot).double(), pos_weight=theirs),
     )
 
 

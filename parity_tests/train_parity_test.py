@@ -15,7 +15,7 @@ from parity_tests.peers import import_timm
 from vit_flax import from_state_dict, to_state_dict
 from vit_flax.models import build_model
 from vit_flax.recipes.small import digits
-from vit_flax.train.config import AugmentConfig, EmaConfig, TrainConfig
+from vit_flax.train.config import AugmentConfig, EmaConfig, ResolvedConfig, TrainConfig
 from vit_flax.train.optimizer import learning_rate
 from vit_flax.train.step import eval_step, init_state, train_step
 
@@ -105,7 +105,12 @@ def _train_both(config: TrainConfig, make: Callable[[Any], torch.optim.Optimizer
 
 
 def _train_torch(
-    config: TrainConfig, module: Any, optimizer: Any, images: np.ndarray, labels: np.ndarray, batches: list[np.ndarray]
+    config: ResolvedConfig,
+    module: Any,
+    optimizer: Any,
+    images: np.ndarray,
+    labels: np.ndarray,
+    batches: list[np.ndarray],
 ) -> tuple[list[float], list[float], dict[str, np.ndarray]]:
     from timm.utils.model_ema import ModelEmaV3
 

@@ -22,9 +22,9 @@ EXAMPLE = """example:
   vit-flax train digits --out runs/digits
   vit-flax train fashion_mnist --set folder=/usr/share/datasets/fashion-mnist --set epochs=2 --out runs/fashion
 
-Run again with the same folder, it goes on from the last checkpoint. Exit status: 0 trained to the end; 1 stopped (a
-loss that is no number, a full disk); 2 unusable input; 75 SIGTERM came and the state was
-saved."""
+Run again with the same folder, it goes on from the last checkpoint; DIR/train.json is the run's own config, which this
+command takes as well. Exit status: 0 trained to the end; 1 stopped (a loss that is no number, a full disk); 2 unusable
+input; 75 SIGTERM or Ctrl-C came and the state was saved."""
 
 
 def add_parser(commands: Any) -> None:
@@ -140,13 +140,23 @@ def run(options: argparse.Namespace) -> int:
         leave()
         return 1
     if options.json:
-        print(json.dumps({**result.scores, "step": result.step, "finished": result.finished, "out": config.out}))
+        answer = {**result.scores, "split": result.split, "test": result.test, "step": result.step}
+        print(json.dumps({**answer, "finished": result.finished, "out": config.out}))
     if not result.finished:
-        print(f"vit-flax train: SIGTERM: saved step {result.step}; run it again to go on", file=sys.stderr)
+        said = f"told to stop: saved step {result.step}; run it again to go on"
+        print(f"vit-flax train: {said}", file=sys.stderr)
         return TERMINATED
     if not options.json:
-        print(f"top-1 {result.scores['accuracy']:.2%} after {result.step} steps; weights in {config.out}/final")
+        for name, scores in (result.test or {}).items():
+            print(f"test, {name} weights: {_score(scores)}")
+        print(f"{result.split} {_score(result.scores)} after {result.step} steps; weights in {config.out}/final")
     return 0
+
+
+def _score(scores: Mapping[str, Any]) -> str:
+    if "accuracy" in scores:
+        return f"top-1 {scores['accuracy']:.2%}"
+    return f"mAP {scores['mean_average_precision']:.2%}"
 
 
 def _keep_to_one_line() -> None:

@@ -14,7 +14,7 @@ from vit_flax.plan.chips import find_chip, parse_topology
 from vit_flax.plan.costs import costs
 from vit_flax.plan.hlo import Program
 from vit_flax.plan.targets import GPU_LIMITS, compiler_options, topology_devices
-from vit_flax.train.config import MeshConfig, TrainConfig
+from vit_flax.train.config import MeshConfig, ResolvedConfig
 from vit_flax.train.flops import training_flops
 from vit_flax.train.lower import abstract_state, lower
 from vit_flax.train.sharding import AXES, bytes_per_device, default_mesh, make_mesh
@@ -56,7 +56,7 @@ class Plan:
     compile_seconds: float
 
 
-def plan(config: TrainConfig, topology: str) -> Plan:
+def plan(config: ResolvedConfig, topology: str) -> Plan:
     """Compiles the training step of `config` for a topology such as 'v5e:4x4' or 'h100:8'; minutes for large models.
 
     Raises:
@@ -154,7 +154,7 @@ def _out_of_memory(message: str, state_bytes: int) -> tuple[int, int]:
     return 0, 0
 
 
-def search(config: TrainConfig, topology: str, report: Callable[[Plan], None]) -> Plan | None:
+def search(config: ResolvedConfig, topology: str, report: Callable[[Plan], None]) -> Plan | None:
     """Returns the plan of the largest batch that fits, with the least recomputation that it fits with.
 
     From the config's batch on, sizes are doubled while they fit, or halved until one does. None: not one image a chip
@@ -181,7 +181,7 @@ def search(config: TrainConfig, topology: str, report: Callable[[Plan], None]) -
     return best
 
 
-def planned(config: TrainConfig, topology: str, mesh: MeshConfig | None = None) -> TrainConfig:
+def planned(config: ResolvedConfig, topology: str, mesh: MeshConfig | None = None) -> ResolvedConfig:
     """Returns the config on a mesh for the topology: the given one, or parameters split by as many chips as divide.
 
     Where hosts are joined by a network alone, parameters are split inside a host, the batch between hosts as well.

@@ -78,7 +78,7 @@ class Checkpoints:
         folder = self.path(step)
         if jax.process_index() == 0:
             shutil.rmtree(folder, ignore_errors=True)  # what was not finished, or not good
-        _barrier(f"checkpoint {step}")
+        barrier(f"checkpoint {step}")
         if jax.default_backend() == "cpu":
             # there a host copy is the device's own memory, which the next step is given
             state = jax.block_until_ready(jax.tree.map(jnp.copy, state))
@@ -113,7 +113,7 @@ class Checkpoints:
         if self._sealing is not None:
             self._sealing.join()
             self._sealing = None
-        _barrier("sealed")
+        barrier("sealed")
         if self._failure is not None:
             self._raise_failure()
 
@@ -235,7 +235,8 @@ def _reason(error: BaseException) -> str:
     return next((words for words in known if words in text), text[:300] or type(error).__name__)
 
 
-def _barrier(name: str) -> None:
+def barrier(name: str) -> None:
+    """Returns when all processes have come here."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from vit_flax.config import NO_DROPS, DropRates, ViTConfig
@@ -29,6 +29,8 @@ REMAT_POLICIES = (
 )
 ATTENTION_BACKENDS = ("auto", "xla", "plain", "jax_nn", "cudnn", "splash")  # see vit_flax.models.attention_backends
 AUTO_AUGMENTS = ("none", "randaugment", "autoaugment", "three_augment")
+SAMPLERS = ("shuffle", "balanced")
+BALANCED = "balanced"
 
 Pair = tuple[float, float]
 Rules = tuple[tuple[str, Any], ...]
@@ -107,7 +109,9 @@ class DataConfig:
     name: str = "digits"  # a source of vit_flax.train.data
     path: str | None = None  # file or folder; None for a source that needs none
     train_split: str = "train"
-    eval_split: str = "test"
+    eval_split: str | None = None  # what the best weights are chosen on; None: 'val', or 'test' where there is no other
+    multi_label: bool = False  # an image has any number of classes, as the data say
+    sampler: str = "shuffle"  # 'balanced': drawn with replacement, every class as often, as WeightedRandomSampler
     val_share: float = 0.2  # of every class, held out for evaluation where the data come without splits
     image_key: str | None = None  # column or feature of the image; None: found by its usual names
     label_key: str | None = None
@@ -131,6 +135,10 @@ class DataConfig:
         object.__setattr__(self, "augment", build(AugmentConfig, self.augment, "data.augment."))
         if isinstance(self.image_size, int):
             object.__setattr__(self, "image_size", (self.image_size, self.image_size))
+        _choice("data.sampler", self.sampler, SAMPLERS)
+        if self.sampler == "balanced" and self.multi_label:
+            raise ValueError("data.sampler=balanced is for images of one class each; data.multi_label has "
+                             "loss.pos_weight=balanced")  # fmt: skip
         _whole("data.batch_size", self.batch_size)
         if self.eval_batch_size is not None:
             _whole("data.eval_batch_size", self.eval_batch_size)
@@ -183,6 +191,10 @@ class LossConfig:
 
     name: str = "softmax"  # 'binary': every class by itself, as DeiT-III
     label_smoothing: float = 0.0
+    # 'softmax': one a class, as torch.nn.CrossEntropyLoss.weight; 'balanced': images / (classes * images of the class)
+    class_weights: tuple[float, ...] | str | None = None
+    # 'binary': of what has a class, as torch.nn.BCEWithLogitsLoss.pos_weight; 'balanced': images without over with it
+    pos_weight: tuple[float, ...] | str | None = None
     target_threshold: float | None = None  # 'binary': soft labels above it become 1, others 0
     sum_classes: bool = False  # 'binary': sum over the classes instead of their mean
     distillation: str = "none"  # 'hard' or 'soft': the distillation head learns from a teacher's logits, as DeiT
@@ -191,7 +203,20 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Checks every value."""
+        _freeze_lists(self)
         _choice("loss.name", self.name, LOSSES)
+        for name, loss in (("class_weights", "softmax"), ("pos_weight", "binary")):
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                value = (value,)
+                object.__setattr__(self, name, value)
+            if value is not None and self.name != loss:
+                other = "pos_weight" if self.name == "binary" else "class_weights"
+                raise ValueError(f"loss.{name} is of loss.name={loss}; {self.name} has loss.{other}")
+            if isinstance(value, str):
+                _choice(f"loss.{name}", value, (BALANCED,))
+            for number in value if isinstance(value, tuple) else ():
+                _positive(f"loss.{name}", number)
         _choice("loss.distillation", self.distillation, DISTILLATIONS)
         _share("loss.label_smoothing", self.label_smoothing, one=False)
         _share("loss.distillation_alpha", self.distillation_alpha)
@@ -244,7 +269,7 @@ class ScheduleConfig:
 
     name: str = "cosine"
     warmup_epochs: float = 0.0
-    warmup_steps: int | None = None  # instead of warmup_epochs; `TrainConfig.resolve` fills it in
+    warmup_steps: int | None = None  # instead of warmup_epochs; a resolved config has it
     warmup_start: float = 0.0  # share of the peak at step 0
     final: float = 0.0  # share of the peak that the cosine ends at
 
@@ -277,6 +302,24 @@ class EmaConfig:
         _share("ema.decay", self.decay)
         _share("ema.min_decay", self.min_decay)
         _whole("ema.update_after_step", self.update_after_step, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EarlyStoppingConfig:
+    """The run ends when evaluations have not improved for a while.
+
+    Reference: lightning.pytorch.callbacks.EarlyStopping, transformers.EarlyStoppingCallback.
+    """
+
+    patience: int = 5  # evaluations in a row without improvement
+    min_delta: float = 0.0  # what counts as an improvement is more than this
+    monitor: str = "score"  # top-1 accuracy, or of several labels an image the mean average precision; or 'loss'
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        _whole("early_stopping.patience", self.patience)
+        _number("early_stopping.min_delta", self.min_delta)
+        _choice("early_stopping.monitor", self.monitor, ("score", "loss"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -313,8 +356,10 @@ class TrainConfig:
         "optimizer": OptimizerConfig,
         "schedule": ScheduleConfig,
         "ema": EmaConfig,
+        "early_stopping": EarlyStoppingConfig,
         "mesh": MeshConfig,
     }
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("ema", "early_stopping")  # nested configs that may be None
 
     model: ViTConfig  # or a preset's name, or a mapping as of ViTConfig.to_dict()
     drop: DropRates = NO_DROPS
@@ -324,6 +369,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     ema: EmaConfig | None = None
+    early_stopping: EarlyStoppingConfig | None = None
     epochs: float | None = None  # one of epochs and steps
     steps: int | None = None
     accumulation: int = 1  # parts that a batch is cut into, one after the other
@@ -355,7 +401,7 @@ class TrainConfig:
                 object.__setattr__(self, name, get_preset(getattr(self, name)).config)
         for name, nested in self.NESTED.items():
             value = getattr(self, name)
-            if not (value is None and name == "ema"):
+            if not (value is None and name in self.OPTIONAL):
                 object.__setattr__(self, name, build(nested, value, f"{name}."))
         object.__setattr__(self, "sharding", frozen(self.sharding))
         if (self.epochs is None) == (self.steps is None):
@@ -390,7 +436,26 @@ class TrainConfig:
                 )
 
         if self.data.image_size not in (None, self.model.image_size):
-            raise ValueError(f"data.image_size {self.data.image_size} is not the model's {self.model.image_size}")
+            raise ValueError(
+                f"data.image_size {self.data.image_size} is not the model's {self.model.image_size}: "
+                "set model.image_size"
+            )
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        """Raises ValueError where loss and labels do not fit each other."""
+        loss, classes = self.loss, self.model.num_classes
+        if self.data.multi_label:
+            if loss.name != "binary":
+                raise ValueError("data.multi_label needs loss.name=binary: each class by itself")
+            if loss.label_smoothing:
+                raise ValueError("data.multi_label has no label smoothing: set loss.label_smoothing=0")
+            if loss.distillation != "none":
+                raise ValueError("distillation is for images of one class each, not for data.multi_label")
+        for name in ("class_weights", "pos_weight"):
+            value = getattr(loss, name)
+            if isinstance(value, tuple) and len(value) != classes and not (name == "pos_weight" and len(value) == 1):
+                raise ValueError(f"loss.{name} has {len(value)} numbers for {classes} classes")
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -408,26 +473,30 @@ class TrainConfig:
             changes["model"] = get_preset(changes["model"]).config
         return replace_dotted(self, changes)
 
-    def resolve(self, num_examples: int) -> Self:
-        """Returns a copy whose durations are in steps, for that many training images; the last part batch is left out.
+    def resolve(self, num_examples: int, class_counts: Sequence[int] | None = None) -> ResolvedConfig:
+        """Returns the config for that many training images; an epoch's last part batch is left out.
+
+        Args:
+            num_examples: images to train on.
+            class_counts: how many of them each class has, which 'balanced' weights need.
 
         Raises:
             ValueError: there are fewer images than one batch has.
         """
-        steps_per_epoch = num_examples // self.data.batch_size
-        if steps_per_epoch < 1:
-            raise ValueError(f"{num_examples} training images are fewer than data.batch_size {self.data.batch_size}")
+        steps_per_epoch = _steps_per_epoch(num_examples, self.data.batch_size)
         steps = self.steps or max(1, round((self.epochs or 0) * steps_per_epoch))
         warmup = self.schedule.warmup_steps
         warmup = round(self.schedule.warmup_epochs * steps_per_epoch) if warmup is None else warmup
-        return dataclasses.replace(
-            self,
-            epochs=None,
-            steps=steps,
-            schedule=dataclasses.replace(self.schedule, warmup_steps=min(warmup, steps), warmup_epochs=0.0),
-            eval_every=self.eval_every or steps_per_epoch,
-            checkpoint_every=self.checkpoint_every or steps_per_epoch,
-        )
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | {
+            "epochs": None,
+            "steps": steps,
+            "steps_per_epoch": steps_per_epoch,
+            "schedule": dataclasses.replace(self.schedule, warmup_steps=min(warmup, steps), warmup_epochs=0.0),
+            "eval_every": self.eval_every or steps_per_epoch,
+            "checkpoint_every": self.checkpoint_every or steps_per_epoch,
+            "loss": _weighted(self.loss, num_examples, class_counts),
+        }
+        return ResolvedConfig(**fields)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON types."""
@@ -436,6 +505,59 @@ class TrainConfig:
     def to_json(self) -> str:
         """Returns `to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
+
+
+def _steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    if num_examples < batch_size:
+        raise ValueError(f"{num_examples} training images are fewer than data.batch_size {batch_size}")
+    return num_examples // batch_size
+
+
+def _weighted(loss: LossConfig, num_examples: int, counts: Sequence[int] | None) -> LossConfig:
+    """Returns the loss with numbers in place of 'balanced'."""
+    wanted = [name for name in ("class_weights", "pos_weight") if getattr(loss, name) == BALANCED]
+    if not wanted:
+        return loss
+    if counts is None or min(counts) < 1:
+        raise ValueError(f"loss.{wanted[0]}=balanced needs training images of every class")
+    balanced = {
+        "class_weights": tuple(num_examples / (len(counts) * count) for count in counts),
+        # a class that every image has would weigh nothing
+        "pos_weight": tuple(max(num_examples - count, 1) / count for count in counts),
+    }
+    return dataclasses.replace(loss, **{name: balanced[name] for name in wanted})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(TrainConfig):
+    """A config for data of a known size: its durations are in steps and its weights are numbers.
+
+    The training step, the optimiser's schedule, the loop and the planner take this one; `TrainConfig.resolve` makes it.
+    """
+
+    # 0 is refused: `resolve` gives all of them
+    steps: int = 0
+    steps_per_epoch: int = 0
+    eval_every: int = 0
+    checkpoint_every: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        super().__post_init__()
+        for name in ("steps", "steps_per_epoch", "eval_every", "checkpoint_every"):
+            _whole(name, getattr(self, name))
+        _whole("schedule.warmup_steps", self.schedule.warmup_steps, 0)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps in which the learning rate rises."""
+        return self.schedule.warmup_steps or 0
+
+    def resolve(self, num_examples: int, class_counts: Sequence[int] | None = None) -> ResolvedConfig:
+        """Returns itself, if there are images for a batch."""
+        del class_counts
+        _steps_per_epoch(num_examples, self.data.batch_size)
+        return self
 
 
 def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:

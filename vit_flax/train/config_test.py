@@ -1,6 +1,7 @@
 """The config as JSON, its changes by name, and what it refuses."""
 
 import dataclasses
+import json
 import re
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 from vit_flax.config import ViTConfig
 from vit_flax.presets import get_preset
 from vit_flax.recipes import RECIPES, get_recipe
-from vit_flax.train.config import TrainConfig, config_from_json
-from vit_flax.train.loop import check_same_run
+from vit_flax.train.config import ResolvedConfig, TrainConfig, config_from_json
+from vit_flax.train.resuming import check_same_run, stored_config
 from vit_flax.train.weights import check_exportable
 
 SMALL = TrainConfig(
@@ -92,3 +93,55 @@ def test_a_run_goes_on_only_as_what_it_was() -> None:
 def test_every_field_of_a_config_is_described_by_name_and_default() -> None:
     for nested in TrainConfig.NESTED.values():
         assert all(field.default is not dataclasses.MISSING for field in dataclasses.fields(nested))
+
+
+def test_balanced_weights_are_sklearns_and_torchs() -> None:
+    counts = [5, 1, 2, 2, 10, 4, 3, 3, 8, 2]
+    config = SMALL.replace({"loss.class_weights": "balanced", "data.batch_size": 4}).resolve(40, counts)
+    assert config.loss.class_weights == tuple(40 / (10 * count) for count in counts)
+    several = {"data.multi_label": True, "loss.name": "binary", "loss.pos_weight": "balanced", "data.batch_size": 4}
+    assert SMALL.replace(several).resolve(40, counts).loss.pos_weight == tuple((40 - count) / count for count in counts)
+    with pytest.raises(ValueError, match="balanced needs training images of every class"):
+        SMALL.replace({"loss.class_weights": "balanced"}).resolve(400)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data.multi_label": True}, "data.multi_label needs loss.name=binary"),
+        (
+            {"data.multi_label": True, "loss.name": "binary", "loss.label_smoothing": 0.1},
+            "has no label smoothing: set loss.label_smoothing=0",
+        ),
+        ({"loss.pos_weight": 2.0}, "loss.pos_weight is of loss.name=binary; softmax has loss.class_weights"),
+        ({"loss.class_weights": (1.0, 2.0)}, "loss.class_weights has 2 numbers for 10 classes"),
+        ({"loss.class_weights": "equal"}, "loss.class_weights must be one of balanced, got 'equal'"),
+        ({"loss.class_weights": (1,) * 9 + (-1,)}, "loss.class_weights must be a positive number, got -1"),
+        ({"data.sampler": "weighted"}, "data.sampler must be one of shuffle, balanced"),
+        ({"early_stopping.patience": 0}, "early_stopping.patience must be an integer of at least 1"),
+        ({"data.image_size": (9, 9)}, "set model.image_size"),
+    ],
+)
+def test_labels_and_losses_that_do_not_fit(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        SMALL.replace(changes)
+
+
+def test_a_resolved_config_is_a_type_of_its_own() -> None:
+    resolved = SMALL.resolve(1000)
+    assert type(resolved) is ResolvedConfig
+    assert (resolved.steps_per_epoch, resolved.warmup_steps) == (7, 0)
+    assert stored_config(json.loads(resolved.to_json())) == resolved
+    assert type(resolved.replace(seed=3)) is ResolvedConfig
+    with pytest.raises(ValueError, match="steps must be an integer of at least 1"):
+        resolved.replace(epochs=2)
+    # what runs stored before there was the type
+    old = resolved.to_dict()
+    for name in ("steps_per_epoch", "early_stopping"):
+        del old[name]
+    for name in ("multi_label", "sampler"):
+        del old["data"][name]
+    for name in ("class_weights", "pos_weight"):
+        del old["loss"][name]
+    old["data"]["eval_split"] = "test"
+    check_same_run(stored_config(old), resolved)

@@ -9,12 +9,12 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_flax.models import attention_backend
-from vit_flax.train.config import TrainConfig
+from vit_flax.train.config import ResolvedConfig
 from vit_flax.train.sharding import AnyMesh, batch_sharding, check_mesh, partitioned, place_params, state_shardings
 from vit_flax.train.step import TrainState, batch_shapes, eval_step, init_state, train_step
 
 
-def abstract_state(config: TrainConfig, mesh: AnyMesh) -> TrainState:
+def abstract_state(config: ResolvedConfig, mesh: AnyMesh) -> TrainState:
     """Returns shapes, dtypes and shardings of the training state; nothing is allocated.
 
     Raises:
@@ -24,7 +24,7 @@ def abstract_state(config: TrainConfig, mesh: AnyMesh) -> TrainState:
     return _with_shardings(shapes, state_shardings(shapes, mesh, config.sharding))
 
 
-def create_state(config: TrainConfig, mesh: Mesh, params: Any = None) -> TrainState:
+def create_state(config: ResolvedConfig, mesh: Mesh, params: Any = None) -> TrainState:
     """Returns the state before the first step, made where it lies; `params` (in host memory) replace random ones."""
     state = abstract_state(config, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -34,10 +34,10 @@ def create_state(config: TrainConfig, mesh: Mesh, params: Any = None) -> TrainSt
     return init(jax.random.key(config.seed), params=place_params(params, shardings.params))
 
 
-def compile_step(config: TrainConfig, mesh: Mesh) -> Any:
+def compile_step(config: ResolvedConfig, mesh: Mesh) -> Any:
     """Returns the jitted training step, (state, batch) -> (state, scalars), whose old state is given up.
 
-    `config` is resolved. Raises ValueError when the mesh divides neither batch, heads nor parameters.
+    Raises ValueError when the mesh divides neither batch, heads nor parameters.
     """
     check_mesh(config, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
@@ -55,7 +55,7 @@ def compile_step(config: TrainConfig, mesh: Mesh) -> Any:
     )
 
 
-def compile_eval(config: TrainConfig, mesh: Mesh) -> Any:
+def compile_eval(config: ResolvedConfig, mesh: Mesh) -> Any:
     """Returns the jitted evaluation step, (params, batch) -> sums."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh).params)
 
@@ -67,7 +67,7 @@ def compile_eval(config: TrainConfig, mesh: Mesh) -> Any:
     return jax.jit(step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=everywhere)
 
 
-def lower(config: TrainConfig, mesh: Mesh) -> jax.stages.Lowered:
+def lower(config: ResolvedConfig, mesh: Mesh) -> jax.stages.Lowered:
     """Returns the lowered training step, from shapes alone; the mesh's devices need not exist."""
     batch = _with_shardings(batch_shapes(config), batch_sharding(mesh))
     return compile_step(config, mesh).lower(abstract_state(config, mesh), batch)

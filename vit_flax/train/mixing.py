@@ -14,16 +14,17 @@ ASPECT = (0.3, 1 / 0.3)  # bounds of an erased rectangle's height over its width
 
 
 def mix(
-    key: Array, images: Float[Array, "b h w c"], labels: Int[Array, " b"], num_classes: int, config: MixingConfig
+    key: Array, images: Float[Array, "b h w c"], labels: Array, num_classes: int, config: MixingConfig
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
     """Returns mixed images and soft labels: erased, then mixed with the batch in reverse order.
 
-    One lambda, and one rectangle, is drawn for the whole batch.
+    Labels are integers (B,) or probabilities (B, K). One lambda, and one rectangle, is drawn for the whole batch.
 
     Reference: timm.data.Mixup(mode="batch") and timm.data.random_erasing.RandomErasing(mode="pixel").
     """
     erase_key, mix_key, choice_key, lam_key, box_key = jax.random.split(key, 5)
-    targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    targets = jax.nn.one_hot(labels, num_classes) if labels.ndim == 1 else labels
+    targets = targets.astype(jnp.float32)
     if config.erasing_prob > 0:
         images = erase(erase_key, images, config.erasing_prob, config.erasing_area)
     if not config.mixes:

@@ -14,15 +14,15 @@ from jaxtyping import Array
 
 from vit_flax.config import ViTConfig
 from vit_flax.models import trainable_mask, weight_decay_mask
-from vit_flax.train.config import OptimizerConfig, TrainConfig
+from vit_flax.train.config import OptimizerConfig, ResolvedConfig, TrainConfig
 from vit_flax.train.patterns import match_tree, paths_of, select
 
 _TORCH_CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 _STEM = r"(cls_token|dist_token|reg_token|mask_token|pos_embed|(patch_embed|tokens_to_token|norm_pre)/.*)"
 
 
-def make_optimizer(config: TrainConfig, params: Any) -> optax.GradientTransformation:
-    """Returns the optimiser of a resolved config; of `params` only names and shapes are read."""
+def make_optimizer(config: ResolvedConfig, params: Any) -> optax.GradientTransformation:
+    """Returns the optimiser; of `params` only names and shapes are read."""
     numbers, model = config.optimizer, config.model
     decay = decay_mask(numbers, model, params)
     steps = []
@@ -62,12 +62,10 @@ def scale_by_muon(numbers: OptimizerConfig) -> optax.GradientTransformation:
     )
 
 
-def learning_rate(config: TrainConfig) -> Callable[[Any], Any]:
-    """Returns the learning rate of a resolved config as a function of the steps taken."""
+def learning_rate(config: ResolvedConfig) -> Callable[[Any], Any]:
+    """Returns the learning rate as a function of the steps taken."""
     schedule, peak = config.schedule, config.optimizer.learning_rate
-    total, warmup = config.steps, schedule.warmup_steps
-    if total is None or warmup is None:
-        raise ValueError("the schedule needs durations in steps: call TrainConfig.resolve first")
+    total, warmup = config.steps, config.warmup_steps
 
     def rate(step: Any) -> Any:
         step = jnp.asarray(step, float)  # the widest that JAX is set to: an int32 would make it float32

@@ -10,38 +10,53 @@ import numpy as np
 _MAX_NAMED = 40  # classes whose names fit beside the matrix
 
 
-def draw_curves(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Writes a picture of training loss, learning rate and evaluation accuracy over the steps."""
-    figure, axes = _figure(1, 3, (13, 3.6))
+_MAX_COUNTED = 25  # classes whose counts fit into the matrix
+_TITLES = {"accuracy": "top-1 accuracy, %", "mean_average_precision": "mean average precision, %"}
+
+
+def draw_curves(path: Path, lines: list[dict[str, Any]], run: str, score: str = "accuracy") -> None:
+    """Writes a picture of a run's loss, learning rate and evaluation score over the steps."""
+    figure, axes = _figure(1, 3, (13, 3.8))
+    figure.suptitle(run)
     trained = [line for line in lines if line["kind"] == "train"]
     evaluated = [line for line in lines if line["kind"] == "eval"]
+    split = evaluated[-1].get("split", "evaluation") if evaluated else "evaluation"
     steps = [line["step"] for line in trained]
     axes[0].plot(steps, [line["loss"] for line in trained], label="training")
-    axes[0].plot([line["step"] for line in evaluated], [line["loss"] for line in evaluated], label="evaluation")
+    marker = "." if len(evaluated) < 50 else None
+    at = [line["step"] for line in evaluated]
+    axes[0].plot(at, [line["loss"] for line in evaluated], marker=marker, label=split)
     axes[0].legend()
     axes[1].plot(steps, [line["learning_rate"] for line in trained])
-    axes[2].plot([line["step"] for line in evaluated], [100 * line["accuracy"] for line in evaluated], marker=".")
-    for axis, title in zip(axes, ("loss", "learning rate", "top-1 accuracy, %"), strict=True):
+    axes[2].plot(at, [100 * line[score] for line in evaluated], marker=marker, color="C1")
+    for axis, title in zip(axes, ("loss", "learning rate", f"{_TITLES[score]} ({split})"), strict=True):
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
 
-def draw_confusion(path: Path, confusion: np.ndarray, names: tuple[str, ...]) -> None:
-    """Writes a picture of the confusion matrix, rows being labels and each row's sum 1."""
+def draw_confusion(path: Path, confusion: np.ndarray, names: tuple[str, ...], run: str) -> None:
+    """Writes a picture of the confusion matrix, rows being labels and each row's sum 1; of few classes with counts."""
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    side = 4 + 0.25 * min(len(shares), _MAX_NAMED)
+    counted = len(shares) <= _MAX_COUNTED
+    side = 4 + (0.4 if counted else 0.25) * min(len(shares), _MAX_NAMED)
     figure, axes = _figure(1, 1, (side + 1, side))
     axis = axes[0]
     image = axis.imshow(shares, cmap="viridis", vmin=0, vmax=1)
-    figure.colorbar(image, fraction=0.046)
+    figure.colorbar(image, fraction=0.046, label="share of the label's images")
     if len(names) <= _MAX_NAMED:
         axis.set_xticks(range(len(names)), names, rotation=90)
         axis.set_yticks(range(len(names)), names)
+    if counted:
+        for row, column in zip(*np.nonzero(confusion), strict=True):
+            dark = shares[row, column] < 0.6
+            count = str(int(confusion[row, column]))
+            axis.text(column, row, count, ha="center", va="center", fontsize=7, color="w" if dark else "k")
     axis.set_xlabel("answer")
     axis.set_ylabel("label")
-    axis.set_title(f"top-1 accuracy {np.trace(confusion) / max(1, confusion.sum()):.2%}")
+    right, count = int(np.trace(confusion)), int(confusion.sum())
+    axis.set_title(f"{run}\ntop-1 accuracy {right / max(1, count):.2%} of {count:,} images")
     figure.savefig(path, dpi=120)
 
 

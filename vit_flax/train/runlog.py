@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import math
 import sys
 import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +23,10 @@ class RunLog:
     Only the first process of a run writes: the others make one with `folder=None`.
     """
 
-    def __init__(self, folder: Path | None, start: int, total: int, quiet: bool = False) -> None:
-        self._total, self._quiet = total, quiet
+    def __init__(
+        self, folder: Path | None, start: int, total: int, steps_per_epoch: int | None = None, quiet: bool = False
+    ) -> None:
+        self._total, self._epoch, self._quiet = total, steps_per_epoch, quiet
         self._began, self._start = time.monotonic(), start
         self._file: Any = None
         self._board: Any = None
@@ -33,6 +40,10 @@ class RunLog:
             self._board = Board(folder / "tensorboard", start)
         except ImportError:
             self.say("TensorBoard files are not written: pip install 'vit-linen[train]'")
+
+    def restart_clock(self, step: int) -> None:
+        """Counts the time that is left from here on: the first step compiled."""
+        self._began, self._start = time.monotonic(), step
 
     def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
         """Writes a line of a kind ('train', 'eval' ...), its numbers to TensorBoard as well."""
@@ -49,24 +60,49 @@ class RunLog:
         """Shows the progress line."""
         if self._file is None or self._quiet:
             return
-        done = step - self._start
-        left = (time.monotonic() - self._began) / max(1, done) * (self._total - step)
         parts = [f"step {step}/{self._total}", f"loss {values['loss']:.4f}", f"lr {values['learning_rate']:.2e}"]
+        if self._epoch:
+            epoch, epochs = (math.ceil(count / self._epoch) for count in (step, self._total))
+            parts.insert(0, f"epoch {epoch}/{epochs}")
         if values.get("images_per_second") is not None:
             parts.append(f"{values['images_per_second']:.1f} images/s")
         if values.get("mfu") is not None:
             parts.append(f"MFU {values['mfu']:.1%}")
-        parts.append(f"ETA {format_seconds(left)}")
+        if step > self._start:
+            left = (time.monotonic() - self._began) / (step - self._start) * (self._total - step)
+            parts.append(f"ETA {format_seconds(left)}")
         line = "  ".join(parts)
-        if sys.stderr.isatty():
-            print(f"\r\033[K{line}", end="" if step < self._total else "\n", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        end = "" if sys.stderr.isatty() and step < self._total else "\n"
+        print(f"{_clear()}{line}", end=end, file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """Shows a line of its own."""
-        if not self._quiet:
-            print(f"\r\033[K{text}" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+        if self._file is not None and not self._quiet:
+            print(f"{_clear()}{text}", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def own_lines(self) -> Iterator[None]:
+        """Makes warnings and what is logged begin on a line of their own, not behind the progress line."""
+
+        def clear(*_: Any) -> bool:
+            if sys.stderr is not None:
+                print(_clear(), end="", file=sys.stderr, flush=True)
+            return True
+
+        def show(*arguments: Any, **named: Any) -> None:
+            clear()
+            shown(*arguments, **named)
+
+        handlers = [handler for handler in (*logging.getLogger().handlers, logging.lastResort) if handler is not None]
+        shown, warnings.showwarning = warnings.showwarning, show
+        for handler in handlers:
+            handler.addFilter(clear)
+        try:
+            yield
+        finally:
+            warnings.showwarning = shown
+            for handler in handlers:
+                handler.removeFilter(clear)
 
     def close(self) -> None:
         """Closes the files."""
@@ -76,6 +112,11 @@ class RunLog:
         finally:
             if self._board is not None:
                 self._board.close()
+
+
+def _clear() -> str:
+    """Returns what empties a terminal's current line; nothing where no terminal is."""
+    return "\r\033[K" if sys.stderr.isatty() else ""
 
 
 class Board:

@@ -12,14 +12,14 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from vit_flax.config import ViTConfig
 from vit_flax.presets import get_preset
-from vit_flax.train.config import DataConfig, MeshConfig, TrainConfig
+from vit_flax.train.config import DataConfig, MeshConfig, ResolvedConfig, TrainConfig
 from vit_flax.train.lower import abstract_state
 from vit_flax.train.sharding import AXES, bytes_per_device, check_mesh, default_mesh, make_mesh, parameter_specs
 
 SMALL = ViTConfig(image_size=(16, 16), patch_size=(4, 4), embed_dim=256, depth=2, num_heads=8, num_classes=8)
 
 
-def config(**changes) -> TrainConfig:
+def config(**changes) -> ResolvedConfig:
     return TrainConfig(model=SMALL, steps=10, data=DataConfig(batch_size=16)).resolve(1000).replace(changes)
 
 

@@ -13,13 +13,15 @@ from jaxtyping import Array, Float
 
 from vit_flax.config import NO_DROPS, ViTConfig
 from vit_flax.models import VisionTransformer, build_model
-from vit_flax.train.config import LossConfig, TrainConfig
+from vit_flax.train.config import LossConfig, ResolvedConfig, TrainConfig
 from vit_flax.train.ema import update_ema
-from vit_flax.train.losses import classification_loss, distillation_loss
+from vit_flax.train.losses import batch_weights, binary_cross_entropy, classification_loss, distillation_loss
 from vit_flax.train.mixing import mix
 from vit_flax.train.optimizer import global_norm, learning_rate, make_optimizer, trained_mask
 
-Batch = dict[str, Any]  # 'image' uint8 (B, H, W, C), 'label' int32 (B,); -1 pads a batch of evaluation
+# 'image' uint8 (B, H, W, C); 'label' int32 (B,) or, with several labels an image, int8 (B, K) of 0 and 1. -1 pads a
+# batch of evaluation.
+Batch = dict[str, Any]
 MAX_CONFUSION_CLASSES = 1000  # with more, eval_step counts no confusions
 
 
@@ -47,7 +49,9 @@ def batch_shapes(config: TrainConfig) -> Batch:
     """Returns the shapes and dtypes of a whole batch, as jax.ShapeDtypeStruct."""
     size = config.data.batch_size
     images = jax.ShapeDtypeStruct((size, *config.image_size, config.model.in_chans), jnp.uint8)
-    return {"image": images, "label": jax.ShapeDtypeStruct((size,), jnp.int32)}
+    classes = config.model.num_classes
+    labels = ((size, classes), jnp.int8) if config.data.multi_label else ((size,), jnp.int32)
+    return {"image": images, "label": jax.ShapeDtypeStruct(*labels)}
 
 
 def init_params(key: Array, model: ViTConfig) -> Any:
@@ -56,7 +60,7 @@ def init_params(key: Array, model: ViTConfig) -> Any:
     return build_model(model).init(key, images)["params"]
 
 
-def init_state(key: Array, config: TrainConfig, params: Any = None, teacher: Any = None) -> TrainState:
+def init_state(key: Array, config: ResolvedConfig, params: Any = None, teacher: Any = None) -> TrainState:
     """Returns the state before the first step; `params` stand in for random ones. Pure: may be jitted, eval_shape'd."""
     if params is None:
         params = init_params(key, config.model)
@@ -80,23 +84,24 @@ def normalise(images: Array, config: TrainConfig) -> Float[Array, "b h w c"]:
     return (images - mean) / std
 
 
-def train_step(state: TrainState, batch: Batch, config: TrainConfig) -> tuple[TrainState, dict[str, Array]]:
+def train_step(state: TrainState, batch: Batch, config: ResolvedConfig) -> tuple[TrainState, dict[str, Array]]:
     """Returns the state after one step, and its scalars: loss, grad_norm, learning_rate.
 
-    What is random follows from config.seed and state.step alone. `config` is resolved (`TrainConfig.resolve`) and is
-    meant to be bound before jit: `jax.jit(partial(train_step, config=config), donate_argnums=0)`.
+    What is random follows from config.seed and state.step alone. `config` is meant to be bound before jit:
+    `jax.jit(partial(train_step, config=config), donate_argnums=0)`.
     """
     mix_key, drop_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
     with jax.named_scope("images"):
         images, labels = normalise(batch["image"], config), batch["label"]
         if config.mixing.mixes or config.mixing.erasing_prob:
             images, labels = mix(mix_key, images, labels, config.model.num_classes, config.mixing)
+    weights = batch_weights(labels, config.loss)
     trained = trained_mask(config, state.params)
 
     def loss_of(params: Any, images: Array, labels: Array, key: Array) -> Array:
         # no gradient is computed for what is frozen
         params = jax.tree.map(lambda p, is_trained: p if is_trained else lax.stop_gradient(p), params, trained)
-        return compute_loss(params, state.teacher, images, labels, key, config)
+        return compute_loss(params, state.teacher, images, labels, key, config, weights)
 
     loss, gradients = accumulate(loss_of, state.params, images, labels, drop_key, config.accumulation)
     with jax.named_scope("optimizer"):
@@ -114,19 +119,25 @@ def train_step(state: TrainState, batch: Batch, config: TrainConfig) -> tuple[Tr
 
 
 def compute_loss(
-    params: Any, teacher: Any, images: Float[Array, "b h w c"], labels: Array, key: Array, config: TrainConfig
+    params: Any,
+    teacher: Any,
+    images: Float[Array, "b h w c"],
+    labels: Array,
+    key: Array,
+    config: TrainConfig,
+    weights: Float[Array, " k"] | None = None,
 ) -> Float[Array, ""]:
-    """Computes the loss of normalised images; `key` is of what is left out at random."""
+    """Computes the loss of normalised images; `key` is of what is left out at random, `weights` are the classes'."""
     model = train_model(config)
     rngs = {} if config.drop == NO_DROPS else {"dropout": key}
     if config.loss.distillation == "none":
         logits: Any = model.apply({"params": params}, images, rngs=rngs)
-        return classification_loss(logits, labels, config.loss)
+        return classification_loss(logits, labels, config.loss, weights)
     numbers: LossConfig = config.loss
     both: Any = model.apply({"params": params}, images, rngs=rngs, method="both_heads")
     assert config.teacher_model is not None
     taught: Any = build_model(config.teacher_model, **_runtime(config)).apply({"params": teacher}, images)
-    own = classification_loss(both[0], labels, numbers)
+    own = classification_loss(both[0], labels, numbers, weights)
     distilled = distillation_loss(both[1], taught, numbers.distillation, numbers.distillation_tau)
     return own * (1 - numbers.distillation_alpha) + distilled * numbers.distillation_alpha
 
@@ -163,13 +174,21 @@ def accumulate(loss_of: Any, params: Any, images: Array, labels: Array, key: Arr
 def eval_step(params: Any, batch: Batch, config: TrainConfig) -> dict[str, Array]:
     """Returns sums over a batch: loss, correct, correct5, count, and confusion (K, K), label by row.
 
-    Rows with a negative label count nowhere. The loss is the cross-entropy, whatever is trained with.
+    Rows with a negative label count nowhere. The loss is the cross-entropy, whatever is trained with. With several
+    labels an image it is each class's own, and instead of what is correct there are the rows' `logits` and `labels`,
+    float32 and int8 (B, K): what ranks the images of an evaluation needs all of them.
     """
     classes = config.model.num_classes
     model = build_model(config.model, **_runtime(config), scan=config.scan)
     logits: Any = model.apply({"params": params}, normalise(batch["image"], config))
     counts = batch["label"] >= 0
     labels = jnp.maximum(batch["label"], 0)
+    if config.data.multi_label:
+        logits = logits.astype(jnp.float32)
+        counts = counts.all(-1)
+        losses = jax.vmap(lambda own, hot: binary_cross_entropy(own[None], hot[None]))(logits, labels)
+        sums = {"loss": jnp.where(counts, losses, 0).sum(), "count": counts.sum()}
+        return sums | {"logits": logits, "labels": jnp.where(counts[:, None], labels, -1)}
     losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     # of equal logits the first wins, as in argmax

@@ -88,6 +88,11 @@ def export(
     new.rename(folder)
 
 
+def exported_params(folder: Path) -> Any:
+    """Returns the parameters that `export` wrote, in float32."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), load(folder)[1])
+
+
 def gather(params: Any) -> Any:
     """Returns parameters in this process's memory, wherever they lie."""
     if jax.process_count() > 1:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 
 from vit_flax.suggestions import suggest
 from vit_flax.train.config import DataConfig
 from vit_flax.train.data.source import DataError, Example, Source
 
-__all__ = ["SOURCES", "DataError", "Example", "Source", "open_source"]
+__all__ = ["SOURCES", "DataError", "Example", "Source", "find_splits", "open_source"]
 
 # Name to module, which is imported when the source is opened: each needs a library of its own.
 SOURCES = {
@@ -30,13 +30,30 @@ def open_source(data: DataConfig, split: str, channels: int = 3, num_classes: in
     Raises:
         DataError: no such source (the nearest is suggested), or data that cannot be used.
     """
-    if data.name not in SOURCES:
-        hint = suggest(data.name, SOURCES, f"there are {', '.join(SOURCES)}")
-        raise DataError(f"no data source {data.name!r}; {hint}")
+    module = _module(data.name)
     if channels not in (1, 3):
         raise DataError(f"images are read with 1 or 3 channels, the model has in_chans={channels}")
-    opened: Callable[..., Source] = import_module(SOURCES[data.name]).open_source
-    source = opened(data, split, channels, num_classes)
-    if num_classes is not None and len(source.class_names) > num_classes:
-        raise DataError(f"{source.name}: has {len(source.class_names)} classes, the model only {num_classes}")
+    if data.multi_label and not getattr(module, "MULTI_LABEL", False):
+        raise DataError(f"{data.name} has one label an image; data.multi_label is for image_folder and hf_dataset")
+    source: Source = module.open_source(data, split, channels, num_classes)
+    classes = len(source.class_names)
+    if num_classes is not None and (classes > num_classes or (data.multi_label and classes < num_classes)):
+        only = "only " if classes > num_classes else ""
+        raise DataError(f"{source.name}: has {classes} classes, the model {only}{num_classes}")
     return source
+
+
+def find_splits(data: DataConfig) -> tuple[str, ...]:
+    """Returns which of 'train', 'val' and 'test' the data have of their own; none where they come in one piece.
+
+    Raises:
+        DataError: no such source (the nearest is suggested), or data that cannot be used.
+    """
+    return tuple(_module(data.name).find_splits(data))
+
+
+def _module(name: str) -> ModuleType:
+    if name not in SOURCES:
+        hint = suggest(name, SOURCES, f"there are {', '.join(SOURCES)}")
+        raise DataError(f"no data source {name!r}; {hint}")
+    return import_module(SOURCES[name])

@@ -11,9 +11,17 @@ import numpy as np
 
 from vit_flax.preprocessing.decode import Decoding, decode_image
 from vit_flax.train.config import DataConfig
-from vit_flax.train.data.source import SPLITS, DataError, Example, check_label, check_split, require_folder
-
-SPELLINGS = {"train": ("train",), "val": ("validation", "val", "test"), "test": ("test", "validation", "val")}
+from vit_flax.train.data.checks import is_plain
+from vit_flax.train.data.source import (
+    SPLITS,
+    DataError,
+    Example,
+    check_label,
+    check_split,
+    match_splits,
+    pick_split,
+    require_folder,
+)
 
 
 @functools.cache
@@ -71,23 +79,40 @@ class ArrayRecords:
     def __len__(self) -> int:
         return len(self.records)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """All labels; every record is read for them."""
+        return np.asarray([self._label(index, self._features(index)) for index in range(len(self))], np.int64)
+
     def __getitem__(self, index: int) -> Example:
+        features = self._features(index)
+        image = decode_image(self._encoded(index, features), self.image_shape[2], self.decoding)
+        return {"image": image, "label": self._label(index, features), "name": self.describe(index)}
+
+    def check(self, index: int) -> None:
+        """Reads the header of an image, and all of one whose header does not tell."""
+        if not is_plain(self._encoded(index, self._features(index))):
+            self[index]
+
+    def _features(self, index: int) -> Any:
         name = self.describe(index)
         features = parse(self.records[int(index)], name)
         for key in self.keys:
             if key not in features:
                 raise DataError(f"{name}: has no feature {key!r}, only {', '.join(map(repr, sorted(features)))}")
-        image, label = (features[key] for key in self.keys)
+        return features
+
+    def _encoded(self, index: int, features: Any) -> bytes:
+        image = features[self.keys[0]]
         if not image.bytes_list.value:
-            raise DataError(f"{name}: feature {self.keys[0]!r} must hold an encoded image")
+            raise DataError(f"{self.describe(index)}: feature {self.keys[0]!r} must hold an encoded image")
+        return image.bytes_list.value[0]
+
+    def _label(self, index: int, features: Any) -> int:
+        label = features[self.keys[1]]
         if len(label.int64_list.value) != 1:
-            raise DataError(f"{name}: feature {self.keys[1]!r} must hold one integer")
-        label = check_label(label.int64_list.value[0], len(self.class_names), name)
-        return {
-            "image": decode_image(image.bytes_list.value[0], self.image_shape[2], self.decoding),
-            "label": label,
-            "name": name,
-        }
+            raise DataError(f"{self.describe(index)}: feature {self.keys[1]!r} must hold one integer")
+        return check_label(label.int64_list.value[0], len(self.class_names), self.describe(index))
 
     def describe(self, index: int) -> str:
         """Returns the split and the record of an image."""
@@ -108,6 +133,12 @@ def parse(record: bytes, name: str) -> Any:
         raise DataError(f"{name}: the record is not a tf.train.Example") from error
 
 
+def find_splits(data: DataConfig) -> dict[str, str]:
+    """Returns what the splits are called in the files' names, whichever there are."""
+    folder = require_folder("array_record", data.path)
+    return match_splits({word for file in _files(folder) for word in _words(file)})
+
+
 def open_source(data: DataConfig, split: str, channels: int, num_classes: int | None) -> ArrayRecords:
     """Opens the files NAME-SPLIT.array_record-00000-of-00001 (or SPLIT*.array_record) of a TFDS folder.
 
@@ -119,15 +150,9 @@ def open_source(data: DataConfig, split: str, channels: int, num_classes: int | 
     """
     check_split("array_record", split, SPLITS)
     folder = require_folder("array_record", data.path)
-    files = sorted(file for file in folder.iterdir() if ".array_record" in file.name or ".arrayrecord" in file.name)
-    if not files:
-        hint = "; .tfrecord files cannot be read at random: prepare the data set with file_format='array_record'"
-        raise DataError(f"{folder}: has no .array_record files{hint if any(folder.glob('*.tfrecord*')) else ''}")
-    chosen: list[Path] = []
-    for spelling in SPELLINGS[split]:
-        chosen = chosen or [file for file in files if spelling in file.name.split(".")[0].split("-")]
-    if not chosen:
-        raise DataError(f"{folder}: no .array_record file has {split!r} in its name (the first is {files[0].name})")
+    files = _files(folder)
+    called = pick_split(f"{folder} (the files' names)", split, find_splits(data), [files[0].name])
+    chosen = [file for file in files if called in _words(file)]
     try:
         from grain.python import ArrayRecordDataSource
     except ImportError as error:
@@ -138,10 +163,22 @@ def open_source(data: DataConfig, split: str, channels: int, num_classes: int | 
     except Exception as error:  # what the reader's C++ side raises
         raise DataError(f"{chosen[0]}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     if not size:
-        raise DataError(f"array_record {folder}/{split}: holds no images")
+        raise DataError(f"array_record {folder}/{called}: holds no images")
     image_key, label_key = data.image_key or "image", data.label_key or "label"
     classes = _classes(folder, label_key, num_classes)
-    return ArrayRecords(f"array_record {folder}/{split}", records, (image_key, label_key), classes, channels)
+    return ArrayRecords(f"array_record {folder}/{called}", records, (image_key, label_key), classes, channels)
+
+
+def _files(folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.iterdir() if ".array_record" in file.name or ".arrayrecord" in file.name)
+    if not files:
+        hint = "; .tfrecord files cannot be read at random: prepare the data set with file_format='array_record'"
+        raise DataError(f"{folder}: has no .array_record files{hint if any(folder.glob('*.tfrecord*')) else ''}")
+    return files
+
+
+def _words(file: Path) -> list[str]:
+    return file.name.split(".")[0].split("-")
 
 
 def _classes(folder: Path, label_key: str, num_classes: int | None) -> list[str]:

@@ -19,6 +19,11 @@ PREFIXES = {"train": "train", "test": "t10k", "val": "t10k"}
 MAX_BYTES = 1 << 32  # what a header may ask for
 
 
+def find_splits(data: DataConfig) -> dict[str, str]:
+    """Returns the two splits there are."""
+    return {"train": "train", "test": "test"}
+
+
 def open_source(data: DataConfig, split: str, channels: int, num_classes: int | None) -> ArraySource:
     """Opens the 60,000 images for training or the 10,000 for testing (also called 'val').
 
@@ -32,7 +37,7 @@ def open_source(data: DataConfig, split: str, channels: int, num_classes: int | 
     labels = read_idx(file, axes=1).astype(np.int64)
     if len(images) != len(labels):
         raise DataError(f"{file.name}: {len(labels)} labels, but there are {len(images)} images")
-    name = f"fashion_mnist/{split}"
+    name = f"fashion_mnist/{'train' if split == 'train' else 'test'}"
     check_labels(labels, CLASS_NAMES, name)
     return ArraySource(name, images[..., None], labels, CLASS_NAMES)
 

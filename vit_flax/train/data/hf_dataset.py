@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from vit_flax.preprocessing.decode import BadImageError, Decoding, decode_image, match_channels
 from vit_flax.train.config import DataConfig
+from vit_flax.train.data.checks import is_plain
 from vit_flax.train.data.source import (
     SPLITS,
     DataError,
@@ -17,13 +19,15 @@ from vit_flax.train.data.source import (
     check_label,
     check_labels,
     check_split,
+    match_splits,
+    pick_split,
     require_folder,
     split_indices,
 )
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
-SPELLINGS = {"train": ("train",), "val": ("validation", "valid", "val", "test"), "test": ("test", "validation", "val")}
+MULTI_LABEL = True  # reads several labels an image
 
 
 class HFDataset:
@@ -32,10 +36,11 @@ class HFDataset:
     decoding: Decoding | None = None  # what is followed of what files say besides pixels
 
     def __init__(
-        self, name: str, folder: Path, rows: Any, kept: np.ndarray | None, columns: tuple[str, str],
+        self, name: str, folder: Path, rows: Any, kept: np.ndarray | None, image_column: str, labels: np.ndarray,
         classes: list[str], channels: int,
     ) -> None:  # fmt: skip
-        self.name, self.rows, self.kept, self.columns = name, rows, kept, columns
+        self.name, self.rows, self.kept, self.column = name, rows, kept, image_column
+        self.labels = labels
         self.class_names = tuple(classes)
         self.image_shape = (None, None, channels)
         self.folder = folder
@@ -44,11 +49,19 @@ class HFDataset:
         return len(self.rows) if self.kept is None else len(self.kept)
 
     def __getitem__(self, index: int) -> Example:
-        name = self.describe(index)
-        row = self.rows[int(index if self.kept is None else self.kept[index])]
-        image, label = (row[column] for column in self.columns)
-        image = self._decode(image)
-        return {"image": image, "label": check_label(label, len(self.class_names), name), "name": name}
+        label = self.labels[index]
+        image = self._decode(self._image(index))
+        return {"image": image, "label": label if label.ndim else int(label), "name": self.describe(index)}
+
+    def _image(self, index: int) -> Any:
+        return self.rows[int(index if self.kept is None else self.kept[index])][self.column]
+
+    def check(self, index: int) -> None:
+        """Reads the header of an image, and all of one whose header does not tell."""
+        image = self._image(index)
+        encoded = image.get("bytes") if isinstance(image, dict) else image
+        if not (isinstance(encoded, bytes) and is_plain(encoded)):
+            self[index]
 
     def _decode(self, image: Any) -> np.ndarray:
         channels = self.image_shape[2]
@@ -90,46 +103,107 @@ def open_source(data: DataConfig, split: str, channels: int, num_classes: int | 
     except ImportError as error:
         raise ImportError("Hugging Face datasets need their library: pip install datasets") from error
 
-    rows, whole = _read(datasets, folder, split)
+    rows, called = _read(datasets, folder, split)
     columns = (
         _column(folder, rows.column_names, "image_key", data.image_key, IMAGE_COLUMNS),
         _column(folder, rows.column_names, "label_key", data.label_key, LABEL_COLUMNS),
     )
-    rows = rows.select_columns(list(columns))
     feature = rows.features[columns[0]]
     if isinstance(feature, datasets.Image):
         rows = rows.cast_column(columns[0], datasets.Image(decode=False))
-    labels = rows.data.column(columns[1]).to_numpy() if rows._indices is None else np.asarray(rows[columns[1]])
-    if labels.dtype.kind not in "iu":
-        raise DataError(f"{folder}: column {columns[1]!r} must hold integers, got {rows.features[columns[1]]}")
-    names = getattr(rows.features[columns[1]], "names", None)
-    if not names:
-        names = [str(label) for label in range(num_classes or int(labels.max(initial=0)) + 1)]
-    name = f"hf_dataset {folder}/{split}"
+    if data.multi_label:
+        # training tells the classes: another split may not have all of them
+        training = rows if split == "train" or not called else _read(datasets, folder, "train")[0]
+        is_hot, names = _list_classes(folder, training.features[columns[1]], training[columns[1]], columns[1])
+        names = names or _numbers(num_classes or max((max(row, default=0) for row in rows[columns[1]]), default=0) + 1)
+        labels = _multi_hot(f"hf_dataset {folder}/{called or split}", rows[columns[1]], is_hot, names)
+    else:
+        labels, names = _integers(folder, rows, columns[1], num_classes)
+    name = f"hf_dataset {folder}/{called or split}"
     check_labels(labels, names, name, every_class=split == "train")
-    kept = split_indices(labels, split, data.val_share) if whole else None
-    return HFDataset(name, folder, rows, kept, columns, list(names), channels)
+    kept = None
+    if not called:
+        groups = np.zeros(len(labels), np.int64) if data.multi_label else labels
+        kept = split_indices(groups, split, data.val_share)
+        labels = labels[kept]
+    return HFDataset(name, folder, rows.select_columns([columns[0]]), kept, columns[0], labels, list(names), channels)
 
 
-def _read(datasets: Any, folder: Path, split: str) -> tuple[Any, bool]:
-    """Returns the rows of a split, and whether they are the whole of a dataset without splits."""
+def _integers(folder: Path, rows: Any, column: str, num_classes: int | None) -> tuple[np.ndarray, list[str]]:
+    """Returns one label for each row, and the classes' names."""
+    feature = rows.features[column]
+    labels = rows.data.column(column).to_numpy() if rows._indices is None else np.asarray(rows[column])
+    if labels.dtype.kind not in "iu":
+        several = len(rows) and isinstance(rows[0][column], list)
+        hint = "; of several labels an image: data.multi_label=True" if several else ""
+        raise DataError(f"{folder}: column {column!r} must hold integers, got {feature}{hint}")
+    return labels, getattr(feature, "names", None) or _numbers(num_classes or int(labels.max(initial=0)) + 1)
+
+
+def _numbers(count: int) -> list[str]:
+    return [str(label) for label in range(count)]
+
+
+def _list_classes(folder: Path, feature: Any, rows: Sequence[Any], column: str) -> tuple[bool, list[str]]:
+    """Returns whether a column of lists holds a 0 or 1 for each class, and the classes' names where it tells them.
+
+    Otherwise a list holds the classes' numbers or names. It holds 0 and 1 where all lists are of one length, have
+    nothing else, and one has a number twice, which a list of classes cannot.
+    """
+    if not all(isinstance(row, list) for row in rows):
+        raise DataError(f"{folder}: column {column!r} must hold lists with data.multi_label, got {feature}")
+    names = getattr(getattr(feature, "feature", None), "names", None)
+    if names:
+        return False, list(names)
+    values = {value for row in rows for value in row}
+    if all(isinstance(value, str) for value in values):
+        return False, sorted(values)
+    if not all(isinstance(value, int) for value in values):
+        raise DataError(f"{folder}: column {column!r} must hold lists of classes' numbers or names, got {feature}")
+    if values <= {0, 1} and len({len(row) for row in rows}) == 1:
+        if any(len(set(row)) < len(row) for row in rows):
+            return True, _numbers(len(rows[0]))
+        raise DataError(f"{folder}: column {column!r} may hold classes' numbers or a 0 or 1 for each class: name the "
+                        "classes with datasets.ClassLabel")  # fmt: skip
+    return False, []
+
+
+def _multi_hot(source: str, rows: Sequence[Any], is_hot: bool, names: list[str]) -> np.ndarray:
+    """Returns (rows, classes) of 0 and 1."""
+    table = np.zeros((len(rows), len(names)), np.uint8)
+    index = {name: number for number, name in enumerate(names)}
+    for position, row in enumerate(rows):
+        where = f"{source}[{position}]"
+        if is_hot:
+            if len(row) != len(names):
+                raise DataError(f"{where}: has {len(row)} numbers for {len(names)} classes")
+            table[position] = row
+            continue
+        for label in row:
+            if isinstance(label, str) and label not in index:
+                raise DataError(f"{where}: class {label!r} is not among those of training")
+            table[position, index[label] if isinstance(label, str) else check_label(label, len(names), where)] = 1
+    return table
+
+
+def find_splits(data: DataConfig) -> dict[str, str]:
+    """Returns what the splits of a dataset on disk are called, whichever there are."""
+    folder = require_folder("hf_dataset", data.path)
+    return match_splits(_parts(folder)) if not (folder / "state.json").is_file() else {}
+
+
+def _read(datasets: Any, folder: Path, split: str) -> tuple[Any, str]:
+    """Returns the rows of a split and what it is called; '' for the whole of a dataset without splits."""
     quiet = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        if (folder / "dataset_dict.json").is_file():
-            found = json.loads((folder / "dataset_dict.json").read_text("utf-8")).get("splits", [])
-            return datasets.load_from_disk(str(folder / _spelling(folder, split, found))), False
         if (folder / "state.json").is_file():
-            return datasets.load_from_disk(str(folder)), True
-        files = sorted(folder.rglob("*.parquet"))
-        if not files:
-            raise DataError(f"{folder}: has neither a dataset of save_to_disk (state.json) nor .parquet files")
-        parts: dict[str, list[str]] = {}
-        for file in files:
-            parts.setdefault(_split_of(file, folder), []).append(str(file))
-        whole = set(parts) == {""}
-        chosen = parts[""] if whole else parts[_spelling(folder, split, [part for part in parts if part])]
-        return datasets.load_dataset("parquet", data_files={"part": chosen}, split="part"), whole
+            return datasets.load_from_disk(str(folder)), ""
+        parts = _parts(folder)
+        called = "" if set(parts) == {""} else pick_split(str(folder), split, match_splits(parts), parts)
+        if (folder / "dataset_dict.json").is_file():
+            return datasets.load_from_disk(str(folder / called)), called
+        return datasets.load_dataset("parquet", data_files={"part": parts[called]}, split="part"), called
     except DataError:
         raise
     except Exception as error:  # the library's errors for damaged files have no common class
@@ -139,20 +213,30 @@ def _read(datasets: Any, folder: Path, split: str) -> tuple[Any, bool]:
             datasets.enable_progress_bars()
 
 
+def _parts(folder: Path) -> dict[str, list[str]]:
+    """Returns the names of a dataset's parts, with their parquet files; '' is the part without a name."""
+    if (folder / "dataset_dict.json").is_file():
+        try:
+            found = json.loads((folder / "dataset_dict.json").read_text("utf-8")).get("splits", [])
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"{folder}: cannot be read as a dataset (dataset_dict.json: {error})") from error
+        return {str(name): [] for name in found}
+    files = sorted(folder.rglob("*.parquet"))
+    if not files:
+        raise DataError(f"{folder}: has neither a dataset of save_to_disk (state.json) nor .parquet files")
+    parts: dict[str, list[str]] = {}
+    for file in files:
+        parts.setdefault(_split_of(file, folder), []).append(str(file))
+    return parts
+
+
 def _split_of(file: Path, folder: Path) -> str:
     """Returns the split that a parquet file belongs to, told by its name or its folder's, as on the hub."""
     for part in (file.name, *reversed(file.relative_to(folder).parent.parts)):
-        stem = part.split(".")[0].split("-")[0].lower()
-        if stem in {name for names in SPELLINGS.values() for name in names}:
+        stem = part.split(".")[0].split("-")[0]
+        if match_splits([stem]):
             return stem
     return ""
-
-
-def _spelling(folder: Path, split: str, found: list[str]) -> str:
-    for name in SPELLINGS[split]:
-        if name in found:
-            return name
-    raise DataError(f"{folder}: has no split {split!r}, only {', '.join(map(repr, found)) or 'none'}")
 
 
 def _column(folder: Path, columns: list[str], field: str, asked: str | None, usual: tuple[str, ...]) -> str:

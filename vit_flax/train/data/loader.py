@@ -27,18 +27,21 @@ MAX_THREADS = 16
 class Batches:
     """One process's share of every batch, by the number of the step; can be pickled into a worker process.
 
-    Training: step k of an epoch has rows k*B..(k+1)*B of one permutation of all images; those left over, fewer than
-    one batch, are left out until the next epoch's permutation. Evaluation: in their order, the last batch padded.
+    Training: step k of an epoch has rows k*B..(k+1)*B of one permutation of all images, or of as many draws with
+    replacement; those left over, fewer than one batch, are left out until the next epoch's. Evaluation: in their order,
+    the last batch padded.
     """
 
     def __init__(
         self, source: Source, transform: Callable[..., np.ndarray], size: tuple[int, int, int],
         batch_size: int, seed: int, train: bool, share: tuple[int, int], max_bad_share: float,
-        dtype: type = np.uint8,
+        dtype: type = np.uint8, chances: np.ndarray | None = None, label_shape: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
         self.source, self.transform, self.size, self.dtype = source, transform, size, dtype
         self.batch_size, self.seed, self.train, self.max_bad_share = batch_size, seed, train, max_bad_share
         self.process_index, self.process_count = share
+        self.chances = chances  # of each image in a draw with replacement; None: a permutation
+        self.label_shape = label_shape
         examples = len(source)
         self.steps_per_epoch = examples // batch_size if train else math.ceil(examples / batch_size)
         self.first = 0  # the step that index 0 stands for
@@ -69,7 +72,9 @@ class Batches:
             if epoch not in self._orders:
                 for old in sorted(self._orders)[:-1]:  # threads may still be at the end of the one before
                     del self._orders[old]
-                self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(len(self.source))
+                rng, count = np.random.default_rng([self.seed, epoch]), len(self.source)
+                drawn = None if self.chances is None else rng.choice(count, count, p=self.chances)
+                self._orders[epoch] = rng.permutation(count) if drawn is None else drawn
             return self._orders[epoch]
 
     def __getitem__(self, index: int) -> Batch:
@@ -77,7 +82,7 @@ class Batches:
         epoch, rows = self.rows(self.first + index)
         batch: Batch = {
             "image": np.zeros((len(rows), *self.size), self.dtype),
-            "label": np.full(len(rows), -1, np.int32),
+            "label": np.full((len(rows), *self.label_shape), -1, np.int8 if self.label_shape else np.int32),
             "index": np.full(len(rows), -1, np.int64),
         }
         bad: dict[int, str] = {}
@@ -111,6 +116,15 @@ class Batches:
             return
 
 
+def balanced_chances(labels: np.ndarray) -> np.ndarray:
+    """Returns each image's chance in a draw that takes every class as often.
+
+    Reference: torch.utils.data.WeightedRandomSampler with weights of one over the images of the class.
+    """
+    chances = 1 / np.bincount(labels)[labels]
+    return chances / chances.sum()
+
+
 def check_share(source: Source, bad: dict[int, str], allowed: float) -> None:
     """Raises DataError when more images cannot be read than are allowed, or none can."""
     if len(bad) > allowed * len(source) or len(bad) >= len(source):
@@ -122,7 +136,7 @@ def check_share(source: Source, bad: dict[int, str], allowed: float) -> None:
 
 
 class Loader:
-    """An iterator over batches: 'image' uint8 (B, H, W, C), 'label' int32 (B,), 'index' int64 (B,).
+    """An iterator over batches: 'image' uint8 (B, H, W, C), 'label' int32 (B,) or int8 (B, K), 'index' int64 (B,).
 
     'index' tells which image of the source a row is. Rows that only pad a batch of evaluation, and images that cannot
     be read in evaluation, have label and index -1. Batches are made ahead by threads or processes of Grain.
@@ -266,6 +280,10 @@ def make_loader(
     size = (*image_size, channels)
     share = (process_index, process_count)
     dtype = np.uint8 if train or preprocessing is None else np.float32
-    batches = Batches(source, transform, size, batch_size, seed, train, share, data.max_bad_share, dtype)
+    chances = balanced_chances(source.labels) if train and data.sampler == "balanced" else None
+    shape = (len(source.class_names),) if data.multi_label else ()
+    batches = Batches(
+        source, transform, size, batch_size, seed, train, share, data.max_bad_share, dtype, chances, shape
+    )
     threads = data.threads or (1 if isinstance(source, ArraySource) else min(MAX_THREADS, os.cpu_count() or 1))
     return Loader(batches, threads, data.workers, data.prefetch)

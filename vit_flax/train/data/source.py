@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypedDict
 
 import numpy as np
 
 SPLITS = ("train", "val", "test")
+# what people call them, in folders' and files' names; the first that is there is taken
+SPELLINGS = {
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid", "dev", "eval"),
+    "test": ("test", "testing"),
+}
 SPLIT_SEED = 0  # of splits made here: a run's own seed does not move images between training and test
 
 
@@ -20,7 +26,7 @@ class Example(TypedDict):
     """One image with its label."""
 
     image: np.ndarray  # (height, width, channels) of uint8
-    label: int
+    label: int | np.ndarray  # with several labels an image: (classes,) of 0 and 1
     name: str  # tells a person which image it is
 
 
@@ -34,12 +40,21 @@ class Source(Protocol):
     class_names: tuple[str, ...]
     image_shape: tuple[int | None, int | None, int]  # None: differs from image to image
 
+    @property
+    def labels(self) -> np.ndarray:
+        """All labels: (images,) of integers, or (images, classes) of 0 and 1."""
+        ...
+
     def __len__(self) -> int:
         """Returns the number of images."""
         ...
 
     def __getitem__(self, index: int) -> Example:
         """Returns one image with its label."""
+        ...
+
+    def check(self, index: int) -> None:
+        """Raises BadImageError where an image's header says that it cannot be read."""
         ...
 
     def describe(self, index: int) -> str:
@@ -61,6 +76,9 @@ class ArraySource:
 
     def __getitem__(self, index: int) -> Example:
         return {"image": self.images[index], "label": int(self.labels[index]), "name": self.describe(index)}
+
+    def check(self, index: int) -> None:
+        """Finds nothing: the images have been read."""
 
     def describe(self, index: int) -> str:
         """Returns the name of an image."""
@@ -89,6 +107,28 @@ def check_split(source: str, split: str, known: Sequence[str]) -> None:
         raise DataError(f"{source} has no split {split!r}, only {' and '.join(known)}")
 
 
+def match_splits(names: Iterable[str]) -> dict[str, str]:
+    """Returns which of 'train', 'val' and 'test' there are, each with what it is called among the names."""
+    lower = {name.lower(): name for name in sorted(names, reverse=True)}
+    found = {split: next((lower[word] for word in words if word in lower), None) for split, words in SPELLINGS.items()}
+    return {split: name for split, name in found.items() if name is not None}
+
+
+def pick_split(source: str, split: str, found: Mapping[str, str], others: Iterable[str] = ()) -> str:
+    """Returns what the split is called; where there is but one of 'val' and 'test', it answers to both.
+
+    Raises:
+        DataError: there is none; `others` are names that no split has.
+    """
+    check_split(source, split, SPLITS)
+    for name in {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}[split]:
+        if name in found:
+            return found[name]
+    there = ", ".join(map(repr, dict.fromkeys([*found.values(), *others]))) or "none"
+    words = ", ".join(SPELLINGS[split][1:])
+    raise DataError(f"{source}: has no split {split!r} (nor {words}), only {there}")
+
+
 def check_label(label: object, num_classes: int, where: str) -> int:
     """Returns a label as an integer.
 
@@ -106,14 +146,20 @@ def check_labels(labels: np.ndarray, class_names: Sequence[str], source: str, ev
     """Raises DataError when a label is out of range or, where `every_class` must be there, one has no image."""
     if not len(labels):
         raise DataError(f"{source}: holds no images")
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
-    if len(wrong):
-        check_label(int(labels[wrong[0]]), len(class_names), f"{source}[{wrong[0]}]")
-    empty = np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0)
+    if labels.ndim == 1:
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+        if len(wrong):
+            check_label(int(labels[wrong[0]]), len(class_names), f"{source}[{wrong[0]}]")
+    empty = np.flatnonzero(count_classes(labels, len(class_names)) == 0)
     if every_class and len(empty):
         names = ", ".join(repr(class_names[index]) for index in empty[:5])
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         raise DataError(f"{source}: no image of class {names}{more}")
+
+
+def count_classes(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns how many images have each class."""
+    return labels.sum(0, dtype=np.int64) if labels.ndim == 2 else np.bincount(labels, minlength=num_classes)
 
 
 def split_indices(labels: np.ndarray, split: str, share: float) -> np.ndarray:

@@ -14,8 +14,9 @@ from PIL import Image
 
 from vit_flax.preprocessing.decode import BadImageError
 from vit_flax.train.config import DataConfig
-from vit_flax.train.data import DataError, open_source
+from vit_flax.train.data import DataError, find_splits, open_source
 from vit_flax.train.data.array_record import example_class
+from vit_flax.train.data.checks import check_images, check_sample
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -136,6 +137,50 @@ def test_an_image_folder_with_and_without_splits(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(train))[0]["label"] == 0
 
 
+@pytest.mark.parametrize(
+    ("folders", "splits", "opened"),
+    [
+        (("train", "validation"), {"train", "val"}, ("validation", "validation")),
+        (("train", "valid", "test"), {"train", "val", "test"}, ("valid", "test")),
+        (("Training", "Dev", "Testing"), {"train", "val", "test"}, ("Dev", "Testing")),
+        (("train", "test"), {"train", "test"}, ("test", "test")),
+    ],
+)
+def test_splits_by_their_usual_names(
+    folders: tuple[str, ...], splits: set[str], opened: tuple[str, str], tmp_path: Path
+) -> None:
+    for name in folders:
+        _fill(tmp_path / "photos" / name, 2)
+        _write_tar(tmp_path / "tars" / f"x-{name.lower()}-0.tar", {"a.png": _png(0), "a.cls": b"0"})
+    for name, path in (("image_folder", tmp_path / "photos"), ("webdataset", tmp_path / "tars")):
+        assert set(find_splits(DataConfig(name=name, path=str(path)))) == splits
+        for split, expected in zip(("val", "test"), opened, strict=True):
+            found = _open(name, path, split).name
+            assert found.lower().endswith(f"/{expected.lower()}"), found  # told by its own name
+
+
+def test_headers_tell_what_cannot_be_read(tmp_path: Path) -> None:
+    _fill(tmp_path)
+    source = _open("image_folder", tmp_path)
+    check_sample(source)
+    check_images(source, 0.0)
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "ant" / "1.png")
+    (tmp_path / "bee" / "1.png").write_bytes(b"nothing")
+    for index in range(5):
+        (tmp_path / "cat" / f"{index}.bmp").unlink(missing_ok=True)
+    source = _open("image_folder", tmp_path, val_share=0.0)
+    with pytest.raises(DataError, match=r"cannot be read, more than data\.max_bad_share 0\.01 allows; the first: "):
+        check_images(source, 0.01)
+    check_images(source, 0.9)
+    check_sample(source)
+    for file in tmp_path.rglob("*.*"):
+        Image.fromarray(np.zeros((4, 4), np.uint16)).save(file.with_suffix(".png"))
+        if file.suffix != ".png":
+            file.unlink()
+    with pytest.raises(DataError, match=r"none of \d+ images tried can be read; the first: ant/.*more than 8 bits"):
+        check_sample(_open("image_folder", tmp_path))
+
+
 def test_an_image_folder_refuses(tmp_path: Path) -> None:
     assert "no such folder" in _refused("image_folder", tmp_path / "nowhere")
     assert "there must be one for each class" in _refused("image_folder", tmp_path)
@@ -143,7 +188,9 @@ def test_an_image_folder_refuses(tmp_path: Path) -> None:
     (tmp_path / "a" / "dog").mkdir()
     assert "no image of class 'dog'" in _refused("image_folder", tmp_path / "a")
     _fill(tmp_path / "b" / "train")
-    assert "has train/ but no val/" in _refused("image_folder", tmp_path / "b", "val")
+    assert "has no split 'val' (nor validation, valid, dev, eval), only 'train'" in _refused(
+        "image_folder", tmp_path / "b", "val"
+    )
     _fill(tmp_path / "b" / "val")
     (tmp_path / "b" / "val" / "dog").mkdir()
     assert "class 'dog' is not among the classes" in _refused("image_folder", tmp_path / "b", "val")
@@ -220,7 +267,7 @@ def test_array_records(tmp_path: Path) -> None:
     assert (len(source), source.class_names) == (7, CLASSES)
     example = source[5]
     assert (int(example["image"].flat[0]), example["label"]) == (5, 2)
-    assert "no .array_record file has 'test' in its name" in _refused("array_record", tmp_path, "test")
+    assert "has no split 'test' (nor testing), only 'train'" in _refused("array_record", tmp_path, "test")
     _write_records(tmp_path / "bugs-test.array_record-00000-of-00001", [_record(b"", 1), _record(_png(1), 3), b"\xff"])
     bad = _open("array_record", tmp_path, "test")
     with pytest.raises(BadImageError, match="not a readable image"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tarfile
 import threading
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from vit_flax.preprocessing.decode import SUFFIXES, BadImageError, Decoding, decode_image
 from vit_flax.train.config import DataConfig
+from vit_flax.train.data.checks import is_plain
 from vit_flax.train.data.source import (
     SPLITS,
     DataError,
@@ -20,11 +22,12 @@ from vit_flax.train.data.source import (
     check_label,
     check_labels,
     check_split,
+    match_splits,
+    pick_split,
     require_folder,
     split_indices,
 )
 
-SPELLINGS = {"train": ("train",), "val": ("val", "validation", "test"), "test": ("test", "validation", "val")}
 LABEL_KEYS = ("label", "cls", "class")
 
 
@@ -58,6 +61,15 @@ class WebDataset:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Example:
+        image = decode_image(self._read(index), self.image_shape[2], self.decoding)
+        return {"image": image, "label": int(self.labels[index]), "name": self.describe(index)}
+
+    def check(self, index: int) -> None:
+        """Reads the header of an image, and all of one whose header does not tell."""
+        if not is_plain(self._read(index)):
+            self[index]
+
+    def _read(self, index: int) -> bytes:
         shard, offset, size = map(int, self.places[index])
         with self._lock:
             if shard not in self._files:
@@ -65,12 +77,17 @@ class WebDataset:
         content = os.pread(self._files[shard], size, offset)  # threads need not agree on a position
         if len(content) != size:
             raise BadImageError("the tar file is cut off")
-        image = decode_image(content, self.image_shape[2], self.decoding)
-        return {"image": image, "label": int(self.labels[index]), "name": self.describe(index)}
+        return content
 
     def describe(self, index: int) -> str:
         """Returns the tar file and the name of an image in it."""
         return f"{self.shards[int(self.places[index, 0])]}:{self.names[index]}"
+
+
+def find_splits(data: DataConfig) -> dict[str, str]:
+    """Returns what the splits are called in the tar files' names and folders, whichever there are."""
+    folder = require_folder("webdataset", data.path)
+    return _splits(folder, _tar_files(folder))[0]
 
 
 def open_source(data: DataConfig, split: str, channels: int, num_classes: int | None) -> WebDataset:
@@ -84,7 +101,12 @@ def open_source(data: DataConfig, split: str, channels: int, num_classes: int | 
     """
     check_split("webdataset", split, SPLITS)
     folder = require_folder("webdataset", data.path)
-    shards, whole = _shards(folder, split)
+    shards = _tar_files(folder)
+    found, words = _splits(folder, shards)
+    whole = not found
+    called = split if whole else pick_split(str(folder), split, found)
+    if not whole:
+        shards = [shard for shard in shards if called in words[shard]]
     names: list[str] = []
     places: list[tuple[int, int, int]] = []
     labels: list[int] = []
@@ -95,29 +117,25 @@ def open_source(data: DataConfig, split: str, channels: int, num_classes: int | 
             labels.append(label)
     array = np.asarray(labels, np.int64)
     classes = _classes(folder) or [str(label) for label in range(num_classes or int(array.max(initial=0)) + 1)]
-    title = f"webdataset {folder}/{split}"
+    title = f"webdataset {folder}/{called}"
     check_labels(array, classes, title, every_class=split == "train")
     kept = split_indices(array, split, data.val_share) if whole else np.arange(len(array))
     chosen = [names[index] for index in kept]
     return WebDataset(title, shards, chosen, np.asarray(places)[kept], array[kept], classes, channels)
 
 
-def _shards(folder: Path, split: str) -> tuple[list[Path], bool]:
-    """Returns the tar files of a split, and whether they are all there are, without splits."""
-    everything = sorted(folder.rglob("*.tar"))
-    if not everything:
+def _tar_files(folder: Path) -> list[Path]:
+    found = sorted(folder.rglob("*.tar"))
+    if not found:
         hint = "; compressed ones cannot be read at random: unpack them" if any(folder.rglob("*.tar.*")) else ""
         raise DataError(f"{folder}: has no .tar files{hint}")
+    return found
 
-    def named(spelling: str) -> list[Path]:
-        return [file for file in everything if spelling in str(file.relative_to(folder)).lower()]
 
-    for spelling in SPELLINGS[split]:
-        if found := named(spelling):
-            return found, False
-    if any(named(spelling) for spellings in SPELLINGS.values() for spelling in spellings):
-        raise DataError(f"{folder}: no .tar file has {split!r} in its name or folder")
-    return everything, True
+def _splits(folder: Path, shards: list[Path]) -> tuple[dict[str, str], dict[Path, set[str]]]:
+    """Returns what the splits are called, and the words of every file's name and folders."""
+    words = {shard: set(re.findall("[a-z]+", str(shard.relative_to(folder)).lower())) for shard in shards}
+    return match_splits(set().union(*words.values())), words
 
 
 def index_shard(shard: Path, label_key: str | None = None) -> list[tuple[str, tuple[int, int], int]]:

@@ -1,0 +1,89 @@
+"""How good a model's answers are: evaluation over a loader's batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vit_flax.train.config import TrainConfig
+from vit_flax.train.sharding import place_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What an evaluation found."""
+
+    numbers: dict[str, float | int]  # loss, count, and accuracy and accuracy5 or mean_average_precision
+    per_class: np.ndarray  # (K,) accuracy of the class's images, or its average precision; NaN: no image has it
+    confusion: np.ndarray | None = None  # (K, K) counts, label by row; None: too many classes, or several an image
+
+    def describe(self) -> str:
+        """Returns words for the numbers that matter most."""
+        numbers = self.numbers
+        if "mean_average_precision" in numbers:
+            score = f"mAP {numbers['mean_average_precision']:.2%}"
+        else:
+            score = f"top-1 {numbers['accuracy']:.2%}"
+        return f"{score} of {numbers['count']:,} images, loss {numbers['loss']:.4f}"
+
+
+def score_name(config: TrainConfig) -> str:
+    """Returns which of an evaluation's numbers the best weights have most of."""
+    return "mean_average_precision" if config.data.multi_label else "accuracy"
+
+
+def evaluate(loader: Any, eval_function: Any, params: Any, mesh: Mesh) -> Scores:
+    """Returns the scores of parameters on all images of a loader."""
+    sums: dict[str, Any] = {}
+    ranked: list[tuple[np.ndarray, np.ndarray]] = []
+    for batch in loader:
+        placed = place_batch({name: batch[name] for name in ("image", "label")}, mesh)
+        found = eval_function(params, placed)
+        if "logits" in found:
+            ranked.append((np.asarray(found.pop("logits")), np.asarray(found.pop("labels"))))
+        sums = found if not sums else jax.tree.map(lambda a, b: a + b, sums, found)
+    sums = jax.tree.map(np.asarray, sums)
+    count = int(sums["count"])
+    numbers: dict[str, float | int] = {"loss": float(sums["loss"]) / max(1, count), "count": count}
+    if ranked:
+        logits, labels = (np.concatenate(parts) for parts in zip(*ranked, strict=True))
+        counts = labels[:, 0] >= 0
+        per_class = average_precision(logits[counts], labels[counts])
+        numbers["mean_average_precision"] = float(np.nanmean(per_class)) if np.isfinite(per_class).any() else 0.0
+        return Scores(numbers, per_class)
+    for name, key in (("accuracy", "correct"), ("accuracy5", "correct5")):
+        numbers[name] = float(sums[key]) / max(1, count)
+    confusion = sums.get("confusion")
+    per_class = np.zeros(0)
+    if confusion is not None:
+        rows = confusion.sum(1)
+        per_class = np.where(rows > 0, np.diag(confusion) / np.maximum(1, rows), np.nan)
+    return Scores(numbers, per_class, confusion)
+
+
+def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Computes each class's average precision, NaN for a class that no image has.
+
+    It is the sum over the thresholds of what recall rises by, times the precision there; images of one score share a
+    threshold.
+
+    Args:
+        scores: (images, classes).
+        labels: (images, classes) of 0 and 1.
+
+    Reference: sklearn.metrics.average_precision_score.
+    """
+    found = np.full(scores.shape[1], np.nan)
+    for k in range(scores.shape[1]):
+        order = np.argsort(-scores[:, k], kind="stable")
+        ranked, hits = scores[order, k], np.cumsum(labels[order, k], dtype=np.int64)
+        if not len(hits) or not hits[-1]:
+            continue
+        ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # the last image of each score
+        precision, recall = hits[ends] / (ends + 1), hits[ends] / hits[-1]
+        found[k] = (np.diff(recall, prepend=0.0) * precision).sum()
+    return found
