@@ -12,7 +12,7 @@ FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
 # What `make train` runs on it: fashion_mnist_t2t is the other one.
 RECIPE ?= fashion_mnist
 
-.PHONY: setup demo train test slow lint format clean
+.PHONY: setup demo train test slow gpu lint format clean
 
 setup: $(VENV)/.ready
 
@@ -37,6 +37,16 @@ test: setup
 
 slow: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+
+# On a machine with an NVIDIA GPU: parity on it, races, predicted against measured steps. TORCH must be a build with CUDA,
+# as torch of PyPI is; equimo is raced against.
+gpu:
+	@nvidia-smi -L >/dev/null 2>&1 || \
+	{ echo "make gpu: nvidia-smi finds no GPU here; run it on a machine that has one" >&2; exit 2; }
+	$(MAKE) setup
+	$(BIN)/pip install --quiet --editable ".[cuda]"
+	$(BIN)/pip install --quiet --no-deps equimo equinox
+	$(BIN)/python -m benchmarks.gpu
 
 lint: setup
 	$(BIN)/ruff check .

@@ -44,6 +44,7 @@ MODELS: dict[str, ViTConfig] = {
     "L": ViTConfig(embed_dim=1024, depth=24, num_heads=16),
     "S384": ViTConfig(embed_dim=384, num_heads=6, image_size=(384, 384)),
     "B384": ViTConfig(image_size=(384, 384)),
+    "L518": ViTConfig(embed_dim=1024, depth=24, num_heads=16, image_size=(518, 518), patch_size=(14, 14)),
     "L384": ViTConfig(embed_dim=1024, depth=24, num_heads=16, image_size=(384, 384)),
 }
 

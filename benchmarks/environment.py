@@ -11,7 +11,7 @@ from typing import Any
 
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "numpy", "torch", "timm", "transformers", "onnxruntime", "openvino", "Equimo",
-    "libtpu",
+    "libtpu", "jax-cuda12-plugin",
 )  # fmt: skip
 # MKL chooses its slower AVX2 kernels on AMD processors; this answer makes it use AVX-512
 MKL_SOURCE = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"

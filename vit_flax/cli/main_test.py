@@ -255,4 +255,6 @@ def test_accelerators_that_are_there_are_left_alone(tmp_path: Path, monkeypatch:
     assert "TPU_LIBRARY_PATH" in os.environ
     monkeypatch.setenv("JAX_PLATFORMS", "tpu")
     (bus / "a" / "device").unlink()
+    assert found() == {"jax"}  # JAX loads the CUDA plugin all the same
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
     assert found() == set()

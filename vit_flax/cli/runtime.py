@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
-from vit_flax import gpu_compiler
 from vit_flax.host_memory import keep_host_memory
 
 # Device files of NVIDIA's GPUs (a machine's, Windows' under Linux, Jetson's) and of TPUs.
@@ -24,22 +23,24 @@ _TPU_CHIPS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x007
 def hide_absent_accelerators(devices: Path = Path("/dev"), bus: Path = Path("/sys/bus/pci/devices")) -> None:
     """Keeps JAX from loading the libraries of a TPU or a GPU that this machine does not have.
 
-    libtpu and the CUDA plugin write lines of warnings and tracebacks to standard error then, from C++, whatever
-    JAX_PLATFORMS says. Where the environment names platforms, nothing is hidden; nor where JAX is imported already.
+    libtpu and the CUDA plugin write lines of warnings and tracebacks to standard error then, from C++, and JAX loads
+    the plugin whatever JAX_PLATFORMS says. What the environment names is not hidden, nor libtpu where it names
+    anything; nor either where JAX is imported already. `vit_flax.gpu_compiler.show` brings the plugin back.
     """
     if "jax" in sys.modules or not sys.platform.startswith("linux"):
         return
-    if os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_FORCE_TPU_INIT"):
-        return
-    if not _is_there(devices, _TPUS) and not _has_tpu_chip(bus):
-        _hide(["libtpu"])
-        os.environ.pop("TPU_LIBRARY_PATH", None)  # JAX sets it, and a process started from JAX's inherits it
-    if not _is_there(devices, _GPUS):
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if not _is_there(devices, _GPUS) and not {"cuda", "gpu"} & set(platforms.split(",")):
         _hide(["jax_cuda12_plugin", "jax_cuda13_plugin"])
         for plugin in ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13"):
             module = types.ModuleType(plugin)
             module.initialize = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
             sys.modules.setdefault(plugin, module)
+    if platforms or os.environ.get("JAX_FORCE_TPU_INIT"):
+        return
+    if not _is_there(devices, _TPUS) and not _has_tpu_chip(bus):
+        _hide(["libtpu"])
+        os.environ.pop("TPU_LIBRARY_PATH", None)  # JAX sets it, and a process started from JAX's inherits it
 
 
 def _is_there(devices: Path, patterns: Iterable[str]) -> bool:
@@ -67,7 +68,6 @@ def prepare() -> None:
     """Sets up this process; call it before JAX is imported. A process that has it already is somebody else's."""
     if "jax" in sys.modules:
         return
-    gpu_compiler.hide()
     folder = cache_folder()
     if folder is not None:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
