@@ -44,7 +44,8 @@ def told(case):
         "activation": "quick_gelu" if case.get("quick_gelu") else "gelu",
         "global_pool": "avg" if case.get("pool_type") == "avg" else "token",
     }
-    values |= {"fc_norm": True} if case.get("final_ln_after_pool") else {}
+    values |= {"norm_eps": 1e-5}
+    values |= {"fc_norm": bool(case.get("final_ln_after_pool"))} if case.get("pool_type") else {}
     return values | ({"image_size": case["image_size"]} if "image_size" in case else {})
 
 
@@ -136,7 +137,9 @@ def test_agrees_with_transformers(activation):
     )  # fmt: skip
     theirs = randomise(transformers.CLIPVisionModelWithProjection(config))
     tensors = as_open_clip(theirs.state_dict())
-    model, params = vit_flax.from_state_dict(tensors, num_heads=4, activation=activation, global_pool="token")
+    model, params = vit_flax.from_state_dict(
+        tensors, num_heads=4, activation=activation, global_pool="token", norm_eps=1e-5
+    )
     images = random_images((24, 24))
     expected = run_torch(lambda x: theirs(pixel_values=x), images)
     assert_agrees(run_flax(model, params, images), expected.image_embeds)
@@ -160,7 +163,7 @@ def test_leaves_the_text_tower_out_and_says_so():
         vit_flax.from_state_dict({**tensors, "visual.other": torch.zeros(2)}, **values)
 
 
-@pytest.mark.parametrize("field", ["num_heads", "activation", "global_pool"])
+@pytest.mark.parametrize("field", ["num_heads", "activation", "global_pool", "norm_eps"])
 def test_asks_for_what_the_tensors_do_not_tell(field):
     theirs, values, _ = build("OpenAI")
     values.pop(field)
@@ -238,7 +241,7 @@ MUTATIONS = {
     "patches column by column": changed("conv1.weight", lambda a: a.swapaxes(2, 3)),
     "norms exchanged": exchanged("resblocks.0.ln_1", "resblocks.0.ln_2"),
     "norms before and after exchanged": exchanged("ln_pre", "ln_post"),
-    "mean of the patches": {"global_pool": "avg"},
+    "mean of the patches": {"global_pool": "avg", "fc_norm": False},
     "projection of the transposed kind": changed("visual.proj", lambda a: a.T.reshape(a.shape)),
 }
 SCALE_MUTATIONS = {

@@ -319,7 +319,7 @@ _ROPE_FIELDS = (
     "image_size", "patch_size", "crop_to_patches", "patch_bias", "in_chans", "embed_dim", "depth", "num_heads",
     "mlp_ratio", "mlp_layer", "mlp_bias", "scale_mlp_norm", "qkv_bias", "qk_scale", "proj_bias", "scale_attn_norm",
     "init_values", "activation", "norm_eps", "num_classes", "class_token", "reg_tokens", "mask_token", "pos_embed",
-    "no_embed_class", "pre_norm", "final_norm", "fc_norm", "global_pool", "pool_include_prefix", "block",
+    "no_embed_class", "pre_norm", "final_norm", "fc_norm", "global_pool", "pool_include_prefix", "block", "head_bias",
 )  # fmt: skip
 ROPE_TYPES = ("dinov3", "cat", "mixed", "none")
 GRID_INDEXINGS = ("ij", "xy")

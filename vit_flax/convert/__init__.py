@@ -27,12 +27,14 @@ from vit_flax.convert.huggingface_dinov3 import DINOV3_FAMILIES, DINOV3_LAYOUTS
 from vit_flax.convert.huggingface_vit import VIT_FAMILIES, VIT_LAYOUTS
 from vit_flax.convert.layout import Layout, Resolved, resolve_config
 from vit_flax.convert.lucidrains import LUCIDRAINS, SIMPLE_VIT
-from vit_flax.convert.open_clip import OPEN_CLIP, OPEN_CLIP_TIMM, OPEN_CLIP_TOWER
+from vit_flax.convert.open_clip import OPEN_CLIP, OPEN_CLIP_EVA, OPEN_CLIP_TIMM, OPEN_CLIP_TOWER
 from vit_flax.convert.own_params import FLAX, FLAX_LAYOUTS, TOKENIZERS
+from vit_flax.convert.perception_encoder import PERCEPTION_ENCODER, PERCEPTION_ENCODER_TOWER
 from vit_flax.convert.rules import ConversionError, Drop, Rule
 from vit_flax.convert.t2t_vit import T2T_VIT
 from vit_flax.convert.timm import TIMM, named
 from vit_flax.convert.torchvision import TORCHVISION
+from vit_flax.convert.training_only import without_training
 from vit_flax.convert.wish import Wish
 from vit_flax.convert.wrappers import Anchor, take
 from vit_flax.suggestions import suggest
@@ -67,11 +69,12 @@ __all__ = [
 # whose evidence is found.
 _ORDER = (
     TIMM, DINO, DEIT, DEIT3, DINOV2, IJEPA, MAE, OPEN_CLIP_TIMM, OPEN_CLIP, OPEN_CLIP_TOWER, TORCHVISION, GOOGLE_NPZ,
-    BIG_VISION, BIG_VISION_SCAN, EVA, EVA02, FACEBOOK_DINOV3, BEIT, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED,
-    EXPLAINED_T2T,
+    BIG_VISION, BIG_VISION_SCAN, EVA, EVA02, FACEBOOK_DINOV3, OPEN_CLIP_EVA, PERCEPTION_ENCODER,
+    PERCEPTION_ENCODER_TOWER, BEIT, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T,
     *FLAX_LAYOUTS, *VIT_LAYOUTS, *BEIT_LAYOUTS, *DINOV2_LAYOUTS, *DINOV3_LAYOUTS, *CLIP_LAYOUTS,
 )  # fmt: skip
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ORDER}
+_READ_ONLY = {layout.name for layout in FLAX_LAYOUTS}
+LAYOUTS: dict[str, Layout] = {layout.name: without_training(layout) for layout in _ORDER}
 
 # Names of models that are not here, and what to tell their owner.
 _FOREIGN = (
@@ -149,8 +152,8 @@ def find_layout(checkpoint: Checkpoint, wish: Wish, beside: Beside | None) -> tu
         found, evidence = detect_layout(checkpoint.shapes, type(told[1]) if told else None)
     except ConversionError as error:
         raise ConversionError(f"{checkpoint.source}: {error}") from error
-    if found.unsettled and told is None and beside is None:
-        raise ConversionError(f"{checkpoint.source}: has {evidence}: {found.unsettled}")
+    if told is None and beside is None and (others := found.unsettled(checkpoint.shapes)):
+        raise ConversionError(f"{checkpoint.source}: has {evidence}: {others}")
     return found, f"has {evidence}"
 
 
@@ -188,7 +191,7 @@ def layout_for(config: ViTConfig) -> Layout:
     Raises:
         ConversionError: none can; why is said for each.
     """
-    refusals = {layout.name: layout.refusals(config) for layout in LAYOUTS.values() if layout not in FLAX_LAYOUTS}
+    refusals = {layout.name: layout.refusals(config) for layout in LAYOUTS.values() if layout.name not in _READ_ONLY}
     for name, reasons in refusals.items():
         if not reasons:
             return LAYOUTS[name]

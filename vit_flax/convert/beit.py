@@ -67,6 +67,7 @@ BEIT = Layout(
     # LayerScale is a parameter of the block itself: no module to compare
     components=lambda config: tuple(pair for pair in timm_components(config) if ".ls" not in pair[0]),
     resample=TIMM.resample,
+    heads=TIMM.heads,
     resample_windows="geometric",
     belongs=named("patch_embed.proj", "blocks.0.attn.proj"),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The config.json beside weights: our own, Hugging Face's or timm's, as fields of a model's config.
+"""The config.json beside weights: our own, Hugging Face's, timm's or open_clip's, as fields of a model's config.
 
 An attribute that changes what a model computes is translated, or refused by name unless it has the value that this
 library computes with. Nothing is skipped because it is unknown.
@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from vit_flax.config import BeitConfig, RopeViTConfig, ViTConfig, config_from_dict
+from vit_flax.config import ViTConfig, config_from_dict
 from vit_flax.convert.checkpoint import one_line
 from vit_flax.convert.rules import ConversionError
-from vit_flax.presets import PRESETS, get_preset
+from vit_flax.convert.timm_config import read_open_clip_config, read_timm_backbone, read_timm_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +93,14 @@ def read_config(values: Mapping[str, Any], families: Mapping[str, Family], sourc
             fields = {name: value for name, value in values.items() if name != "layout"}
             config = config_from_dict(fields)
             return Beside("stored with the weights", _text(values.get("layout")), _public(config))
+        if values.get("model_type") == "timm_backbone":
+            return Beside(*read_timm_backbone(values))
+        if "architecture" in values:  # with model_type='timm_wrapper', too
+            return Beside(*read_timm_config(values))
         if "model_type" in values:
             return _huggingface(values, families)
-        if "architecture" in values:
-            return _timm(values)
+        if "model_cfg" in values:
+            return Beside(*read_open_clip_config(values))
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         # values of any type may stand in a config.json
         reason = one_line(error) if isinstance(error, ValueError) else f"it is broken: {one_line(repr(error))}"
@@ -133,73 +137,6 @@ def _huggingface(values: Mapping[str, Any], families: Mapping[str, Family]) -> B
     if refused:
         raise ConversionError(f"model_type {kind!r} with {', '.join(refused)}")
     return Beside(f"config.json ({kind})", family.layout, family.fields(attributes))
-
-
-# timm's constructor arguments that are fields under the same name
-_TIMM_FIELDS = {
-    "class_token", "depth", "embed_dim", "fc_norm", "final_norm", "in_chans", "init_values", "mlp_ratio",
-    "no_embed_class", "num_classes", "num_heads", "patch_size", "pool_include_prefix", "pre_norm", "proj_bias",
-    "qk_norm", "qkv_bias", "reg_tokens", "scale_attn_norm",
-}  # fmt: skip
-_TIMM_TRAINING = {
-    "attn_drop_rate", "drop_path_rate", "drop_rate", "fix_init", "patch_drop_rate", "pos_drop_rate", "proj_drop_rate",
-    "weight_init",
-}  # fmt: skip
-_TIMM_ONLY: dict[str, tuple[Any, ...]] = {
-    "act_layer": (None,), "dynamic_img_pad": (False,), "dynamic_img_size": (False,), "norm_layer": (None,),
-    "strict_img_size": (True,),
-}  # fmt: skip
-_TIMM_LAYOUTS: dict[type[ViTConfig], str] = {RopeViTConfig: "eva", BeitConfig: "beit"}
-_TIMM_POS_EMBEDS = {"learn": "learned", "none": "none", "": "none"}
-
-
-def _timm(values: Mapping[str, Any]) -> Beside:
-    """Follows timm's own order: model_args, then what pretrained_cfg says, then the architecture's defaults."""
-    name = str(values["architecture"])
-    cfg = values.get("pretrained_cfg") or values  # older files have all in one
-    tagged = f"{name}.{cfg.get('tag')}"
-    arguments = dict(values.get("model_args") or {})
-    size = cfg.get("input_size")
-    if size is not None:
-        arguments.setdefault("in_chans", size[0])
-        if cfg.get("fixed_input_size", True):
-            arguments.setdefault("img_size", size[1:])
-    for source in (values, cfg):  # the file's own number of classes before that of the weights it started from
-        if isinstance(source.get("num_classes"), int) and source["num_classes"] >= 0:
-            arguments.setdefault("num_classes", source["num_classes"])
-    if cfg.get("global_pool") is not None:
-        arguments.setdefault("global_pool", cfg["global_pool"])
-    fields: dict[str, Any] = {}
-    refused = []
-    for argument, value in arguments.items():
-        if argument == "img_size":
-            fields["image_size"] = _pair(value)
-        elif argument == "patch_size":
-            fields["patch_size"] = _pair(value)
-        elif argument == "global_pool":
-            fields["global_pool"] = value or "none"
-        elif argument == "pos_embed" and value in _TIMM_POS_EMBEDS:
-            fields["pos_embed"] = _TIMM_POS_EMBEDS[value]
-        elif argument in _TIMM_FIELDS:
-            fields[argument] = value
-        elif argument in _TIMM_ONLY and value in _TIMM_ONLY[argument]:
-            continue
-        elif argument not in _TIMM_TRAINING:
-            refused.append(f"{argument}={one_line(repr(value))[:60]}")
-    if refused:
-        raise ConversionError(f"architecture {name[:60]!r} with model_args {', '.join(refused)}")
-    preset = (get_preset(tagged) if tagged in PRESETS else get_preset(name)).config
-    if "fc_norm" not in fields and fields.get("global_pool", preset.global_pool) != preset.global_pool:
-        # where the norm stands follows from the pooling, unless the architecture says otherwise: the tensors tell
-        told = _public(preset.replace(**fields, fc_norm=False))
-        told = {field: value for field, value in told.items() if field not in ("fc_norm", "final_norm")}
-    else:
-        told = _public(preset.replace(**fields))
-    return Beside(f"config.json ({name})", _TIMM_LAYOUTS.get(type(preset), "timm"), told)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)  # pyright: ignore[reportReturnType]
 
 
 def _text(value: Any) -> str | None:

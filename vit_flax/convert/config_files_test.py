@@ -122,8 +122,7 @@ class TestTimm:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            ({"dynamic_img_size": True}, "model_args dynamic_img_size=True"),
-            ({"block_fn": "x", "act_layer": "relu"}, "model_args block_fn='x', act_layer='relu'"),
+            ({"block_fn": "x", "act_layer": "prelu"}, "model_args block_fn='x', act_layer='prelu'"),
             ({"pos_embed": "rope"}, "model_args pos_embed='rope'"),
             ({"num_heads": 5}, "is not divisible by num_heads 5"),
             ({"depth": "two"}, "depth must be an integer"),

@@ -131,6 +131,7 @@ EVA = Layout(
     ),
     components=_components,
     conditions=_conditions,
+    heads=TIMM.heads,
     hint="; the preset of the model's name in timm tells them all",
     resample=TIMM.resample,
     # what a preset of this family may be read from: without the rotation's own traces

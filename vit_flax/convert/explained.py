@@ -209,6 +209,7 @@ EXPLAINED = Layout(
     infer=_infer_vit,
     rules=_vit_rules,
     required=(("num_heads", "image_size"), ("patch_size", "in_chans")),
+    heads=(("backbone.head", "backbone.head"),),
     defaults=_defaults,
     fixed=only(ViTConfig, _FREE, **_FIXED),
     components=lambda config: (
@@ -226,6 +227,7 @@ EXPLAINED_T2T = Layout(
     infer=_infer_t2t,
     rules=_t2t_rules,
     required=(("num_heads", "image_size"), ("softsplit_kernels", "in_chans")),
+    heads=(("vit_backbone.head", "vit_backbone.head"),),
     defaults=_defaults,
     fixed=only(
         T2TViTConfig, (*_FREE, "softsplit_kernels", "token_chan", "token_num_heads", "token_mlp_ratio"), **_FIXED

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_flax.config import ViTConfig
-from vit_flax.convert.layout import Shapes, any_match
+from vit_flax.convert.layout import Layout, Shapes, any_match
 from vit_flax.convert.rules import ROW, Drop, Rule
 from vit_flax.convert.timm import PLAIN, TIMM, named, timm_components, timm_infer, timm_rules
 
@@ -45,6 +45,8 @@ _FIXED |= {"pos_embed": ("learned",), "block": ("standard",)}
 _FIXED |= dict.fromkeys(("qk_norm", "scale_attn_norm", "scale_mlp_norm"), (False,))
 _REQUIRED = (("num_heads", "image_size"),)
 
+_settled = Layout.__dataclass_fields__["unsettled"].default
+
 DEIT = dataclasses.replace(
     TIMM,
     name="deit",
@@ -52,6 +54,7 @@ DEIT = dataclasses.replace(
     evidence=named("dist_token", "blocks.0.attn.qkv"),
     required=_REQUIRED,
     defaults=_defaults,
+    unsettled=_settled,
     resample=lambda config: "bicubic",
     fixed={**_FIXED, "global_pool": ("token",), "reg_tokens": (0,), "init_values": (None,), "no_embed_class": (False,)},
     hint="",
@@ -67,7 +70,7 @@ DEIT3 = dataclasses.replace(
     infer=_infer((r"gamma_(\d)$", r"ls\1.gamma")),
     rules=lambda config: respelled(timm_rules(config), _DEIT3_NAMES),
     fixed={**_FIXED, "global_pool": ("token",), "reg_tokens": (0,), "dist_token": (False,), "no_embed_class": (True,)},
-    unsettled=(
+    unsettled=lambda names: (
         "DeiT-III and timm's models with both positions and rotation (vit_*_rope_ape_*) have the same names; pass "
         "`layout='deit3'`, or `config=` with the preset's name"
     ),
@@ -80,6 +83,8 @@ def _headless(config: ViTConfig) -> tuple[Rule, ...]:
     return tuple(rule for rule in timm_rules(config) if not rule.target.startswith("head"))
 
 
+_PROJECTION = "the projection head of self-supervised training"
+
 DINO = dataclasses.replace(
     TIMM,
     name="dino",
@@ -87,12 +92,12 @@ DINO = dataclasses.replace(
     evidence=named("head.last_layer", "blocks.0.attn.qkv"),
     rules=lambda config: (
         *_headless(config),
-        Drop("head.mlp.{i}.{part}", "the projection head of self-supervised training"),
-        Drop("head.last_layer.{part}", "the projection head of self-supervised training"),
-        Drop("head.last_layer.parametrizations.weight.{part}", "the projection head of self-supervised training"),
+        # iBOT has the same, with second layers for its patches
+        *(Drop(f"head.{part}.{{rest}}", _PROJECTION) for part in ("mlp", "mlp2", "last_layer", "last_layer2")),
     ),
     required=_REQUIRED,
     defaults=_defaults,
+    unsettled=_settled,
     resample=lambda config: "bicubic_offset",
     fixed={
         **_FIXED, "num_classes": (0,), "reg_tokens": (0,), "init_values": (None,), "dist_token": (False,),
@@ -107,13 +112,7 @@ _DINOV2_NAMES = ("reg_token", "register_tokens"), ("mlp.fc1", "mlp.w12"), ("mlp.
 
 def _dinov2_rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
     names = _DINOV2_NAMES if config.mlp_layer == "swiglu_packed" else _DINOV2_NAMES[:1]
-    reason = "the projection head of self-supervised training"
-    return (
-        *respelled(_headless(config), *names),
-        Rule("mask_token", "mask_token", ROW),
-        Drop("{kind}_head.mlp.{i}.{part}", reason),
-        Drop("{kind}_head.last_layer.{part}", reason),
-    )
+    return *respelled(timm_rules(config), *names), Rule("mask_token", "mask_token", ROW)
 
 
 def _dinov2_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,7 +149,10 @@ DINOV2 = dataclasses.replace(
     defaults=_dinov2_defaults,
     # the models with registers were published together with another way of resizing
     resample=lambda config: "bicubic_antialias" if config.reg_tokens else "bicubic_offset",
-    fixed={name: values for name, values in DINO.fixed.items() if name not in ("reg_tokens", "init_values")}
+    # its `head` is the identity until someone puts a classifier there, which then reads the class token
+    fixed={
+        name: values for name, values in DINO.fixed.items() if name not in ("reg_tokens", "init_values", "num_classes")
+    }
     | {"mask_token": (True,), "no_embed_reg": (False, True), "mlp_layer": ("mlp", "swiglu_packed")},
     components=_dinov2_components,
     conditions=_dinov2_conditions,
@@ -191,6 +193,7 @@ MAE = dataclasses.replace(
     ),
     required=_REQUIRED,
     defaults=_defaults,
+    unsettled=_settled,
     resample=lambda config: "bicubic",
     fixed={
         **_FIXED, "pos_embed": ("sincos_2d", "learned"), "reg_tokens": (0,), "init_values": (None,),

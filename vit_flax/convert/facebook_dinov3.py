@@ -71,9 +71,8 @@ def _periods(config: RopeViTConfig) -> np.ndarray:
 def _rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
     assert isinstance(config, RopeViTConfig)
     names = _NAMES if config.mlp_layer == "swiglu" else _NAMES[:1]
-    rules = (rule for rule in timm_rules(config) if not rule.target.startswith("head"))
     return (
-        *respelled(tuple(rules), *names),
+        *respelled(timm_rules(config), *names),
         *(Rule(f"blocks.{{i}}.attn.{c}_bias", f"blocks_{{i}}/attn/{c}_bias") for c in "qv"),
         Rule("mask_token", "mask_token", ROW),
         Drop("blocks.{i}.attn.k_bias", "its mask is zero"),
@@ -126,9 +125,9 @@ FACEBOOK_DINOV3 = dataclasses.replace(
         RopeViTConfig,
         (
             "image_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias",
-            "key_bias", "init_values", "norm_eps", "reg_tokens",
+            "key_bias", "init_values", "norm_eps", "reg_tokens", "num_classes",
         ),
-        qk_scale=(None, 0), num_classes=(0,), mask_token=(True,), mlp_layer=("mlp", "swiglu"),
+        qk_scale=(None, 0), mask_token=(True,), mlp_layer=("mlp", "swiglu"),
         activation=("gelu", "silu"), global_pool=("token", "avg"),
     ),
     components=lambda config: tuple(pair for pair in timm_components(config) if "attn.qkv" not in pair[0]),

@@ -219,6 +219,8 @@ def fixed(
 REQUIRED = (("num_heads", "image_size", "norm_eps", "activation"),)
 HINT = "; the attributes of the model's config.json tell them: put it beside the weights, or load its folder"
 
+CLASSIFIER = (("classifier", "classifier"),)  # Layout.heads
+
 # Attributes that evaluation does not read, beside those of every model.
 HARMLESS = ("dropout", "encoder_stride", "use_return_dict")
 

@@ -154,6 +154,7 @@ def _layout(names: hf.Names, suffix: str, where: str) -> Layout:
         prefixes=("beit.",),
         prefix=_prefix,
         outside=("classifier.",),
+        heads=hf.CLASSIFIER,
         belongs=hf.ending(f"{names.block.format(i=0)}.{names.norm1}.weight"),
         config_file=_write,
     )  # fmt: skip

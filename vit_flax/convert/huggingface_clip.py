@@ -264,6 +264,7 @@ def _family(
             prefixes=("vision_model.",),
             prefix=prefix,
             outside=("visual_projection.", "classifier."),
+            heads=hf.CLASSIFIER,
             belongs=hf.ending(block),
             config_file=write,
             **{**fields, **more},

@@ -198,6 +198,7 @@ def _layout(names: hf.Names, suffix: str, where: str) -> Layout:
         prefixes=("dinov2.", "dinov2_with_registers."),
         prefix=_prefix,
         outside=("classifier.",),
+        heads=hf.CLASSIFIER,
         belongs=hf.ending(spelled),
         config_file=_write,
     )  # fmt: skip

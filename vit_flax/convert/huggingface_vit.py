@@ -170,6 +170,7 @@ def _family(
             prefixes=(prefix,),
             prefix=outer,
             outside=_CLASSIFIERS,
+            heads=tuple((name.removesuffix("."), name.removesuffix(".")) for name in _CLASSIFIERS),
             belongs=hf.ending(_block(names)),
             config_file=lambda config: _write(config, model_type, name, attributes or {}),
         )

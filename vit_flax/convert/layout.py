@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,10 +48,13 @@ class Layout:
     prefixes: tuple[str, ...] = ()  # a larger model's name for this one; rules have names without it
     prefix: Callable[[ViTConfig], str] = lambda config: ""  # which of these is written
     outside: tuple[str, ...] = ()  # how names begin that are the larger model's own, and so have no prefix
-    unsettled: str = ""  # what to say where names alone gave the layout away and are those of other models, too
+    # what to say where names alone gave the layout away and are those of other models, too
+    unsettled: Callable[[Collection[str]], str | None] = lambda names: None
     # as `evidence`, where a config.json has named the family; None: the same
     belongs: Callable[[Collection[str]], str | None] | None = None
     config_file: Callable[[ViTConfig], Mapping[str, Any]] | None = None  # the config.json of the layout's own library
+    # where a classifier stands: (the module that people replace, the layer that rules know), without prefixes
+    heads: tuple[tuple[str, str], ...] = ()
 
     def read(self, checkpoint: Checkpoint) -> Checkpoint:
         """Returns the checkpoint under the names that the rules know.
@@ -81,7 +84,7 @@ class Layout:
         Raises:
             ConversionError: a tensor is there under both its names.
         """
-        today = {name: self._today(name) for name in names}
+        today = _with_lone_heads({name: self._today(name) for name in names}, self.heads)
         double = sorted(name for name, new in today.items() if new != name and new in today)
         if double:
             raise ConversionError(f"layout {self.name!r}: under two names of the same at once: {', '.join(double)}")
@@ -158,6 +161,8 @@ def resolve_config(
         check_fields(layout.config_class, fields)
         add(origin, fields)
     inferred = layout.infer(shapes, values)
+    for name in _decided(layout, values, inferred, {n for n, origin in origins.items() if origin.startswith(_SOFT)}):
+        del values[name], origins[name]
     add("tensor shapes", inferred)
     for origin, fields in fallback:
         add(origin, fields)
@@ -167,7 +172,7 @@ def resolve_config(
             continue
         raise ConversionError(
             f"layout {layout.name!r}: the tensors do not tell {', '.join(missing)}; pass "
-            + ", ".join(f"`{name}={EXAMPLES.get(name, '...')}`" for name in missing)
+            + ", ".join(_choices(name, values) for name in missing)
             + ", or `config=` with a preset's name"
             + layout.hint
         )
@@ -182,19 +187,69 @@ def resolve_config(
     return Resolved(config, {f.name: origins.get(f.name, "default") for f in dataclasses.fields(config)}, native)
 
 
-EXAMPLES = {
-    "num_heads": "12",
-    "image_size": "(224, 224)",
-    "patch_size": "16",
-    "softsplit_kernels": "(7, 3, 3)",
-    "in_chans": "3",
-    "norm_eps": "1e-6",
-    "activation": "'gelu'",
-    "global_pool": "'token'",
-    "attn_head_dim": "64",
-    "block": "'standard' or 'res_post'",
-    "qk_scale": "None (head_dim ** -0.5, as the published weights) or what the model was built with",
+# Origins of what is said of an architecture and not of these tensors.
+_SOFT = ("preset ", "config.json ", "open_clip_config.json")
+# Kinds of layers that tensors show, whatever a preset of nearly the same architecture says. Those that are not there
+# are missing, as in a damaged file: such tensors settle nothing.
+_SHOWN = ("init_values", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "qkv_bias", "proj_bias", "mlp_bias")
+
+
+def _decided(layout: Layout, values: Mapping[str, Any], inferred: Mapping[str, Any], soft: Collection[str]) -> set[str]:
+    """Returns the fields of `soft` in which the tensors are right."""
+
+    def holds(name: str, value: Any) -> bool:
+        return value in layout.fixed.get(name, (value,))
+
+    wrong = {name for name in soft if inferred.get(name, values[name]) != values[name]}
+    decided = {name for name in wrong if name in _SHOWN and not values[name]}
+    decided |= {name for name in wrong if not holds(name, values[name]) and holds(name, inferred[name])}
+    decided |= {"head_bias"} & wrong
+    decided |= {"num_classes"} if "num_classes" in wrong and inferred["num_classes"] else set()
+    if "mlp_layer" in wrong:  # which activation such a layer has is not that of the other kind
+        decided |= {"mlp_layer"} | {"mlp_ratio", "activation"} & set(soft)
+    return decided - {"mask_token"}  # which may be left out
+
+
+# What a field may be, of which only the caller knows the right one: how to write it, and the choice.
+_CHOICES = {
+    "num_heads": ("N", ""),
+    "image_size": ("(HEIGHT, WIDTH)", ""),
+    "patch_size": ("(HEIGHT, WIDTH)", ""),
+    "softsplit_kernels": ("(K, K, K)", "(7, 3, 3) in T2T-ViT"),
+    "in_chans": ("N", "3 for colours"),
+    "norm_eps": ("EPSILON", "1e-6, 1e-5 or 1e-12: as its library has it"),
+    "activation": ("NAME", "'gelu', 'gelu_tanh', 'quick_gelu' or 'silu'"),
+    "global_pool": ("NAME", "'token', 'avg', 'map' or 'none'"),
+    "fc_norm": ("BOOL", "True: normalised after pooling"),
+    "pool_include_prefix": ("BOOL", "True: pooling looks at class token and registers, too"),
+    "no_embed_class": ("BOOL", "True: the position table has no rows for class token and registers"),
+    "block": ("NAME", "'standard' or 'res_post'"),
+    "qk_scale": ("NUMBER", "None: head_dim ** -0.5, as the published weights; or what the model was built with"),
 }
+
+
+def _choices(name: str, values: Mapping[str, Any]) -> str:
+    spelled, choice = _CHOICES.get(name, ("...", ""))
+    width = values.get("embed_dim", 0)
+    if name == "num_heads" and width and width % 64 == 0:
+        choice = f"{width // 64} if heads are 64 wide"
+    return f"`{name}={spelled}`" + (f" ({choice})" if choice else "")
+
+
+def _with_lone_heads(names: Mapping[str, str], heads: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Returns `names` (values are today's) with the one layer inside of a head under the name that rules know.
+
+    `model.head = Sequential(Dropout(), Linear(...))` has its layer as head.1; it computes what head does. Several
+    layers compute something else, and keep their names.
+    """
+    renamed = dict(names)
+    for root, layer in heads:
+        inside = {old: new for old, new in names.items() if new.startswith(f"{root}.")}
+        layers = {new.rpartition(".")[0] for new in inside.values()}
+        parts = {new.rpartition(".")[2] for new in inside.values()}
+        if len(layers) == 1 and parts <= {"weight", "bias"} and layer not in layers:
+            renamed |= {old: f"{layer}.{new.rpartition('.')[2]}" for old, new in inside.items()}
+    return renamed
 
 
 def only(config_class: type[ViTConfig], free: Collection[str], **values: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:

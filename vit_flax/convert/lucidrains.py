@@ -153,6 +153,7 @@ LUCIDRAINS = Layout(
     infer=_infer_vit,
     rules=_vit_rules,
     required=_REQUIRED,
+    heads=(("mlp_head", "mlp_head"),),
     defaults=lambda _: {"norm_eps": 1e-5, "activation": "gelu", "pos_embed": "learned", "proj_bias": True},
     fixed=only(
         LucidrainsViTConfig,
@@ -170,6 +171,7 @@ SIMPLE_VIT = Layout(
     infer=_infer_simple,
     rules=_simple_rules,
     required=_REQUIRED,
+    heads=(("linear_head", "linear_head"),),
     defaults=lambda _: {
         "norm_eps": 1e-5,
         "activation": "gelu",

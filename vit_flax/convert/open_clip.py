@@ -7,30 +7,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vit_flax.config import ViTConfig
+from vit_flax.convert.eva import EVA
 from vit_flax.convert.layout import Layout, Shapes, any_match, containing, count_blocks, only, ratio_for, vote
 from vit_flax.convert.rules import CONV, DENSE, UNBATCHED, VECTOR, ConversionError, Drop, Rule
-from vit_flax.convert.timm import TIMM, linear, named, norm, timm_components, timm_infer, timm_rules
+from vit_flax.convert.timm import TIMM, linear, named, norm
 
 _BLOCK = "visual.transformer.resblocks.{i}"
+_ARCHIVE = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's own files alone
 _CUSTOM = {"head_scale", "logit_scale", "ln_q", "ln_k", "ln_inner", "ln_attn"}  # parts of open_clip's custom block
 
 
-def _text_tower() -> tuple[Drop, ...]:
+def text_tower() -> tuple[Drop, ...]:
     """Returns what stands beside the image tower."""
     # a placeholder stands for one word between dots, and a text tower of any kind may be `text`
     inside = [".".join("{" + letter + "}" for letter in "abcdefgh"[:depth]) for depth in range(1, 9)]
     blocks = [f"transformer.resblocks.{{i}}.{rest}" for rest in inside[:3]]
     single = ("token_embedding.weight", "positional_embedding", "text_projection", "ln_final.weight", "ln_final.bias")
-    sizes = ("input_resolution", "context_length", "vocab_size")
     return (
         *(Drop(name, "the text tower") for name in (*single, *blocks, *(f"text.{rest}" for rest in inside))),
         *(Drop(name, "joins images and texts") for name in ("logit_scale", "logit_bias")),
         Drop("attn_mask", "a constant of the text tower"),
-        *(Drop(name, "a number that OpenAI's archives hold") for name in sizes),
+        *(Drop(name, "a number that OpenAI's archives hold") for name in _ARCHIVE),
     )
 
 
@@ -49,11 +50,11 @@ def _rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
         *linear(f"{_BLOCK}.mlp.c_proj", "blocks_{i}/mlp/fc2"),
         *norm("visual.ln_post", "fc_norm" if config.fc_norm else "norm"),
         Rule("visual.proj", "head/kernel"),  # (in, out) as it is: the tower multiplies by it from the right
-        *_text_tower(),
+        *text_tower(),
     )
 
 
-def _infer(shapes: Shapes, _known: Mapping[str, Any]) -> dict[str, Any]:
+def _infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     if any_match(shapes, "visual.{pool}.query"):
         raise ConversionError("layout 'open_clip': attentional pooling (CoCa's visual.attn_pool) is not supported")
     custom = [name for name in shapes if name.startswith("visual.") and _CUSTOM & set(name.split("."))]
@@ -77,6 +78,10 @@ def _infer(shapes: Shapes, _known: Mapping[str, Any]) -> dict[str, Any]:
         "pre_norm": any_match(shapes, "visual.ln_pre.weight"),
         "init_values": 1e-5 if any_match(shapes, f"{_BLOCK}.ls_{{n}}.gamma") else None,  # only what a new model has
     }
+    if known.get("global_pool") == "token":
+        values["fc_norm"] = False  # pooled before or after, the class token is normalised alone
+    if any_match(shapes, *_ARCHIVE):
+        values |= {"norm_eps": 1e-5, "activation": "quick_gelu", "global_pool": "token", "fc_norm": False}
     hidden = vote(shapes, (f"{_BLOCK}.mlp.c_fc.weight", 0), (f"{_BLOCK}.mlp.c_proj.weight", 1))
     if hidden is not None:
         values["mlp_ratio"] = ratio_for(hidden, dim)
@@ -90,7 +95,7 @@ def _infer(shapes: Shapes, _known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(_values: Mapping[str, Any]) -> dict[str, Any]:
-    return {"norm_eps": 1e-5, "class_token": True, "patch_bias": False, "head_bias": False}
+    return {"class_token": True, "patch_bias": False, "head_bias": False}
 
 
 def _components(config: ViTConfig) -> tuple[tuple[str, str], ...]:
@@ -113,7 +118,9 @@ OPEN_CLIP = Layout(
     evidence=containing("visual.class_embedding"),
     infer=_infer,
     rules=_rules,
-    required=(("num_heads", "activation", "global_pool"), ("image_size", "patch_size", "in_chans")),
+    required=(
+        ("num_heads", "activation", "global_pool", "norm_eps"), ("fc_norm",), ("image_size", "patch_size", "in_chans"),
+    ),
     defaults=_defaults,
     fixed=only(
         ViTConfig,
@@ -129,7 +136,11 @@ OPEN_CLIP = Layout(
     ),
     components=_components,
     resample=lambda config: "bicubic_antialias",
-    hint="; OpenAI's weights and some of others' want `activation='quick_gelu'`, most of LAION's 'gelu'",
+    hint=(
+        "; the model's JSON in open_clip tells them: `activation='quick_gelu'` where it says quick_gelu "
+        "(OpenAI's and some of others'), else 'gelu'; global_pool and fc_norm as pool_type and final_ln_after_pool, "
+        "'token' and False where it has none; norm_eps as norm_kwargs, else 1e-5"
+    ),
 )  # fmt: skip
 
 _VISUAL = "visual."
@@ -151,38 +162,70 @@ OPEN_CLIP_TOWER = dataclasses.replace(
 )
 
 _TRUNK = "visual.trunk."
+_PROJ = "visual.head.proj"
 
 
-def _trunk_rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
-    trunk = tuple(
-        dataclasses.replace(rule, source=tuple(_TRUNK + template for template in rule.sources))
-        for rule in timm_rules(config)
-        if not rule.target.startswith("head")
+def _trunk(layout: Layout, name: str, description: str, evidence: Any, head: str) -> Layout:
+    """Returns timm's layout of a tower as open_clip has it, `head` being where the projection is written.
+
+    Without a projection of open_clip's own, the tower's head is one.
+    """
+
+    def rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
+        trunk = (rule for rule in layout.rules(config) if isinstance(rule, Rule))
+        inside = (
+            dataclasses.replace(rule, source=tuple(_TRUNK + template for template in rule.sources))
+            for rule in trunk
+            if not rule.target.startswith("head")
+        )
+        return (*inside, *linear(head, "head"), *text_tower())
+
+    def infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
+        trunk = {name.removeprefix(_TRUNK): shape for name, shape in shapes.items() if name.startswith(_TRUNK)}
+        values = layout.infer(trunk, known)
+        values["num_classes"] = vote(shapes, (f"{head}.weight", 0)) or 0
+        values["head_bias"] = not values["num_classes"] or any_match(shapes, f"{head}.bias")
+        return values
+
+    def components(config: ViTConfig) -> tuple[tuple[str, str], ...]:
+        pairs = ((_TRUNK + torch, linen) for torch, linen in layout.components(config) if not torch.startswith("head"))
+        return (*pairs, *(((head, "head"),) if config.num_classes else ()))
+
+    def unsettled(names: Collection[str]) -> str | None:
+        others = layout.unsettled(names)
+        return others and others.replace("'timm'", "'open_clip_timm'").replace("'eva'", "'open_clip_eva'")
+
+    return dataclasses.replace(
+        layout,
+        name=name,
+        description=description,
+        evidence=evidence,
+        infer=infer,
+        rules=rules,
+        fixed={**layout.fixed, "head_bias": (True, False)},
+        components=components,
+        aliases=tuple((f"{other}.{{part}}", f"{head}.{{part}}") for other in {_PROJ, f"{_TRUNK}head"} - {head}),
+        heads=(),
+        belongs=evidence,
+        unsettled=unsettled,
     )
-    return (*trunk, *linear("visual.head.proj", "head"), *_text_tower())
 
 
-def _trunk_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
-    trunk = {name.removeprefix(_TRUNK): shape for name, shape in shapes.items() if name.startswith(_TRUNK)}
-    values = timm_infer(trunk, known)
-    values["num_classes"] = vote(shapes, ("visual.head.proj.weight", 0)) or 0
-    values["head_bias"] = not values["num_classes"] or any_match(shapes, "visual.head.proj.bias")
-    return values
-
-
-def _trunk_components(config: ViTConfig) -> tuple[tuple[str, str], ...]:
-    trunk = tuple((_TRUNK + torch, linen) for torch, linen in timm_components(config) if not torch.startswith("head"))
-    return (*trunk, *((("visual.head.proj", "head"),) if config.num_classes else ()))
-
-
-OPEN_CLIP_TIMM = dataclasses.replace(
+OPEN_CLIP_TIMM = _trunk(
     TIMM,
-    name="open_clip_timm",
-    description="open_clip with an image tower of timm",
-    evidence=containing("visual.trunk.blocks.0.attn.qkv."),
-    infer=_trunk_infer,
-    rules=_trunk_rules,
-    fixed={**TIMM.fixed, "head_bias": (True, False)},
-    components=_trunk_components,
-    hint="",
+    "open_clip_timm",
+    "open_clip with an image tower of timm",
+    containing("visual.trunk.blocks.0.attn.qkv."),
+    _PROJ,
+)
+
+
+def _eva_evidence(names: Collection[str]) -> str | None:
+    trunk = {name.removeprefix(_TRUNK) for name in names if name.startswith(_TRUNK)}
+    return (found := EVA.evidence(trunk)) and f"in visual.trunk {found}"
+
+
+OPEN_CLIP_EVA = dataclasses.replace(
+    _trunk(EVA, "open_clip_eva", "open_clip with an image tower of timm's Eva", _eva_evidence, f"{_TRUNK}head"),
+    belongs=containing("visual.trunk.blocks.0.attn.proj."),
 )

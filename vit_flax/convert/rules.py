@@ -118,16 +118,18 @@ class Drop:
     source: str
     reason: str
     restored: np.ndarray | None = None  # written under this name on the way back; only for a name without placeholders
+    otherwise: bool = False  # counts only where no other rule matches
 
 
 @functools.cache
 def _pattern(template: str) -> re.Pattern[str]:
-    # {i} stands for a number, any other name for a word; a name that comes twice must match the same text
+    # {i} stands for a number, {rest} for all that follows, any other name for a word; a name that comes twice must
+    # match the same text
     parts, seen = [], set()
     for literal, name in re.findall(r"([^{]*)(?:\{(\w+)\})?", template):
         parts.append(re.escape(literal))
         if name:
-            word = r"\d+" if name == "i" else r"[A-Za-z0-9_]+?"
+            word = {"i": r"\d+", "rest": r".+"}.get(name, r"[A-Za-z0-9_]+?")
             parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>{word})")
             seen.add(name)
     return re.compile("".join(parts))
@@ -220,6 +222,7 @@ def plan(
     fates, problems = [], []
     for name, shape in shapes.items():
         hits = [(r, t, b) for r in rules for t in _templates(r) if (b := match(t, name)) is not None]
+        hits = [hit for hit in hits if not (isinstance(hit[0], Drop) and hit[0].otherwise)] or hits
         if len(hits) > 1:
             problems.append(f"ambiguous: {name} matches {' and '.join(t for _, t, _ in hits)}")
         rule, _, bindings = hits[0] if hits else (None, None, {})

@@ -152,6 +152,7 @@ T2T_VIT = Layout(
     ),
     conditions=_conditions,
     resample=lambda config: "bicubic",
+    heads=(("head", "head"),),
     components=lambda config: (
         *_token_components(1),
         *_token_components(2),

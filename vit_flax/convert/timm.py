@@ -73,6 +73,8 @@ def timm_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     }
     if has("attn_pool.latent"):
         values["global_pool"] = "map"
+    if not has("attn_pool.latent") or not (values["class_token"] or values["reg_tokens"]):
+        values["pool_include_prefix"] = False  # as timm has it, but for some that pool by attention
     if kind == "standard" and not values["qkv_bias"] and values["init_values"] is None:
         del values["block"]  # as likely the post-norm block of timm's 'rpn' models, which has the same tensors
     hidden = vote(shapes, (f"{block}.mlp.fc2.weight", 1), (f"{block}.mlp_bias", 0))
@@ -151,6 +153,16 @@ PLAIN = {
     "global_pool": ("token", "avg", "avgmax", "max", "map", "none"),
 }
 
+
+def _unsettled(names: Collection[str]) -> str | None:
+    if not any(name.endswith("norm_pre.weight") for name in names):
+        return None
+    return (
+        "timm's CLIP towers and its Perception Encoders, which turn queries and keys, have the same names; pass "
+        "`config=` with the preset's name, or `layout='timm'` where nothing is turned, `layout='eva'` where it is"
+    )
+
+
 TIMM = Layout(
     name="timm",
     description="timm's VisionTransformer",
@@ -159,12 +171,14 @@ TIMM = Layout(
     infer=timm_infer,
     rules=timm_rules,
     # Facebook's DINO, MAE and DeiT have the same names and shapes, and within timm CLIP's models other numerics
-    required=(("num_heads", "image_size", "norm_eps", "activation", "global_pool"), ("block",)),
+    required=(("num_heads", "image_size", "norm_eps", "activation", "global_pool"), ("block", "pool_include_prefix")),
     defaults=lambda values: {},
     fixed=PLAIN,
     components=timm_components,
     conditions=_conditions,
     resample=lambda config: "bicubic_antialias",
+    heads=(("head", "head"), ("head_dist", "head_dist")),
+    unsettled=_unsettled,
     hint=(
         "; or say who published the weights with `layout='deit'`, 'dino', 'mae' ..., which settles norm_eps, "
         "activation and global_pool; a model built with block_fn=ResPostBlock needs `block='res_post'` beside these: "

@@ -105,6 +105,7 @@ TORCHVISION = Layout(
     ),
     conditions=_conditions,
     resample=lambda config: "bicubic_corners",
+    heads=(("heads.head", "heads.head"), ("heads", "heads.head")),
     aliases=(
         (f"{_LAYER}.mlp.linear_1.{{part}}", f"{_LAYER}.mlp.0.{{part}}"),
         (f"{_LAYER}.mlp.linear_2.{{part}}", f"{_LAYER}.mlp.3.{{part}}"),

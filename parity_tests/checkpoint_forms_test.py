@@ -1,0 +1,212 @@
+"""Other forms of checkpoints: replaced heads, what pre-training leaves behind, names that two families share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import vit_flax
+from parity_tests.agreement import assert_agrees, assert_same_tensors, run_flax, run_torch
+from parity_tests.peers import import_timm, import_torchvision, import_transformers
+from parity_tests.random_weights import in_float64, random_images, randomise
+
+timm = import_timm()
+SIZE: dict[str, Any] = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+IMAGES = random_images((32, 32))
+
+
+def timm_model(name: str, **changes: Any) -> Any:
+    arguments = {**SIZE, "img_size": 32, "patch_size": 16, "num_classes": 5, **changes}
+    return in_float64(randomise(timm.create_model(name, **arguments)))
+
+
+def tensors_of(module: Any, **renamed: str) -> dict[str, np.ndarray]:
+    tensors = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    for old, new in renamed.items():
+        tensors = {name.replace(old, new): array for name, array in tensors.items()}
+    return tensors
+
+
+# --- heads that were replaced ---
+
+
+def lone_heads(width: int = 32) -> dict[str, nn.Module]:
+    linear = nn.Linear(width, 3)
+    return {
+        "a layer": linear,
+        "in a sequence": nn.Sequential(linear),
+        "after dropout": nn.Sequential(nn.Dropout(), nn.Linear(width, 3)),
+    }
+
+
+@pytest.mark.parametrize("form", ["a layer", "in a sequence", "after dropout", "within the sequence"])
+def test_a_lone_layer_is_torchvisions_head(form):
+    import_torchvision()
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    theirs: Any = VisionTransformer(32, 16, 1, 2, 32, 64, num_classes=5)
+    if form == "within the sequence":
+        theirs.heads.head = lone_heads()["after dropout"]
+    else:
+        theirs.heads = lone_heads()[form]
+    theirs = randomise(theirs)
+    model, params = vit_flax.from_state_dict(theirs.state_dict(), num_heads=2)
+    assert model.config.num_classes == 3
+    assert_agrees(run_flax(model, params, IMAGES), run_torch(theirs, IMAGES))
+
+
+@pytest.mark.parametrize("preset", ["vit_tiny_patch16_224", "beit_base_patch16_224", "vit_small_patch16_rope_224"])
+def test_a_lone_layer_is_timms_head(preset):
+    theirs = timm_model(preset)
+    theirs.head = lone_heads()["after dropout"]
+    theirs = randomise(theirs)
+    told = {**SIZE, "image_size": 32, "patch_size": 16, "num_classes": 3}
+    model, params = vit_flax.from_state_dict(theirs.state_dict(), config=preset, **told)
+    assert_agrees(run_flax(model, params, IMAGES), run_torch(theirs, IMAGES))
+
+
+def test_a_lone_layer_is_hugging_faces_classifier():
+    transformers = import_transformers()
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32, num_labels=3
+    )
+    theirs = transformers.ViTForImageClassification(config)
+    theirs.classifier = lone_heads()["after dropout"]
+    theirs = randomise(theirs)
+    model, params = vit_flax.from_state_dict(theirs.state_dict(), config=config.to_dict())
+    assert_agrees(run_flax(model, params, IMAGES), run_torch(lambda x: theirs(pixel_values=x).logits, IMAGES))
+
+
+def test_several_layers_are_no_head():
+    theirs = timm_model("vit_tiny_patch16_224")
+    theirs.head = nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 3))
+    told = {**SIZE, "image_size": 32, "patch_size": 16}
+    with pytest.raises(vit_flax.ConversionError, match=r"unexpected: head\.0\.weight"):
+        vit_flax.from_state_dict(theirs.state_dict(), config="vit_tiny_patch16_224", **told)
+
+
+# --- what pre-training leaves behind ---
+
+LEFT = {
+    "vit_small_patch14_dinov2": {"mask_token": (1, 32), "dino_head.mlp.0.weight": (4, 32)},
+    "vit_small_patch16_224.dino": {"head.mlp.2.weight": (4, 32), "head.last_layer.weight_v": (4, 4)},
+    "vit_base_patch16_224.mae": {"mask_token": (1, 1, 8), "decoder_blocks.0.attn.qkv.weight": (9, 3)},
+    "vit_base_patch16_224.augreg_in21k": {"masked_embed": (1, 32), "queue": (4, 8), "predictor.0.weight": (8, 32)},
+    "beit_base_patch16_224": {"mask_token": (1, 1, 32), "lm_head.weight": (9, 32), "lm_head.bias": (9,)},
+    "eva02_tiny_patch14_224": {"mask_token": (1, 1, 32), "lm_head.weight": (9, 32)},
+    "vit_small_patch16_dinov3_qkvb": {"mask_token": (1, 1, 32)},
+}
+
+
+@pytest.mark.parametrize("preset", LEFT)
+def test_what_only_pretraining_uses_is_left_out_though_the_preset_knows_nothing_of_it(preset):
+    theirs = timm_model(preset, num_classes=0)
+    left = {name: np.ones(shape) for name, shape in LEFT[preset].items()}
+    told = {**SIZE, "image_size": 32, "patch_size": 16, "num_classes": 0}
+    model, params = vit_flax.from_state_dict({**tensors_of(theirs), **left}, config=preset, **told)
+    assert not model.config.mask_token
+    assert_agrees(run_flax(model, params, IMAGES), run_torch(theirs, IMAGES))
+
+
+# --- names that two families share ---
+
+PE = "vit_pe_core_tiny_patch16_384"
+TOLD: dict[str, Any] = {**SIZE, "image_size": 32, "patch_size": 16, "attn_pool_num_heads": 2, "rope_ref_grid": (2, 2)}
+
+
+def perception_encoder(**changes: Any) -> Any:
+    return timm_model(PE, attn_pool_num_heads=2, ref_feat_shape=(2, 2), dynamic_img_size=False, **changes)
+
+
+def test_a_rotated_tower_is_never_read_as_a_plain_one():
+    theirs = perception_encoder()
+    plain: dict[str, Any] = {
+        "num_heads": 2,
+        "image_size": 32,
+        "norm_eps": 1e-5,
+        "activation": "gelu",
+        "pool_include_prefix": True,
+    }
+    with pytest.raises(vit_flax.ConversionError, match=r"turn.*config=. .*layout='timm'.*layout='eva'"):
+        vit_flax.from_state_dict(theirs.state_dict(), **plain)
+    model, params = vit_flax.from_state_dict(theirs.state_dict(), config=PE, **TOLD, num_classes=5)
+    assert_agrees(run_flax(model, params, IMAGES), run_torch(theirs, IMAGES))
+
+
+def as_meta_has_it(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Returns timm's tensors under Meta's names: what timm's reading of them does, backwards."""
+    swaps = (
+        ("attn_pool.latent", "attn_pool.probe"), ("attn_pool.norm", "attn_pool.layernorm"), ("norm_pre", "ln_pre"),
+        ("patch_embed.proj", "conv1"), ("pos_embed", "positional_embedding"), ("gamma_1", "ls_1.gamma"),
+        ("gamma_2", "ls_2.gamma"), ("attn.qkv.", "attn.in_proj_"), ("attn.proj", "attn.out_proj"),
+        ("attn_pool.proj", "attn_pool.attn.out_proj"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"),
+        ("blocks.", "transformer.resblocks."), (".norm1", ".ln_1"), (".norm2", ".ln_2"),
+    )  # fmt: skip
+    named = {}
+    for name, array in tensors.items():
+        for timms, metas in swaps:
+            name = name.replace(timms, metas)
+        named[f"ln_post{name.removeprefix('norm')}" if name.startswith("norm.") else name] = array
+    for part in ("weight", "bias") if "attn_pool.q.weight" in named else ():
+        parts = [named.pop(f"attn_pool.{kind}.{part}") for kind in ("q", "kv")]
+        named[f"attn_pool.attn.in_proj_{part}"] = np.concatenate(parts)
+    if "cls_token" in named:
+        named["class_embedding"] = named.pop("cls_token")[0, 0]
+    named["positional_embedding"] = named["positional_embedding"][0]
+    if "head.weight" in named:
+        named["proj"] = np.ascontiguousarray(named.pop("head.weight").T)
+        named.pop("head.bias")
+    return {f"{prefix}{name}": array for name, array in named.items()}
+
+
+@pytest.mark.parametrize(("preset", "prefix"), [(PE, "visual."), ("vit_pe_lang_large_patch14_448", "")])
+@pytest.mark.parametrize("by_preset", [True, False])
+def test_metas_own_names_of_the_perception_encoder(preset, prefix, by_preset):
+    from timm.models.eva import checkpoint_filter_fn
+
+    core = preset == PE
+    theirs = perception_encoder() if core else timm_model(preset, ref_feat_shape=(2, 2), dynamic_img_size=False)
+    if core:
+        nn.init.zeros_(theirs.head.bias)  # the original multiplies by a matrix
+    else:
+        theirs.head = nn.Identity()
+    tensors = as_meta_has_it(tensors_of(theirs), prefix)
+    read = checkpoint_filter_fn({name: torch.tensor(array) for name, array in tensors.items()}, theirs)
+    theirs.load_state_dict(read)  # timm's own reading of such names is the judge
+    beside = {"logit_scale": np.ones(()), "transformer.resblocks.0.ln_1.weight": np.ones(4)} if core else {}
+    told: dict[str, Any] = {"num_heads": 2, **({"attn_pool_num_heads": 2} if core else {"global_pool": "avg"})}
+    told = {**TOLD, "rope_ref_grid": (2, 2)} if by_preset else told
+    told |= {} if core else {"num_classes": 0}
+    told |= {"attn_pool_num_heads": None} if by_preset and not core else {}
+    config = preset if by_preset else None
+    model, params = vit_flax.from_state_dict({**tensors, **beside}, config=config, **told)
+    assert model.config.num_classes == (5 if core else 0)
+    assert_agrees(run_flax(model, params, IMAGES), run_torch(theirs, IMAGES))
+    layout = "perception_encoder" if core else "perception_encoder_tower"
+    assert_same_tensors(vit_flax.to_state_dict(model, params, layout), tensors)
+
+
+@pytest.mark.parametrize("preset", ["eva02_base_patch16_clip_224", PE])
+@pytest.mark.parametrize("own_projection", [False, True])
+def test_a_tower_of_timms_eva_in_open_clip(preset, own_projection):
+    pooled: dict[str, Any] = {"attn_pool_num_heads": 2} if preset == PE else {}
+    trunk = timm_model(preset, num_classes=0 if own_projection else 5, ref_feat_shape=(2, 2), **pooled)
+    theirs = nn.Module()
+    theirs.visual = nn.Module()
+    head = nn.Sequential()
+    if own_projection:
+        head.add_module("proj", nn.Linear(32, 5, bias=False))
+    theirs.visual.trunk, theirs.visual.head = trunk, head
+    theirs = randomise(theirs)
+    in_float64(trunk)
+    told = {**SIZE, "image_size": 32, "patch_size": 16, "rope_ref_grid": (2, 2), "num_classes": 5, **pooled}
+    told |= {"head_bias": not own_projection}
+    tensors = {**theirs.state_dict(), "text.ln_final.weight": torch.ones(3), "logit_scale": torch.ones(())}
+    model, params = vit_flax.from_state_dict(tensors, config=preset, **told)
+    assert_agrees(run_flax(model, params, IMAGES), run_torch(lambda x: head(trunk(x)), IMAGES))
+    if not own_projection:
+        assert_same_tensors(vit_flax.to_state_dict(model, params, "open_clip_eva"), theirs.state_dict())
