@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ import vit_flax
 from parity_tests.random_weights import randomise, relative_error
 from vit_flax.convert import get_layout
 from vit_flax.parity import Row, Subject, compare_components, compare_gradients, subject_of
-
-RELATIVE = 1e-9  # float64 rounding stays near 1e-13; any difference of definition is above 1e-6
+from vit_flax.parity.tolerances import FLOAT64_RELATIVE, SEEN
+from vit_flax.parity.wrong_tensors import Wrong
 
 
 def run_torch(module: Callable[..., Any], images: np.ndarray) -> Any:
@@ -31,9 +31,15 @@ def run_flax(
 
 
 def assert_agrees(ours: Any, theirs: Any) -> None:
-    """Fails unless both agree to RELATIVE."""
+    """Fails unless both agree as float64 results do."""
     error = relative_error(ours, theirs)
-    assert error <= RELATIVE, f"relative error {error:.3g}"
+    assert error <= FLOAT64_RELATIVE, f"relative error {error:.3g}"
+
+
+def assert_differs(ours: Any, theirs: Any) -> None:
+    """Fails unless a deliberate error is seen."""
+    error = relative_error(ours, theirs)
+    assert error > SEEN, f"relative error {error:.3g}: not seen"
 
 
 def assert_same_tensors(ours: dict[str, np.ndarray], theirs: dict[str, Any]) -> None:
@@ -73,3 +79,10 @@ def converted(module: torch.nn.Module, layout: str, **overrides: Any) -> tuple[S
     randomise(module)
     model, params = vit_flax.from_state_dict(module.state_dict(), layout, **overrides)
     return subject_of(module, model, params, get_layout(layout)), model
+
+
+def wrongly_converted(tensors: Mapping[str, Any], wrong: Wrong, layout: str | None = None, **told: Any) -> Any:
+    """Returns the Flax model and parameters of tensors that are converted with a deliberate error."""
+    if callable(wrong):
+        return vit_flax.from_state_dict(wrong(tensors), layout, **told)
+    return vit_flax.from_state_dict(tensors, layout, **{**told, **wrong})

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 
 from parity_tests.random_weights import randomise
 from vit_flax.cli.main import main
+from vit_flax.parity.mutations import MUTATIONS
 from vit_flax.reference import ViT_Model
 
 SET = ["--set", "num_heads=4", "--set", "image_size=8,12"]
@@ -64,15 +66,25 @@ def test_compare_agrees_and_writes_its_files(tmp_path: Path) -> None:
     assert "<html" in page.read_text()
 
 
-def test_compare_with_a_mutation_exits_with_1_and_names_the_component(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", "--steps", "0", "--mutate", "gelu_tanh"]) == 1
-    last = capsys.readouterr().out.rstrip().splitlines()[-1]
-    assert last == "The models differ. First diverging component: backbone.blocks.0.neuralnet.act (components)."
+QUICK = ("no_value_skip", "class_token_last", "adam_beta2")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MUTATIONS]
+)
+def test_a_mutation_exits_with_1_and_its_component(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    mutation = MUTATIONS[name]
+    assert main(["compare", "--mutate", name, "--steps", "3" if mutation.section == "steps" else "0"]) == 1
+    out, err = capsys.readouterr()
+    first = re.fullmatch(
+        r"The models differ\. First diverging component: (?:backbone\.)?(\S+) \((\w+)\)\.", out.splitlines()[-1]
+    )
+    assert first is not None, out
+    assert first.groups() == (mutation.first, mutation.section)
+    assert all(line.startswith("... ") for line in err.splitlines())
 
 
 def test_mutations_are_listed_and_a_wrong_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    from vit_flax.parity.mutations import MUTATIONS
-
     assert main(["compare", "--mutate", "list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(MUTATIONS)
     assert main(["compare", "--mutate", "gelu_tahn"]) == 2

@@ -7,12 +7,21 @@ import pytest
 import torch
 
 import vit_flax
-from parity_tests.agreement import assert_agrees, assert_same_tensors, load_strictly, run_flax, run_torch
-from parity_tests.mutations import Mutation, changed, exchanged, thirds_swapped
+from parity_tests.agreement import (
+    assert_agrees,
+    assert_differs,
+    assert_same_tensors,
+    load_strictly,
+    run_flax,
+    run_torch,
+    wrongly_converted,
+)
 from parity_tests.peers import import_timm
 from parity_tests.random_weights import in_float64, random_images, randomise, relative_error
 from vit_flax.config import RopeViTConfig
 from vit_flax.convert import ConversionError
+from vit_flax.parity.tolerances import SEEN
+from vit_flax.parity.wrong_tensors import Wrong, changed, exchanged, thirds_swapped
 
 timm = import_timm()
 
@@ -66,7 +75,7 @@ def test_dinov3_is_read_and_written_back(name):
     assert_agrees(run_flax(again, moved, images), run_torch(theirs, images))
 
 
-MUTATIONS: dict[str, Mutation] = {
+MUTATIONS: dict[str, Wrong] = {
     "swapped q and k": thirds_swapped("attn.qkv.weight"),
     "q and v swapped in the bias": thirds_swapped("attn.qkv.bias", 0, 2),
     "LayerScale dropped": changed("ls", lambda a: np.ones_like(a)),
@@ -85,12 +94,10 @@ def test_a_wrong_conversion_is_seen(mutation):
     if mutation == "q and v swapped in the bias":
         bias = {key: array for key, array in original.items() if key.endswith("qkv.bias")}
         original |= change(bias)  # pyright: ignore[reportCallIssue]
-    elif callable(change):
-        original = change(original)
-    overrides = {} if callable(change) else change
-    model, params = vit_flax.from_state_dict(original, image_size=SIZE, **overrides)
+        change = {}
+    model, params = wrongly_converted(original, change, image_size=SIZE)
     error = relative_error(run_flax(model, params, images, "features"), run_torch(theirs.forward_features, images))
-    assert error > 1e-7
+    assert error > SEEN
 
 
 def test_periods_tell_the_heads():
@@ -137,7 +144,7 @@ def test_ijepa_is_read_and_written_back():
         vit_flax.from_state_dict(file, "ijepa", num_heads=2, image_size=SIZE)
 
 
-IJEPA_MUTATIONS: dict[str, Mutation] = {
+IJEPA_MUTATIONS: dict[str, Wrong] = {
     "swapped q and k": thirds_swapped("attn.qkv"),
     "wrong epsilon": {"norm_eps": 1e-5},
     "tanh for erf": {"activation": "gelu_tanh"},
@@ -150,7 +157,5 @@ def test_a_wrong_conversion_of_ijepa_is_seen(mutation):
     theirs, _ = ijepa()
     change, images = IJEPA_MUTATIONS[mutation], random_images(SIZE)
     tensors = {key: tensor.numpy() for key, tensor in theirs.state_dict().items()}
-    overrides = {} if callable(change) else change
-    tensors = change(tensors) if callable(change) else tensors
-    model, params = vit_flax.from_state_dict(tensors, "ijepa", num_heads=2, image_size=SIZE, **overrides)
-    assert relative_error(run_flax(model, params, images), run_torch(theirs, images)) > 1e-7
+    model, params = wrongly_converted(tensors, change, "ijepa", num_heads=2, image_size=SIZE)
+    assert_differs(run_flax(model, params, images), run_torch(theirs, images))

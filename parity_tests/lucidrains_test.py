@@ -11,14 +11,16 @@ import vit_flax.models
 from parity_tests.agreement import (
     assert_agrees,
     assert_components_agree,
+    assert_differs,
     assert_same_tensors,
     load_strictly,
     run_flax,
     run_torch,
+    wrongly_converted,
 )
-from parity_tests.mutations import changed, exchanged, thirds_swapped, transposed_patches
 from parity_tests.peers import import_vit_pytorch
-from parity_tests.random_weights import random_images, randomise, relative_error
+from parity_tests.random_weights import random_images, randomise
+from vit_flax.parity.wrong_tensors import changed, exchanged, thirds_swapped, transposed_patches
 
 SimpleViT, ViT = import_vit_pytorch().SimpleViT, import_vit_pytorch().ViT
 
@@ -174,10 +176,8 @@ def test_a_wrong_conversion_is_seen(constructor, mutation):
     theirs = build(constructor, **case)
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     change = MUTATIONS[constructor][mutation]
-    overrides = {**told(case), **({} if callable(change) else change)}
-    mutated: Any = change(tensors) if callable(change) else tensors
-    model, params = vit_flax.from_state_dict(mutated, **overrides)
-    assert relative_error(run_flax(model, params, images_for(case)), run_torch(theirs, images_for(case))) > 1e-7
+    model, params = wrongly_converted(tensors, change, **told(case))
+    assert_differs(run_flax(model, params, images_for(case)), run_torch(theirs, images_for(case)))
 
 
 @pytest.mark.parametrize("wrong", ["rows and columns", "sines and cosines", "another temperature"])
@@ -192,4 +192,4 @@ def test_a_wrong_table_is_seen(monkeypatch, wrong):
     }
     monkeypatch.setattr("vit_flax.models.vision_transformer.simple_sincos_2d", tables[wrong])
     model, params = vit_flax.from_state_dict(theirs.state_dict(), **told(case))
-    assert relative_error(run_flax(model, params, images_for(case)), run_torch(theirs, images_for(case))) > 1e-7
+    assert_differs(run_flax(model, params, images_for(case)), run_torch(theirs, images_for(case)))

@@ -13,13 +13,13 @@ import torch
 import vit_flax
 from parity_tests.peers import import_timm
 from parity_tests.random_weights import in_float64, random_images, randomise, relative_error
+from vit_flax.parity.tolerances import FLOAT64_RELATIVE
 from vit_flax.presets import REFUSED, get_preset
 
 timm = import_timm()
 
 MODULES = ("vision_transformer", "deit", "eva", "beit")
 NAMES = [name for module in MODULES for name in timm.list_models(module=module) if name not in REFUSED]
-TOLERANCE = 1e-9  # relative, float64
 FAST = (
     "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "test_vit3", "test_vit4",
     "vit_wee_patch16_reg1_gap_256", "vit_xsmall_patch16_clip_224", "vit_base_patch32_clip_quickgelu_224",
@@ -55,7 +55,7 @@ def check(name: str, **changes: Any) -> None:
     tensors = torch_model.state_dict()
     model, params = vit_flax.from_state_dict(tensors, config=name, **overrides)
     ours, theirs = outputs(torch_model, model, params)
-    assert relative_error(ours, theirs) < TOLERANCE
+    assert relative_error(ours, theirs) < FLOAT64_RELATIVE
 
     back = vit_flax.to_state_dict(model, params)
     assert set(back) == set(tensors)

@@ -14,12 +14,12 @@ from sklearn.datasets import load_digits
 from parity_tests.peers import import_timm
 from vit_flax import from_state_dict, to_state_dict
 from vit_flax.models import build_model
+from vit_flax.parity.tolerances import FLOAT64_RELATIVE
 from vit_flax.recipes.small import digits
 from vit_flax.train.config import AugmentConfig, EmaConfig, ResolvedConfig, TrainConfig
 from vit_flax.train.optimizer import learning_rate
 from vit_flax.train.step import eval_step, init_state, train_step
 
-TOLERANCE = 1e-9  # relative, as everywhere in float64
 NO_RANDOMNESS = {"data.augment": AugmentConfig()}
 TINY = {**NO_RANDOMNESS, "model.embed_dim": 16, "model.depth": 2, "model.num_heads": 2, "data.batch_size": 32}
 
@@ -56,14 +56,14 @@ class Both:
     correct: tuple[int, int]
 
     def assert_agree(self) -> None:
-        np.testing.assert_allclose(self.losses[1], self.losses[0], rtol=TOLERANCE)
-        np.testing.assert_allclose(self.norms[1], self.norms[0], rtol=TOLERANCE)
+        np.testing.assert_allclose(self.losses[1], self.losses[0], rtol=FLOAT64_RELATIVE)
+        np.testing.assert_allclose(self.norms[1], self.norms[0], rtol=FLOAT64_RELATIVE)
         for ours, theirs in ((self.params[1], self.params[0]), (self.ema[1], self.ema[0])):
             largest = max(float(np.linalg.norm(value)) for value in theirs.values()) if theirs else 0.0
             assert ours.keys() == theirs.keys()
             for name, value in theirs.items():
                 error = float(np.linalg.norm(ours[name] - value))
-                assert error <= TOLERANCE * max(float(np.linalg.norm(value)), 1e-3 * largest), (name, error)
+                assert error <= FLOAT64_RELATIVE * max(float(np.linalg.norm(value)), 1e-3 * largest), (name, error)
         assert self.correct[0] == self.correct[1]
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vit_flax.cli.images import add_model_options, load_model
 from vit_flax.preprocessing.decode import BadImageError, import_pillow
 
+if TYPE_CHECKING:
+    from vit_flax.cli.parser import Commands
+
 SIDE = 448  # pixels of the picture's height, at least
 EXAMPLE = """example:
   vit-flax attention vit.safetensors --config vit_tiny_patch16_224 photo.jpg -o attention.png"""
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser(
         "attention",

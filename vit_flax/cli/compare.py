@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vit_flax.cli.options import add_checkpoint_options, tell_notes, wish_of
 from vit_flax.convert import open_checkpoint
+
+if TYPE_CHECKING:
+    from vit_flax.cli.parser import Commands
 
 LIBRARIES = ("timm", "transformers")
 EXAMPLE = """example:
@@ -20,7 +23,7 @@ EXAMPLE = """example:
   vit-flax compare deit.pth --config deit_tiny_patch16_224.fb_in1k      or with timm"""
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser(
         "compare",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vit_flax.cli.options import add_checkpoint_options, tell_notes, wish_of
 from vit_flax.cli.parser import known_layout
 from vit_flax.convert import open_checkpoint
 
 if TYPE_CHECKING:
+    from vit_flax.cli.parser import Commands
     from vit_flax.convert import Checkpoint
     from vit_flax.preprocessing.evaluation import Preprocessing
     from vit_flax.reading import Reading
@@ -21,7 +22,7 @@ EXAMPLE = """example:
   vit-flax convert timm.safetensors vit.npz --config vit_base_patch16_224.augreg_in21k --layout torchvision"""
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser(
         "convert",

@@ -17,6 +17,7 @@ from vit_flax.cli.options import format_table
 from vit_flax.preprocessing.label_matching import match_labels
 
 if TYPE_CHECKING:
+    from vit_flax.cli.parser import Commands
     from vit_flax.inference import Predictor
 
 EXAMPLE = """example:
@@ -26,7 +27,7 @@ EXAMPLE = """example:
 `vit-flax list sources` lists the sources."""
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser(
         "evaluate",

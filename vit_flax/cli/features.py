@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vit_flax.cli.images import add_model_options, compute, explain_bad, is_projection, load_model
 
 if TYPE_CHECKING:
+    from vit_flax.cli.parser import Commands
     from vit_flax.reading import Reading
 
 EXAMPLE = """example:
@@ -19,7 +20,7 @@ EXAMPLE = """example:
   vit-flax features vit.safetensors --config vit_tiny_patch16_224 --tokens *.jpg -o tokens.npz"""
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser(
         "features",

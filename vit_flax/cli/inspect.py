@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vit_flax.cli.options import add_checkpoint_options, format_table, tell_notes, wish_of
 from vit_flax.cli.spelling import options_of, spelled
 from vit_flax.convert import open_checkpoint
+
+if TYPE_CHECKING:
+    from vit_flax.cli.parser import Commands
 
 EXAMPLE = """example:
   vit-flax inspect model.safetensors
   vit-flax inspect tutorial.pth --set num_heads=4 --set image_size=60,100"""
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser(
         "inspect",

@@ -10,9 +10,12 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vit_flax.cli.options import format_table
+
+if TYPE_CHECKING:
+    from vit_flax.cli.parser import Commands
 
 EXAMPLE = """example:
   vit-flax list presets dinov2
@@ -22,7 +25,7 @@ EXAMPLE = """example:
 Row = dict[str, Any]
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser(
         "list",

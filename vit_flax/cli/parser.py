@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from vit_flax.cli.spelling import options_of
 from vit_flax.config import ViTConfig
 from vit_flax.suggestions import nearest
+
+if TYPE_CHECKING:
+    Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # what `add_subparsers` returns
 
 
 class Parser(argparse.ArgumentParser):

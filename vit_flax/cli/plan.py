@@ -8,10 +8,13 @@ import json
 import sys
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vit_flax.cli.options import assignment, format_table
 from vit_flax.gpu_compiler import quiet
+
+if TYPE_CHECKING:
+    from vit_flax.cli.parser import Commands
 
 EXAMPLE = """example:
   vit-flax plan vit_base_patch16_224 --topology v5e:4x4 --batch 1024
@@ -25,7 +28,7 @@ moving their bytes through the device's memory, and what is exchanged while noth
 1 it does not; 2 unusable input."""
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser(
         "plan",

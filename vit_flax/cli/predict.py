@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vit_flax.cli.images import add_label_option, add_model_options, compute, explain_bad, load_model
+
+if TYPE_CHECKING:
+    from vit_flax.cli.parser import Commands
 
 EXAMPLE = """example:
   vit-flax predict runs/digits/best photo.png
   vit-flax predict vit.safetensors --config vit_tiny_patch16_224 --labels imagenet.txt *.jpg"""
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser(
         "predict",

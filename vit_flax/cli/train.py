@@ -12,10 +12,13 @@ import sys
 import traceback
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vit_flax.cli.options import assignment
 from vit_flax.suggestions import nearest
+
+if TYPE_CHECKING:
+    from vit_flax.cli.parser import Commands
 
 TERMINATED = 75  # EX_TEMPFAIL: run it again
 EXAMPLE = """example:
@@ -27,7 +30,7 @@ command takes as well. Exit status: 0 trained to the end; 1 stopped (a loss that
 input; 75 SIGTERM or Ctrl-C came and the state was saved."""
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Commands) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser(
         "train",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import platform
+from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
 
 import vit_flax
 
@@ -27,10 +27,10 @@ def versions() -> dict[str, str]:
 class ShowVersions(argparse.Action):
     """Prints the versions and ends the program."""
 
-    def __init__(self, option_strings: Any, dest: str, **_: Any) -> None:
+    def __init__(self, option_strings: Sequence[str], dest: str, **_: object) -> None:
         super().__init__(option_strings, dest, nargs=0, help="print the versions of vit-flax, jax, flax, torch ...")
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Ends the program with exit status 0."""
         first, *others = versions().items()
         others = ", ".join(f"{name} {version}" for name, version in others)

@@ -16,10 +16,8 @@ from vit_flax.config import NaFlexViTConfig, ViTConfig
 from vit_flax.convert import huggingface as hf
 from vit_flax.convert.config_files import Family
 from vit_flax.convert.layout import Layout, Shapes, any_match, vote
-from vit_flax.convert.rules import CONV, DENSE, UNBATCHED, ConversionError, Drop, Operation, Rule
+from vit_flax.convert.rules import CONV, DENSE, UNBATCHED, VECTOR, ConversionError, Drop, Operation, Rule
 from vit_flax.convert.timm_blocks import linear, norm
-
-VECTOR = Operation("(D,) -> (1, 1, D)", lambda a: np.reshape(a, (1, 1, -1)), lambda a: (np.reshape(a, -1),))
 
 _TEXT = "the text tower's"
 _BESIDE = (

@@ -5,17 +5,23 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from vit_flax.convert import Drop, Layout
 from vit_flax.convert.rules import match
 from vit_flax.parity.record import INPUT, record_flax, record_torch
 from vit_flax.parity.tolerances import float32_allowed, float64_allowed
 from vit_flax.pretrained import to_state_dict
+
+if TYPE_CHECKING:
+    import torch
+
+    from vit_flax.models import VisionTransformer
 
 Pairs = Iterable[tuple[str, str]]
 
@@ -42,16 +48,16 @@ class Subject:
     torch's state_dict does; without it gradients of parameters and optimiser steps are not compared.
     """
 
-    torch_module: Any
-    function: Callable[[Any, Any], Any]
-    params: Any  # float64
+    torch_module: torch.nn.Module
+    function: Callable[[PyTree, jax.Array], jax.Array]
+    params: PyTree  # float64
     pairs: tuple[tuple[str, str], ...]  # torch component, Flax component
-    export: Callable[[Any], Mapping[str, np.ndarray]] | None = None
+    export: Callable[[PyTree], Mapping[str, np.ndarray]] | None = None
     to_flax: Callable[[np.ndarray], np.ndarray] = lambda images: images.transpose(0, 2, 3, 1)  # NCHW -> NHWC
     from_flax: Callable[[np.ndarray], np.ndarray] = lambda images: images.transpose(0, 3, 1, 2)  # for image gradients
 
 
-def expand_pairs(templates: Pairs, torch_module: Any) -> tuple[tuple[str, str], ...]:
+def expand_pairs(templates: Pairs, torch_module: torch.nn.Module) -> tuple[tuple[str, str], ...]:
     """Returns the pairs of component names that a layout's templates stand for in a torch module."""
     pairs = []
     for name in dict(torch_module.named_modules()):
@@ -63,7 +69,7 @@ def expand_pairs(templates: Pairs, torch_module: Any) -> tuple[tuple[str, str], 
     return tuple(pairs)
 
 
-def subject_of(torch_module: Any, model: Any, params: Any, layout: Layout) -> Subject:
+def subject_of(torch_module: torch.nn.Module, model: VisionTransformer, params: PyTree, layout: Layout) -> Subject:
     """Returns the Subject of a torch module and the Flax model that its state_dict was converted to."""
     constants = {rule.source for rule in layout.rules(model.config) if isinstance(rule, Drop)}
 
@@ -72,9 +78,12 @@ def subject_of(torch_module: Any, model: Any, params: Any, layout: Layout) -> Su
         names = layout.renamed(tensors)
         return {name: array for name, array in tensors.items() if names[name] not in constants}
 
+    def forward(params: PyTree, images: jax.Array) -> jax.Array:
+        return cast(jax.Array, model.apply({"params": params}, images))
+
     return Subject(
         torch_module.double(),
-        lambda p, images: model.apply({"params": p}, images),
+        forward,
         jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params),
         expand_pairs(layout.components(model.config), torch_module),
         export,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,10 +10,15 @@ from vit_flax.config import ViTConfig
 from vit_flax.parity import worked_example
 from vit_flax.parity.record import record_torch
 
+if TYPE_CHECKING:
+    import torch
+
+    from vit_flax.reference import ViT_Model
+
 TOKEN = 6  # the worked example's patch that is shown as a strip: part of the house's roof and wall
 
 
-def digits_figures(module: Any, images: np.ndarray, labels: np.ndarray, config: ViTConfig) -> dict[str, Any]:
+def digits_figures(module: ViT_Model, images: np.ndarray, labels: np.ndarray, config: ViTConfig) -> dict[str, Any]:
     """Returns the worked example's image and one of its tokens, the position table, and attention over some digits."""
     image = worked_example.draw_image()
     patch = worked_example.PATCH_SIZE
@@ -38,7 +43,7 @@ def digits_figures(module: Any, images: np.ndarray, labels: np.ndarray, config: 
     }
 
 
-def class_attention(module: Any, images: np.ndarray, config: ViTConfig) -> np.ndarray:
+def class_attention(module: torch.nn.Module, images: np.ndarray, config: ViTConfig) -> np.ndarray:
     """Computes the last block's attention of the class token over the patches, (B, heads, rows, columns)."""
     import torch
 

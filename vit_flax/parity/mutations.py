@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -25,9 +25,8 @@ from vit_flax.models.block import Block
 from vit_flax.models.precision import Precision
 from vit_flax.models.vision_transformer import VisionTransformer
 from vit_flax.parity.steps import AdamW
+from vit_flax.parity.wrong_tensors import Change, changed, exchanged, thirds_swapped
 from vit_flax.suggestions import suggest
-
-Arrays = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Mutation:
     section: str  # of the report: components, stressed, gradients or steps
     first: str  # the row that must disagree first, in torch's name without the prefix 'backbone.'
     config: Callable[[Any], dict[str, Any]] | None = None  # other values of the config
-    tensors: Callable[[Arrays], Arrays] | None = None  # other tensors before the conversion
+    tensors: Change | None = None  # other tensors before the conversion
     patches: tuple[tuple[Any, str, Any], ...] = ()  # (object, attribute, wrong value)
     images: Callable[[np.ndarray], np.ndarray] | None = None  # (B, C, H, W) images to what Flax gets
     optimizer: AdamW | None = None
@@ -54,28 +53,6 @@ class Mutation:
                 stack.enter_context(mock.patch.object(target, attribute, value))
             yield
         jax.clear_caches()
-
-
-def _on(pattern: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Arrays], Arrays]:
-    def tensors(arrays: Arrays) -> Arrays:
-        hits = [name for name in arrays if pattern in name]
-        if not hits:
-            raise ValueError(f"no tensor's name contains {pattern!r}: this mutation would change nothing")
-        return {name: change(array) if name in hits else array for name, array in arrays.items()}
-
-    return tensors
-
-
-def _renamed(a: str, b: str) -> Callable[[Arrays], Arrays]:
-    def swap(name: str) -> str:
-        return name.replace(a, b) if a in name else name.replace(b, a)
-
-    return lambda arrays: {swap(name): array for name, array in arrays.items()}
-
-
-def _swap_q_k(weight: np.ndarray) -> np.ndarray:
-    q, k, v = np.split(weight, 3)
-    return np.concatenate([k, q, v])
 
 
 def _heads_outermost(weight: np.ndarray) -> np.ndarray:
@@ -251,70 +228,70 @@ MUTATIONS: dict[str, Mutation] = {
             "query and key rows swapped",
             "components",
             "blocks.0.attn.qkv",
-            tensors=_on(_QKV, _swap_q_k),
+            tensors=thirds_swapped(_QKV),
         ),
         Mutation(
             "qkv_heads_outermost",
             "q, k, v read as interleaved by head",
             "components",
             "blocks.0.attn.qkv",
-            tensors=_on(_QKV, _heads_outermost),
+            tensors=changed(_QKV, _heads_outermost),
         ),
         Mutation(
             "patch_transposed",
             "pixels of a patch read column by column",
             "components",
             "patch_tokens.project",
-            tensors=_on("patch_tokens.project.weight", _transpose_patches),
+            tensors=changed("patch_tokens.project.weight", _transpose_patches),
         ),
         Mutation(
             "square_kernel_transposed",
             "a square kernel not transposed",
             "components",
             "blocks.0.attn.proj",
-            tensors=_on(".attn.proj.weight", lambda a: np.ascontiguousarray(a.T)),
+            tensors=changed(".attn.proj.weight", lambda a: np.ascontiguousarray(a.T)),
         ),
         Mutation(
             "positions_shifted",
             "position table one row off",
             "components",
             "blocks.0:input",
-            tensors=_on("pos_embed", lambda a: np.roll(a, 1, axis=1)),
+            tensors=changed("pos_embed", lambda a: np.roll(a, 1, axis=1)),
         ),
         Mutation(
             "no_positions",
             "position table left at zero",
             "components",
             "blocks.0:input",
-            tensors=_on("pos_embed", np.zeros_like),
+            tensors=changed("pos_embed", np.zeros_like),
         ),
         Mutation(
             "class_token_zero",
             "class token left at zero",
             "components",
             "blocks.0:input",
-            tensors=_on("cls_token", np.zeros_like),
+            tensors=changed("cls_token", np.zeros_like),
         ),
         Mutation(
             "bias_dropped",
             "bias of the first MLP layer left at zero",
             "components",
             "blocks.0.neuralnet.fc1",
-            tensors=_on(".neuralnet.fc1.bias", np.zeros_like),
+            tensors=changed(".neuralnet.fc1.bias", np.zeros_like),
         ),
         Mutation(
             "blocks_swapped",
             "the first two blocks in the wrong order",
             "components",
             "blocks.0.norm1",
-            tensors=_renamed("blocks.0.", "blocks.1."),
+            tensors=exchanged("blocks.0.", "blocks.1."),
         ),
         Mutation(
             "norms_swapped",
             "norm1 and norm2 of every block swapped",
             "components",
             "blocks.0.norm1",
-            tensors=_renamed(".norm1.", ".norm2."),
+            tensors=exchanged(".norm1.", ".norm2."),
         ),
         Mutation(
             "class_token_last",

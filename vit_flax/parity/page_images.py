@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 import struct
 import zlib
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # Light to dark in steps of even lightness; hue stays green, apart from the orange and blue of the two frameworks.
 _SCALE = np.array([[247, 246, 240], [198, 226, 210], [120, 190, 168], [36, 139, 124], [8, 84, 86], [6, 38, 48]]) / 255
 _HIGHLIGHT = np.array([30, 178, 145]) / 255
 
 
-def png(pixels: Any) -> str:
+def png(pixels: ArrayLike) -> str:
     """Returns grey (H, W) or coloured (H, W, 3) pixels in [0, 1] as a data URI; what is not a number is black."""
     levels = np.nan_to_num(np.asarray(pixels, np.float64), posinf=1.0, neginf=0.0).clip(0, 1)
     data = np.round(levels * 255).astype(np.uint8)
@@ -31,13 +31,13 @@ def _chunk(chunk: tuple[bytes, bytes]) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def heat(values: Any, low: float, high: float) -> np.ndarray:
+def heat(values: ArrayLike, low: float, high: float) -> np.ndarray:
     """Returns the colours (..., 3) of values between `low`, lightest, and `high`, darkest."""
     place = np.clip((np.asarray(values, np.float64) - low) / (high - low), 0, 1) * (len(_SCALE) - 1)
     return np.stack([np.interp(place, np.arange(len(_SCALE)), channel) for channel in _SCALE.T], axis=-1)
 
 
-def highlighted(image: Any, weights: Any, factor: int = 6) -> np.ndarray:
+def highlighted(image: ArrayLike, weights: ArrayLike, factor: int = 6) -> np.ndarray:
     """Returns ink on paper with a highlighter over it: an image (H, W), 1 is ink, under weights on a coarser grid."""
     ink = np.kron(np.asarray(image, np.float64), np.ones((factor, factor)))
     weights = np.nan_to_num(np.asarray(weights, np.float64))
@@ -45,7 +45,7 @@ def highlighted(image: Any, weights: Any, factor: int = 6) -> np.ndarray:
     return paper(ink) * (1 - strength) + _HIGHLIGHT * strength
 
 
-def paper(ink: Any) -> np.ndarray:
+def paper(ink: ArrayLike) -> np.ndarray:
     """Returns the colours of ink in [0, 1] on paper."""
     return _SCALE[0] * (1 - 0.86 * np.asarray(ink, np.float64)[..., None])
 

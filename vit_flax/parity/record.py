@@ -7,16 +7,22 @@ with `:input` behind it stands for what goes into the component.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jaxtyping import PyTree
+
+if TYPE_CHECKING:
+    import torch
 
 INPUT = ":input"
 
 
-def record_torch(module: Any, images: Any, names: Collection[str]) -> tuple[Any, dict[str, np.ndarray]]:
+def record_torch(
+    module: torch.nn.Module, images: torch.Tensor, names: Collection[str]
+) -> tuple[torch.Tensor, dict[str, np.ndarray]]:
     """Runs a torch module and returns its output and the named components' arrays, in execution order.
 
     Args:
@@ -42,7 +48,7 @@ def record_torch(module: Any, images: Any, names: Collection[str]) -> tuple[Any,
     for name in names:
         target = modules[name.removesuffix(INPUT)]
         if name.endswith(INPUT):
-            hooks.append(target.register_forward_pre_hook(lambda _m, args, name=name: keep(name, args)))
+            hooks.append(target.register_forward_pre_hook(lambda _m, args, name=name: keep(name, args)))  # pyright: ignore[reportArgumentType]
         else:
             hooks.append(target.register_forward_hook(lambda _m, _args, out, name=name: keep(name, out)))
     try:
@@ -53,8 +59,8 @@ def record_torch(module: Any, images: Any, names: Collection[str]) -> tuple[Any,
 
 
 def record_flax(
-    function: Callable[[Any, Any], Any], params: Any, images: Any, names: Collection[str]
-) -> tuple[Any, dict[str, np.ndarray]]:
+    function: Callable[[PyTree, jax.Array], jax.Array], params: PyTree, images: jax.Array, names: Collection[str]
+) -> tuple[jax.Array, dict[str, np.ndarray]]:
     """Runs `function(params, images)` under jit and returns its output and the named linen components' arrays.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from vit_flax.parity.compare import Row, Subject, compare_arrays, require_x64
 
@@ -37,7 +38,7 @@ class Steps:
 def compare_steps(
     subject: Subject,
     batches: list[tuple[np.ndarray, np.ndarray]],
-    decay_mask: Any,
+    decay_mask: PyTree,
     no_weight_decay: set[str],
     optimizer: AdamW = AdamW(),
     flax_optimizer: AdamW | None = None,

@@ -7,6 +7,9 @@ import numpy as np
 # with room on both sides.
 FLOAT64_RELATIVE = 1e-9
 
+# A deliberate error counts as seen from here on: a hundred times the tolerance, so that no rounding passes for it.
+SEEN = 1e-7
+
 # In float32 both frameworks round, in different orders. The error of each is measured against torch's float64; ours may
 # be larger by a small factor, since sums of n terms in another order differ by sqrt(n) at random, not by digits.
 FLOAT32_FACTOR = 4.0
