@@ -89,6 +89,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
         (["plan", "vit_bas", "--topology", "v5e:2x2"], "no preset named 'vit_bas'; did you mean 'vit_base"),
         (["evaluate", "a.npz"], "the following arguments are required: --data"),
         (["inspect", "nowhere.pth"], "nowhere.pth: no such file or folder"),
+        (["inspect", "google/vit-base-patch16-224"], "did you mean hf://google/vit-base-patch16-224?"),
+        (["evaluate", "a.npz", "--data", "image_folder"], "a.npz: no such file"),
+        (["train", "finetune"], "needs --set checkpoint=... --set folder=..."),
+        (["train", "digits", "--set", "lr=0.1"], "did you mean 'optimizer.learning_rate'?"),
         (["compare", "--mutate", "gelu_tahn"], "did you mean 'gelu_tanh'?"),
         (["compare", "--config", "vit_tiny_patch16_224"], "--config needs a checkpoint"),
     ],
@@ -184,14 +188,13 @@ def test_names_are_listed(what: str, names: dict[str, Any], capsys: pytest.Captu
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_help_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_does_not_list_every_name(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("convert", "inspect", "compare", "predict", "evaluate"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         out = capsys.readouterr().out
         assert "huggingface_dinov2_memory" not in out
         assert "vit-flax list layouts" in out
-        assert len(out.splitlines()) < 65
 
 
 def test_a_reader_that_leaves_is_no_error(weights: str) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -41,7 +42,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         elif path.is_dir():
             path = find_weights(path)
         if not path.is_file():
-            raise ConversionError(f"{path}: no such file or folder")
+            raise ConversionError(f"{path}: no such file or folder{_repository_hint(address)}")
         if path.name.endswith(".index.json"):
             checkpoint = read_shards(path, _read_file)
         else:
@@ -51,6 +52,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         if isinstance(error, ConversionError):
             raise
         raise ConversionError(f"{one_line(path)}: cannot be read: {one_line(error)}") from error
+
+
+def _repository_hint(address: str) -> str:
+    """Returns what to type for owner/name, as the hub names its repositories; nothing where it looks like a file's."""
+    owner, slash, name = address.partition("/")
+    if not (slash and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", address)):
+        return ""
+    return "" if Path(owner).exists() or Path(name).suffix in _WRITERS else f"; did you mean {HUB}{address}?"
 
 
 def _read_file(path: Path) -> Checkpoint:
