@@ -79,6 +79,14 @@ def test_a_loop_is_counted_as_often_as_it_runs_and_a_slice_alone() -> None:
     assert qkv.seconds == pytest.approx(qkv.device_bytes / 3350e9)
 
 
+def test_a_loop_that_the_compiler_unrolled_takes_larger_steps() -> None:
+    text = LOOP.replace("  ROOT %t = ", "  %two = s32[] constant(2)\n  %next = s32[] add(%i, %two)\n  ROOT %t = ")
+    stepping = text.replace("tuple(%i, %x, %all, %old)", "tuple(%next, %x, %all, %old)")
+    assert costs(Program(stepping), CHIPS["h100"]).flops == 6 * 2 * 8 * 4 * 16
+    told = text.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"5"}}')
+    assert costs(Program(told), CHIPS["h100"]).flops == 5 * 2 * 8 * 4 * 16
+
+
 def test_a_collective_costs_time_unless_something_runs_beside_it() -> None:
     found = costs(Program(LOOP), CHIPS["h100"], 4)
     reduced, gathered = found.exchanges["all-reduce", 2, "NVLink"], found.exchanges["all-gather", 2, "NVLink"]

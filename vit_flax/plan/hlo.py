@@ -92,10 +92,28 @@ class Program:
         return [(operation.attribute(name), trips) for name in names]
 
     def trips(self, loop: Operation) -> int:
-        """Returns how often a loop runs: as the compiler knows it, or the number its counter is compared with."""
+        """Returns how often a loop runs: as the compiler knows it, or by the number its counter is compared with.
+
+        The counter starts at 0; where the compiler has unrolled a loop it takes larger steps.
+        """
         if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(found[1])
-        return max(self._constants(loop.attribute("condition")), default=1)
+        limit = max(self._constants(loop.attribute("condition")), default=1)
+        return -(-limit // self._step(loop))
+
+    def _step(self, loop: Operation) -> int:
+        condition = self.computations.get(loop.attribute("condition"), {})
+        body = self.computations.get(loop.attribute("body"), {})
+        places = [re.search(r"index=(\d+)", operation.attributes) for operation in condition.values()
+                  if operation.opcode == "get-tuple-element"]  # fmt: skip
+        if len(places) != 1 or places[0] is None or not body:
+            return 1
+        advanced = body.get(root(body).operands[int(places[0][1])])
+        if advanced is None or advanced.opcode != "add":
+            return 1
+        terms = [body[name] for name in advanced.operands if name in body]
+        steps = [int(term.arguments) for term in terms if term.opcode == "constant" and term.arguments.isdigit()]
+        return max(1, *steps) if steps else 1
 
     def _constants(self, name: str) -> Iterator[int]:
         for operation in self.computations.get(name, {}).values():
