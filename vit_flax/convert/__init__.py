@@ -19,6 +19,7 @@ from vit_flax.convert.facebook import DEIT, DEIT3, DINO, DINOV2, IJEPA, MAE
 from vit_flax.convert.facebook_dinov3 import FACEBOOK_DINOV3
 from vit_flax.convert.files import read_checkpoint, write_checkpoint
 from vit_flax.convert.flax_names import with_torch_names
+from vit_flax.convert.foreign import foreign_kind
 from vit_flax.convert.google import BIG_VISION, BIG_VISION_SCAN, GOOGLE_NPZ
 from vit_flax.convert.huggingface_beit import BEIT_FAMILIES, BEIT_LAYOUTS
 from vit_flax.convert.huggingface_clip import CLIP_FAMILIES, CLIP_LAYOUTS
@@ -32,7 +33,7 @@ from vit_flax.convert.own_params import FLAX, FLAX_LAYOUTS, TOKENIZERS
 from vit_flax.convert.perception_encoder import PERCEPTION_ENCODER, PERCEPTION_ENCODER_TOWER
 from vit_flax.convert.rules import ConversionError, Drop, Rule
 from vit_flax.convert.t2t_vit import T2T_VIT
-from vit_flax.convert.timm import TIMM, named
+from vit_flax.convert.timm import TIMM
 from vit_flax.convert.torchvision import TORCHVISION
 from vit_flax.convert.training_only import without_training
 from vit_flax.convert.wish import Wish
@@ -76,19 +77,6 @@ _ORDER = (
 _READ_ONLY = {layout.name for layout in FLAX_LAYOUTS}
 LAYOUTS: dict[str, Layout] = {layout.name: without_training(layout) for layout in _ORDER}
 
-# Names of models that are not here, and what to tell their owner.
-_FOREIGN = (
-    (
-        named("patch_embed.backbone"),
-        "a hybrid model, whose tokens come from a convolutional network; this library has none",
-    ),
-    (
-        named("embeds.proj"),
-        "timm's NaFlexVit, which is not read; of NaFlex models Hugging Face's SigLIP 2 is, and timm's "
-        "VisionTransformer with the same weights",
-    ),
-)
-
 # By the model_type of Hugging Face's config.json.
 FAMILIES: dict[str, Family] = {**VIT_FAMILIES, **BEIT_FAMILIES, **DINOV2_FAMILIES, **DINOV3_FAMILIES, **CLIP_FAMILIES}
 
@@ -109,9 +97,8 @@ def detect_layout(names: Collection[str], config_class: type[ViTConfig] | None =
     Raises:
         ConversionError: no layout matches; the message shows some of the names.
     """
-    for tell, reason in _FOREIGN:
-        if evidence := tell(names):
-            raise ConversionError(f"has {evidence}: {reason}")
+    if kind := foreign_kind(names, taken=True):
+        raise ConversionError(f"no model of this library: {kind}")
     family = [layout for layout in reversed(LAYOUTS.values()) if layout.config_class is config_class]
     for layout, tell in [*((f, f.evidence) for f in family), *((f, f.belongs) for f in family)]:
         if tell and (evidence := tell(names)):
@@ -120,8 +107,10 @@ def detect_layout(names: Collection[str], config_class: type[ViTConfig] | None =
         evidence = layout.evidence(names)
         if evidence:
             return layout, evidence
+    if kind := foreign_kind(names):
+        raise ConversionError(f"the tensor names match no known layout: {kind}")
     some = ", ".join(sorted(names)[:5]) or "none at all"
-    raise ConversionError(f"the tensor names match no known layout ({', '.join(LAYOUTS)}); some of them: {some}")
+    raise ConversionError(f"the tensor names match no known layout (`vit-flax list layouts` has them); some: {some}")
 
 
 def open_checkpoint(source: str | os.PathLike[str] | Mapping[str, Any], wish: Wish) -> Checkpoint:

@@ -17,10 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from vit_flax.convert.adapter import is_adapter, read_adapter
 from vit_flax.convert.checkpoint import Checkpoint, one_line
+from vit_flax.convert.distributed_folder import TABLE, read_distributed
 from vit_flax.convert.folder import HUB, WEIGHT_NAMES, download, find_weights, read_shards, with_config
 from vit_flax.convert.msgpack_file import is_msgpack, read_msgpack, write_msgpack
 from vit_flax.convert.npz_file import open_zip, read_npz, write_npz
+from vit_flax.convert.orbax_folder import find_orbax, read_orbax
+from vit_flax.convert.renaming import same_tensor
 from vit_flax.convert.rules import ConversionError
 from vit_flax.convert.safetensors_file import read_safetensors, write_safetensors
 from vit_flax.convert.torch_file import read_torch_legacy, read_torch_zip, write_torch
@@ -40,6 +44,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         if address.startswith(HUB):
             path = download(address)
         elif path.is_dir():
+            if (special := _read_special(path)) is not None:
+                return special
             path = find_weights(path)
         if not path.is_file():
             raise ConversionError(f"{path}: no such file or folder{_repository_hint(address)}")
@@ -60,6 +66,29 @@ def _repository_hint(address: str) -> str:
     if not (slash and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", address)):
         return ""
     return "" if Path(owner).exists() or Path(name).suffix in _WRITERS else f"; did you mean {HUB}{address}?"
+
+
+def _read_special(folder: Path) -> Checkpoint | None:
+    """Opens a folder that is more than a place for files; None: it is no such folder."""
+    distributed = [folder, *sorted(folder.glob("pytorch_model_fsdp_*"))]
+    weights = any((folder / name).is_file() for name in WEIGHT_NAMES)
+    for place in () if weights else distributed:
+        if (place / TABLE).is_file():
+            return dataclasses.replace(with_config(read_distributed(place), folder), path=place)
+    if is_adapter(folder):
+        own = read_checkpoint(find_weights(folder)) if weights else None
+        return read_adapter(folder, own, _read_file, read_checkpoint, same_tensor)
+    if weights:
+        return None
+    for name in ("best", "final"):  # of a training run of this library, as its checkpoints/ are
+        if (folder / name / WEIGHT_NAMES[0]).is_file():
+            note = f"took the run's {name}/" + ("; its last weights are in final/" if name == "best" else "")
+            found = read_checkpoint(folder / name)
+            return dataclasses.replace(found, notes=(*found.notes, note))
+    for place in (folder, folder / "checkpoints"):
+        if place.is_dir() and (orbax := find_orbax(place)) is not None:
+            return dataclasses.replace(with_config(read_orbax(orbax), folder), path=orbax)
+    return None
 
 
 def _read_file(path: Path) -> Checkpoint:

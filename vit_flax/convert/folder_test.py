@@ -83,6 +83,14 @@ class TestFolder:
         write_checkpoint(tmp_path / "model.safetensors", {"z": np.ones(1)}, {})
         assert list(read_checkpoint(tmp_path).shapes) == ["z"]
 
+    @pytest.mark.parametrize("name", ["last.ckpt", "model_best.pth.tar", "a.pt", "checkpoint.npz"])
+    def test_one_file_of_any_suffix_beside_an_optimisers(self, tmp_path, name):
+        write_checkpoint(tmp_path / "x.npz", {"x": np.ones(1)}, {})
+        (tmp_path / "x.npz").rename(tmp_path / name)
+        for other in ("optimizer.pt", "scheduler.bin", "training_args.bin", "rng_state.pth", "random_states_0.pkl"):
+            (tmp_path / other).write_bytes(b"no weights")
+        assert list(read_checkpoint(tmp_path).shapes) == ["x"]
+
     def test_without_weights(self, tmp_path):
         (tmp_path / "config.json").write_text("{}")
         assert "holds no weights (looked for model.safetensors, " in refused(tmp_path)
@@ -168,10 +176,45 @@ class TestHub:
         assert sorted(name for _, name, _, _ in fetched) == sorted(names[:3])
         assert {(repository, *rest) for repository, _, *rest in fetched} == {("owner/name", "abc", False)}
 
+    def test_one_file_by_its_name(self, tmp_path):
+        home = cached(tmp_path, ("a" * 40,), "a" * 40)
+        snapshot = home / "snapshots" / ("a" * 40)
+        write_checkpoint(snapshot / "vit_small.npz", {"small": np.ones(1)}, {})
+        write_checkpoint(snapshot / "vit_large.npz", {"large": np.ones(1)}, {})
+        (snapshot / "sub").mkdir()
+        write_checkpoint(snapshot / "sub" / "x.npz", {"x": np.ones(1)}, {})
+        (snapshot / "sub" / "config.json").write_text('{"model_type": "vit"}')
+        assert list(read_checkpoint("hf://owner/name/vit_small.npz").shapes) == ["small"]
+        assert list(read_checkpoint("hf://owner/name@main/vit_large.npz").shapes) == ["large"]
+        assert read_checkpoint("hf://owner/name@" + "a" * 40 + "/sub/x.npz").config == {"model_type": "vit"}
+        assert "is not in the local cache" in refused("hf://owner/name/vit_huge.npz")
+
+    def test_the_only_file_of_a_repository(self, tmp_path, monkeypatch):
+        home = cached(tmp_path, ("a" * 40,), "a" * 40)
+        snapshot = home / "snapshots" / ("a" * 40)
+        (snapshot / "model.safetensors").unlink()
+        write_checkpoint(snapshot / "dino_vits.npz", {"x": np.ones(1)}, {})
+        assert list(read_checkpoint("hf://owner/name").shapes) == ["x"]
+        hub = pytest.importorskip("huggingface_hub")
+        names = ["a.npz", "b.pth", "optimizer.pt"]
+        info = SimpleNamespace(sha="a" * 40, siblings=[SimpleNamespace(rfilename=name) for name in names])
+        monkeypatch.setattr(hub.HfApi, "model_info", lambda *_, **__: info)
+        monkeypatch.setattr(hub, "hf_hub_download", lambda _, name, **__: str(snapshot / "dino_vits.npz"))
+        said = refused("hf://owner/name")
+        assert "several weights files, name one: hf://owner/name/a.npz (it has a.npz, b.pth)" in said
+        assert list(read_checkpoint("hf://owner/name/a.npz").shapes) == ["x"]
+        assert "holds no c.pth; of weights it has a.npz, b.pth" in refused("hf://owner/name/c.pth")
+
+    def test_an_address_without_its_beginning(self, tmp_path):
+        assert "did you mean hf://owner/name?" in refused("owner/name")
+        assert "hf://" not in refused(tmp_path / "owner" / "name")
+
     def test_neither_cache_nor_network(self):
         assert "is not in the local cache, and the hub cannot be reached" in refused("hf://owner/other")
 
-    @pytest.mark.parametrize("address", ["hf://", "hf://a", "hf://a/b/c", "hf://a/b@", "hf://../../etc", "hf://a b/c"])
+    @pytest.mark.parametrize(
+        "address", ["hf://", "hf://a", "hf://a/b/c", "hf://a/b@", "hf://a/b/../c.pth", "hf://../../etc", "hf://a b/c"]
+    )
     def test_no_address(self, address):
         assert "write hf://owner/name or hf://owner/name@revision" in refused(address)
 

@@ -68,10 +68,7 @@ def read_torch_legacy(path: Path) -> Checkpoint:
 
 
 def _load(path: Path, named: set[str], mapped: bool) -> Checkpoint:
-    torch = _import_torch(path)
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
-        oldest = ".".join(map(str, OLDEST_TORCH))
-        raise ConversionError(f"{path}: torch {torch.__version__} reads pickles unsafely; needs {oldest} or later")
+    torch = import_torch(path)
     storages: set[int] = set()
 
     def remember(storage: Any, _location: str) -> Any:
@@ -115,17 +112,21 @@ def _let_go(tensor: Any) -> None:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
-def _import_torch(path: Any) -> Any:
+def import_torch(path: Any, reading: bool = True) -> Any:
+    """Returns torch, or ConversionError saying how to get it, or (for reading) which one is needed."""
     try:
         import torch
     except ImportError as error:
         raise ConversionError(f"{path}: PyTorch's files need torch: pip install 'vit-linen[torch]'") from error
+    if reading and tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise ConversionError(f"{path}: torch {torch.__version__} reads pickles unsafely; needs {oldest} or later")
     return torch
 
 
 def write_torch(path: str, tensors: Mapping[str, np.ndarray], _config: Mapping[str, Any]) -> None:
     """Writes the tensors alone, as torch.save does a state_dict."""
-    torch = _import_torch(path)
+    torch = import_torch(path, reading=False)
 
     def to_torch(array: np.ndarray) -> Any:
         if array.dtype == ml_dtypes.bfloat16:

@@ -1,0 +1,176 @@
+"""LoRA adapters of peft: read together with the model they belong to, and merged into it: W + B A alpha / r.
+
+Reference: peft.tuners.lora, merge_and_unload.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit_flax.convert.checkpoint import Checkpoint
+from vit_flax.convert.folder import HUB, read_json
+from vit_flax.convert.rules import ConversionError
+
+CONFIG = "adapter_config.json"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+# Fields of the config that change nothing once the adapter is trained; every other is refused unless it is empty.
+_READ = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "exclude_modules",
+    "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha",
+    "lora_dropout", "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r",
+    "rank_pattern", "revision", "target_modules", "task_type", "use_rslora",
+}  # fmt: skip
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # others change the base's own weights as well
+_PART = re.compile(r"(.+)\.lora_(A|B)(?:\.default)?\.weight")
+_WRAPPED = re.compile(r"\.(base_layer|modules_to_save\.default)(?=\.)")
+_WAY_OUT = "merge it with peft (model.merge_and_unload()) and save the model"
+_SHOWN = 5
+
+Reader = Callable[[str], Checkpoint]
+# (names of the base's tensors, name that the adapter has) -> the base's name of the same, or None
+Renamer = Callable[[Mapping[str, Any], str], str | None]
+
+
+def is_adapter(folder: Path) -> bool:
+    """Returns whether a folder holds an adapter, with or without the model it belongs to."""
+    return (folder / CONFIG).is_file()
+
+
+def read_adapter(
+    folder: Path, own: Checkpoint | None, read_file: Callable[[Path], Checkpoint], read_any: Reader, rename: Renamer
+) -> Checkpoint:
+    """Opens an adapter's folder and returns the merged model.
+
+    Args:
+        folder: with adapter_config.json.
+        own: the weights in the folder that the adapter belongs to, where it has some.
+        read_file: opens one file.
+        read_any: opens the base by its path or address.
+        rename: translates names, since adapters have those of the model in memory.
+
+    Raises:
+        ConversionError: the adapter is of another kind, its base is not there, or the two do not fit.
+    """
+    config = read_json(folder / CONFIG)
+    _check(folder, config)
+    path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise ConversionError(f"{folder}: has {CONFIG} and no {_WEIGHTS[0]}")
+    adapter = read_file(path)
+    base = own if own is not None else _read_base(folder, config, read_any)
+    return _merged(folder, config, base, adapter, rename)
+
+
+def _check(folder: Path, config: Mapping[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise ConversionError(f"{folder}: is an adapter of type {str(kind)[:30]}; only LORA is read: {_WAY_OUT}")
+    odd = [f"{name}={str(value)[:40]}" for name, value in config.items() if name not in _READ and value]
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or not all(re.fullmatch(r"[\w.^$\\-]+", key) for key in patterns):
+        odd.append("an odd alpha_pattern")
+    if config.get("init_lora_weights") not in _PLAIN_STARTS:
+        odd.append(f"init_lora_weights={str(config['init_lora_weights'])[:40]}")
+    if odd:
+        told = ", ".join(odd[:_SHOWN])
+        raise ConversionError(f"{folder}: is a LoRA adapter with {told}, which is not read: {_WAY_OUT}")
+
+
+def _read_base(folder: Path, config: Mapping[str, Any], read_any: Reader) -> Checkpoint:
+    name = config.get("base_model_name_or_path")
+    way_out = (
+        f"put the base's config.json and weights into {folder}, or its path into {CONFIG}: base_model_name_or_path"
+    )
+    if not isinstance(name, str) or not name:
+        raise ConversionError(f"{folder}: is a LoRA adapter that does not name its base; {way_out}")
+    places = [Path(name)] if Path(name).is_absolute() else [folder / name, Path(name)]
+    place = next((str(path) for path in places if path.exists()), None)
+    if place is None and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        revision = config.get("revision")
+        place = f"{HUB}{name}" + (f"@{revision}" if isinstance(revision, str) and revision else "")
+    try:
+        if place is None:
+            raise ConversionError("no such file or folder")
+        return read_any(place)
+    except ConversionError as error:
+        what = f"{folder}: is a LoRA adapter of {name[:200]}, which cannot be read"
+        raise ConversionError(f"{what} ({error}); {way_out}") from error
+
+
+def _merged(
+    folder: Path, config: Mapping[str, Any], base: Checkpoint, adapter: Checkpoint, rename: Renamer
+) -> Checkpoint:
+    pairs: dict[str, dict[str, str]] = {}  # base tensor -> {'A': adapter tensor, 'B': ...}
+    modules: dict[str, str] = {}  # base tensor -> the module's name, which patterns match
+    replaced: dict[str, str] = {}  # base tensor -> adapter tensor
+    faults = []
+    for name in adapter.shapes:
+        inner = name.removeprefix("base_model.model.")
+        found = _PART.fullmatch(inner)
+        module = _WRAPPED.sub("", found[1] if found else inner)
+        if "lora_" in module or re.search(r"\.(magnitude|hada|ia3)_", module):
+            faults.append(name)
+            continue
+        wanted = f"{module}.weight" if found else module
+        target = rename(base.shapes, wanted) or (None if found else wanted)
+        if target is None:
+            faults.append(name)
+        elif found:
+            pairs.setdefault(target, {})[found[2]] = name
+            modules[target] = module
+        else:
+            replaced[target] = name
+    faults += [part["A" if "A" in part else "B"] for part in pairs.values() if len(part) != 2]
+    shapes = {**base.shapes, **{target: adapter.shapes[name] for target, name in replaced.items()}}
+    for target, part in pairs.items():
+        if len(part) == 2 and _merged_shape(config, adapter, part) != shapes[target]:
+            faults.append(f"{part['B']} (for {target} of shape {shapes[target]})")
+    if faults:
+        told = ", ".join(faults[:_SHOWN]) + (" ..." if len(faults) > _SHOWN else "")
+        raise ConversionError(f"{folder}: the adapter does not fit {base.source}: no place for {told}; {_WAY_OUT}")
+
+    def read(name: str) -> np.ndarray:
+        array = adapter.read(replaced[name]) if name in replaced else base.read(name)
+        if name not in pairs:
+            return array
+        down, up = (adapter.read(pairs[name][part]) for part in "AB")
+        change = _product(config, down, up) * _scale(config, modules[name], down.shape[0])
+        return (array + change.astype(array.dtype)).astype(array.dtype)
+
+    note = f"applied the LoRA adapter in {folder.name} to {len(pairs)} tensors of {base.source}"
+    note += f" and took {len(replaced)} of its own" if replaced else ""
+    dtypes = {**base.dtypes, **{target: adapter.dtypes.get(name, "float32") for target, name in replaced.items()}}
+    return dataclasses.replace(
+        base, shapes=shapes, reader=read, dtypes=dtypes, source=str(folder), notes=(*base.notes, note)
+    )
+
+
+def _merged_shape(config: Mapping[str, Any], adapter: Checkpoint, part: Mapping[str, str]) -> tuple[int, ...] | None:
+    down, up = adapter.shapes[part["A"]], adapter.shapes[part["B"]]
+    if len(down) != len(up) or len(down) not in (2, 4) or up[1] != down[0] or up[2:] != (1,) * len(up[2:]):
+        return None
+    shape = (up[0], *down[1:])
+    return shape[::-1] if config.get("fan_in_fan_out") and len(shape) == 2 else shape
+
+
+def _product(config: Mapping[str, Any], down: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """Returns B A in the base's axes; of convolutions, the one by the other's 1 x 1."""
+    wide = np.result_type(np.float32, down.dtype) if down.dtype.kind == "f" else np.dtype(np.float32)
+    flat = up.reshape(up.shape[:2]).astype(wide) @ down.reshape(len(down), -1).astype(wide)
+    product = flat.reshape(up.shape[0], *down.shape[1:])
+    return product.T if config.get("fan_in_fan_out") and product.ndim == 2 else product
+
+
+def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    patterns = config.get("alpha_pattern") or {}
+    alpha = next(
+        (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), config.get("lora_alpha", 8)
+    )
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank

@@ -1,0 +1,81 @@
+"""Names of tensors that belong to other models, and what these models are: so that a file is called what it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+# (every one of these patterns is somewhere in the names, what that is). The first that fits is told.
+_KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
+    ((r"\.lora_(A|B|up|down)\b|\.lora_embedding_",), "an adapter (LoRA): give the folder with its adapter_config.json"),
+    ((r"(^|/)(exp_avg|momentum_buffer|exp_avg_sq|max_exp_avg_sq)$",), "an optimiser's state without the model"),
+    ((r"patch_embed\.backbone\.",), "a hybrid model, whose tokens come from a convolutional network"),
+    ((r"embeds\.proj\.",), "timm's NaFlexVit; of NaFlex models Hugging Face's SigLIP 2 is read, and timm's "
+                           "VisionTransformer with the same weights"),
+    ((r"blocks_token_only\.",), "a CaiT"),
+    ((r"cls_attn_blocks\.|\.local_mp\.|\.attn\.temperature$",), "an XCiT"),
+    ((r"\.temporal_(attn|attention)\.",), "a TimeSformer, which reads video"),
+    ((r"\.attn\.rel_pos_h$", r"(^|[./])neck\.0\."), "the image encoder of Segment Anything (SAM)"),
+    ((r"\.(attn|attention)\.rel_pos_h$", r"(^|[./])neck\.conv1\."), "the image encoder of Segment Anything (SAM)"),
+    ((r"detection_tokens$",), "a YOLOS, which detects objects"),
+    ((r"window_attention\.attn_layer\.",), "a MaxViT"),
+    ((r"\.pool_q\.|\.attn\.pool_k\.",), "an MViT"),
+    ((r"(^|[./])blocks\.\d+\.attn\.qkv\.", r"(^|[./])blocks\.\d+\.proj\.weight$"), "a Hiera"),
+    ((r"encoder\.stages\.\d+\.layers\.\d+\.attn\.qkv\.",), "a Hiera"),
+    ((r"adaLN_modulation|adaln_single|norm1\.linear\.", r"blocks\.\d+\."), "a diffusion transformer (DiT)"),
+    ((r"\.cpb_mlp\.|continuous_position_bias_mlp",), "a Swin Transformer V2"),
+    ((r"(layers|stages|features)\.\d+\.(blocks\.)?\d+\.(attn|attention)\.(self\.|relative_position_bias\.)?relative_position_bias_table",),
+     "a Swin Transformer"),
+    ((r"attn_(block|grid)\..*(relative_position|rel_pos)|\.attn_block\.attn\.",), "a MaxViT"),
+    ((r"\.attention_bias(es|_cache)?$|attention_biases",), "a LeViT or one of its relatives"),
+    ((r"transformers\.\d+\.blocks\.\d+\.attn\.qkv",), "a PiT"),
+    ((r"blocks\.\d+\.attn_in\.",), "a TNT"),
+    ((r"blocks\.\d+\.blocks\.\d+\.\d+\.attn\.",), "a CrossViT"),
+    ((r"\.attn\.sr\.|(^|[./])block1\.\d+\.attn\.|patch_embeddings\.\d+\.proj\.", r"attn|attention"),
+     "a pyramid of transformers (PVT, SegFormer, Twins)"),
+    ((r"\.mlp_tokens\.|\.token_mixing\.|\.linear_tokens\.",), "an MLP-Mixer or one of its relatives"),
+    ((r"(^|[./])layers\.\d+\.(0\.)?(ln1|ln_1)\.weight", r"patch_embed\.projection\."),
+     "mmpretrain's VisionTransformer, whose names are not read; mmpretrain's own script converts it"),
+    ((r"bbox_embed|query_embed|query_position_embeddings|bbox_head|class_labels_classifier",),
+     "a detector whose backbone is none of the known ViTs"),
+    ((r"mlp\.dwconv\.dwconv\.",), "a pyramid of transformers (PVT, SegFormer, Twins)"),
+    ((r"down_blocks\.\d+\.|input_blocks\.\d+\.", r"up_blocks\.|output_blocks\.|mid_block\.|middle_block\."),
+     "a UNet or an autoencoder of a diffusion model"),
+    ((r"feature_extractor\.conv_layers\.",), "a speech model (wav2vec 2.0 or one of its relatives)"),
+    ((r"encoder\.conv1\.", r"encoder\.layers\.\d+\.self_attn\."), "a speech model (Whisper)"),
+    ((r"word_embeddings\.weight$",), "a language model (BERT or one of its relatives)"),
+    ((r"(^|[./])(wte|wpe)\.weight$|\.attn\.c_attn\.",), "a language model (GPT)"),
+    ((r"embed_tokens\.weight$|(^|[./])gpt_neox\.|tok_embeddings\.weight$",), "a language model"),
+    ((r"block\.\d+\.layer\.\d+\.SelfAttention\.",), "a language model (T5)"),
+    ((r"token_embedding\.weight$",), "the text tower of a CLIP, without its image tower"),
+    ((r"(dwconv|depthwise_conv|conv_dw)\.(weight|bias)$", r"(stages|downsample_layers)\.\d+\."),
+     "a ConvNeXt or another convolutional network"),
+    ((r"features\.\d+\.\d+\.block\.\d+\.",), "a convolutional network (torchvision's ConvNeXt or EfficientNet)"),
+    ((r"conv_stem\.weight|\.conv_dw\.weight|\.depthwise\.|features\.\d+\.\d+\.\d+\.weight$",),
+     "a convolutional network (EfficientNet, MobileNet or one of their relatives)"),
+    ((r"(^|[./])layer1\.0\.conv1\.weight|stages\.0\.layers\.0\.layer\.0\.convolution|layer1\.0\.conv1\.kernel",),
+     "a ResNet"),
+    ((r"denseblock1\.",), "a DenseNet"),
+    ((r"(^|[./])features\.0\.weight$",), "a convolutional network (VGG, AlexNet)"),
+    ((r"(^|[./])model\.0\.conv\.weight$",), "a YOLO"),
+    ((r"running_mean$",), "a network with batch normalisation, convolutional at least in part"),
+)  # fmt: skip
+# Those whose tensors a layout would take for a model of its own, to fail at hundreds of them.
+_TAKEN = ("a hybrid", "timm's NaFlexVit", "a CaiT", "an XCiT", "a TimeSformer", "the image encoder", "an MViT",
+          "a Hiera", "a diffusion transformer", "a YOLOS", "a MaxViT")  # fmt: skip
+
+
+def foreign_kind(names: Collection[str], taken: bool = False) -> str | None:
+    """Returns what other model tensors of these names belong to, or None where that cannot be told.
+
+    Args:
+        names: of the tensors.
+        taken: only models that a layout here would be mistaken about.
+    """
+    for patterns, kind in _KINDS:
+        if taken and not kind.startswith(_TAKEN):
+            continue
+        hits = [next((name for name in names if re.search(pattern, name)), None) for pattern in patterns]
+        if all(hits):
+            return f"it has {hits[0]}: {kind}"
+    return None

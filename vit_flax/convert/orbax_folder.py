@@ -1,0 +1,98 @@
+"""Folders of Orbax: a tree of arrays, and the checkpoints of a training run of this library. A tensor at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit_flax.convert.checkpoint import Checkpoint, check_listing, one_line
+from vit_flax.convert.folder import read_json
+from vit_flax.convert.rules import ConversionError
+
+_TABLE = "_METADATA"  # of a tree of arrays
+# What a run's state has besides its parameters, by the first level of its names.
+_WEIGHTS = ("params", "ema")
+
+
+def find_orbax(folder: Path) -> Path | None:
+    """Returns where under a folder a tree of arrays is: itself, an item of it, the newest of its numbered steps."""
+    for place in (folder, *(folder / name for name in ("state", "default", "params"))):
+        if (place / _TABLE).is_file():
+            return place
+    steps = [path for path in folder.iterdir() if re.fullmatch(r"\d+", path.name) and path.is_dir()]
+    for step in sorted(steps, key=lambda path: int(path.name), reverse=True):
+        # of ours, those without a manifest were not finished
+        if (step / "run.json").is_file() and not (step / "manifest.json").is_file():
+            continue
+        if (place := find_orbax(step)) is not None:
+            return place
+    return None
+
+
+def read_orbax(folder: Path) -> Checkpoint:
+    """Opens a tree of arrays that Orbax wrote; of a run's state only the parameters and their average.
+
+    Raises:
+        ConversionError: Orbax is not installed or cannot read it.
+    """
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError as error:
+        raise ConversionError(f"{folder}: Orbax's folders need it: pip install 'vit-linen[train]'") from error
+    reader = ocp.PyTreeCheckpointer()
+    try:
+        found = reader.metadata(folder.absolute())
+        tree = getattr(found, "item_metadata", found)
+        tree = getattr(tree, "tree", tree)
+        leaves = dict(_leaves(tree))
+    except Exception as error:  # Orbax raises all kinds
+        raise ConversionError(f"{folder}: Orbax cannot read it: {one_line(error)}") from error
+    names = {"/".join(path): path for path in leaves}
+    state = {name for name in names if re.split(r"[./]", name)[0] in _WEIGHTS}
+    skipped = {name: "state of training" for name in names if state and name not in state}
+    kept = {name: path for name, path in names.items() if name not in skipped and hasattr(leaves[path], "shape")}
+    shapes = {name: tuple(leaves[path].shape) for name, path in kept.items()}
+    check_listing(str(folder), shapes)
+    if not shapes:
+        raise ConversionError(f"{folder}: holds no arrays")
+
+    def read(name: str) -> np.ndarray:
+        item: Any = leaves[kept[name]]
+        arguments: Any = ocp.RestoreArgs(restore_type=np.ndarray)
+        for level in reversed(kept[name]):
+            item, arguments = {level: item}, {level: arguments}
+        try:
+            restore = ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
+            value = reader.restore(folder.absolute(), args=restore)
+        except Exception as error:
+            raise ConversionError(f"{folder}: {name}: Orbax cannot read it: {one_line(error)}") from error
+        for level in kept[name]:
+            value = value[level]
+        return np.asarray(value)
+
+    dtypes = {name: np.dtype(leaves[path].dtype).name for name, path in kept.items()}
+    return Checkpoint(shapes, read, str(folder), _run_config(folder.parent), skipped=skipped, dtypes=dtypes)
+
+
+def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Any:
+    if isinstance(tree, Mapping):
+        for name, item in tree.items():
+            yield from _leaves(item, (*path, str(name)))
+    elif isinstance(tree, list | tuple):
+        for i, item in enumerate(tree):
+            yield from _leaves(item, (*path, str(i)))
+    else:
+        yield path, tree
+
+
+def _run_config(step: Path) -> dict[str, Any] | None:
+    """Returns the model's config that a run of this library wrote beside its state."""
+    if not (step / "run.json").is_file():
+        return None
+    config = read_json(step / "run.json").get("config")
+    model = config.get("model") if isinstance(config, dict) else None
+    return model if isinstance(model, dict) and "model_config" in model else None
