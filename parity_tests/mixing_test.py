@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from parity_tests.peers import import_timm
+from vit_flax.parity.tolerances import FLOAT64_ROUNDING
 from vit_flax.train.mixing import cut_box, cutmix, mixup
 
 import_timm()
@@ -37,7 +38,9 @@ def test_mixing_is_timms(kind: str, lam: float, monkeypatch: pytest.MonkeyPatch)
         else:
             place = jnp.asarray(centre[0]), jnp.asarray(centre[1])
             ours, our_soft = cutmix(jnp.asarray(images), targets, jnp.asarray(lam), place)
-        np.testing.assert_allclose(ours, mixed.numpy().transpose(0, 2, 3, 1), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(
+            ours, mixed.numpy().transpose(0, 2, 3, 1), rtol=FLOAT64_ROUNDING, atol=FLOAT64_ROUNDING
+        )
         np.testing.assert_allclose(our_soft, soft.numpy(), rtol=1e-6, atol=1e-7)  # their targets are float32
 
 

@@ -21,6 +21,7 @@ from parity_tests.open_clip_original import ImageCLIP
 from parity_tests.peers import import_timm, import_transformers
 from parity_tests.random_weights import random_images, randomise
 from vit_flax.convert import Wish
+from vit_flax.models.shapes import expected_shapes
 from vit_flax.parity.wrong_tensors import changed, exchanged, thirds_swapped
 from vit_flax.presets import get_preset
 from vit_flax.presets.open_clip import OPEN_CLIP_MODELS
@@ -225,7 +226,7 @@ def test_presets_have_the_towers_parameters(preset):
             head_width=config.head_dim, mlp_ratio=config.mlp_ratio, no_ln_pre=not config.pre_norm,
             ls_init_value=config.init_values,
         )  # fmt: skip
-    shapes = vit_flax.models.shapes.expected_shapes(vit_flax.models.build_model(config))
+    shapes = expected_shapes(vit_flax.models.build_model(config))
     count = sum(int(np.prod(shape)) for shape in shapes.values())
     assert count == sum(parameter.numel() for parameter in theirs.parameters())
     assert vit_flax.convert.get_layout("open_clip").refusals(config) == []

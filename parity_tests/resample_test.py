@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from parity_tests.peers import import_timm, import_torchvision, import_transformers
 from vit_flax.models.resample import MODES, PATCH_MODES, resize_patch_embed, resize_pos_embed
+from vit_flax.parity.tolerances import FLOAT64_ROUNDING
 
-TOLERANCE = 1e-12
 TORCH = {
     "bicubic": {"mode": "bicubic"},
     "bicubic_corners": {"mode": "bicubic", "align_corners": True},
@@ -50,7 +50,7 @@ def expected_table(table: np.ndarray, old, new, prefix: int, mode: str) -> np.nd
 def assert_close(ours, theirs) -> None:
     theirs = np.asarray(theirs)
     assert ours.shape == theirs.shape
-    assert np.abs(np.asarray(ours) - theirs).max() <= TOLERANCE * np.abs(theirs).max()
+    assert np.abs(np.asarray(ours) - theirs).max() <= FLOAT64_ROUNDING * np.abs(theirs).max()
 
 
 class TestAgainstTorchAndScipy:

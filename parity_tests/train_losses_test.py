@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from parity_tests.peers import import_timm
+from vit_flax.parity.tolerances import FLOAT64_RELATIVE, FLOAT64_ROUNDING
 from vit_flax.train.config import LossConfig
 from vit_flax.train.losses import (
     batch_weights,
@@ -30,8 +31,8 @@ def _assert_same(ours, theirs) -> None:
     loss = theirs(x)
     loss.backward()
     assert x.grad is not None
-    np.testing.assert_allclose(value, loss.item(), rtol=1e-12)
-    np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(value, loss.item(), rtol=FLOAT64_ROUNDING)
+    np.testing.assert_allclose(gradient, x.grad.numpy(), rtol=FLOAT64_RELATIVE, atol=1e-15)
 
 
 @pytest.mark.parametrize("labels", [LABELS, SOFT], ids=["integer", "soft"])
@@ -72,7 +73,7 @@ def test_class_weights(labels: np.ndarray, smoothing: float) -> None:
     if labels is LABELS:  # the parts of a batch, of the weights of the whole, add up
         parts = [classification_loss(jnp.asarray(LOGITS[k::2]), jnp.asarray(LABELS[k::2]), config, own) for k in (0, 1)]
         whole = classification_loss(jnp.asarray(LOGITS), jnp.asarray(LABELS), config, own)
-        np.testing.assert_allclose(sum(parts) / 2, whole, rtol=1e-12)
+        np.testing.assert_allclose(sum(parts) / 2, whole, rtol=FLOAT64_ROUNDING)
 
 
 def test_pos_weight() -> None:

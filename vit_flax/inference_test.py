@@ -10,6 +10,7 @@ from PIL import Image
 from vit_flax.config import ViTConfig
 from vit_flax.inference import Predictor, attention_rollout
 from vit_flax.models import VisionTransformer, build_model
+from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_RELATIVE
 from vit_flax.preprocessing.decode import BadImageError
 from vit_flax.preprocessing.evaluation import Preprocessing
 
@@ -34,12 +35,14 @@ def test_any_number_of_images_with_one_compilation(model: tuple[VisionTransforme
     for count in range(10):
         logits = predictor.logits(IMAGES[:count])
         assert logits.shape == (count, 5)
-        np.testing.assert_allclose(logits, expected[:count], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(predictor.features(iter(IMAGES[:count])), tokens[:count], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(logits, expected[:count], rtol=FLOAT32_RELATIVE, atol=FLOAT32_ABSOLUTE)
+        np.testing.assert_allclose(
+            predictor.features(iter(IMAGES[:count])), tokens[:count], rtol=FLOAT32_RELATIVE, atol=FLOAT32_ABSOLUTE
+        )
         assert predictor.embeddings(list(IMAGES[:count])).shape == (count, 16)
     compiled: Any = predictor._methods
     assert {name: method._cache_size() for name, method in compiled.items()} == dict.fromkeys(compiled, 1)
-    np.testing.assert_allclose(predictor.embeddings(IMAGES), tokens[:, 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(predictor.embeddings(IMAGES), tokens[:, 0], rtol=FLOAT32_RELATIVE, atol=FLOAT32_ABSOLUTE)
 
 
 def test_a_batch_of_its_size_is_exactly_the_model(model: tuple[VisionTransformer, Any]) -> None:

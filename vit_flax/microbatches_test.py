@@ -11,6 +11,7 @@ from vit_flax.config import ViTConfig
 from vit_flax.inference import Predictor
 from vit_flax.microbatches import in_microbatches, microbatch_size
 from vit_flax.models import build_model
+from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_RELATIVE
 
 CPU = jax.devices("cpu")[:1]
 BASE = ViTConfig()
@@ -76,8 +77,8 @@ def test_the_predictor_computes_in_parts_what_the_model_does(
     predictor = Predictor(model, params, batch_size=6)
     logits: Any = model.apply({"params": params}, batch)
     tokens: Any = model.apply({"params": params}, batch, method="features")
-    np.testing.assert_allclose(predictor.logits(batch), logits, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(predictor.features(batch), tokens, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(predictor.embeddings(batch), tokens[:, 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(predictor.logits(batch), logits, rtol=FLOAT32_RELATIVE, atol=FLOAT32_ABSOLUTE)
+    np.testing.assert_allclose(predictor.features(batch), tokens, rtol=FLOAT32_RELATIVE, atol=FLOAT32_ABSOLUTE)
+    np.testing.assert_allclose(predictor.embeddings(batch), tokens[:, 0], rtol=FLOAT32_RELATIVE, atol=FLOAT32_ABSOLUTE)
     program = predictor._methods["logits"].lower(params, batch[:6]).as_text()
     assert ("stablehlo.while" in program) == loops

@@ -7,6 +7,9 @@ import numpy as np
 # with room on both sides.
 FLOAT64_RELATIVE = 1e-9
 
+# What has no sum of many terms (a resizing kernel, a loss, a mixture of two images) agrees to a few roundings.
+FLOAT64_ROUNDING = 1e-12
+
 # A deliberate error counts as seen from here on: a hundred times the tolerance, so that no rounding passes for it.
 SEEN = 1e-7
 
@@ -14,6 +17,10 @@ SEEN = 1e-7
 # be larger by a small factor, since sums of n terms in another order differ by sqrt(n) at random, not by digits.
 FLOAT32_FACTOR = 4.0
 FLOAT32_EPS = float(np.finfo(np.float32).eps)
+# Two float32 programs of one small model (depth 2, width at most 64) sum the same terms in another order: 64 roundings
+# of 1.2e-7, and next to zero as many of the largest term, which is near 0.1 there.
+FLOAT32_RELATIVE = 1e-5
+FLOAT32_ABSOLUTE = 1e-6
 FLOAT64_EPS = float(np.finfo(np.float64).eps)
 
 # Some gradients are zero in exact arithmetic (a key bias: softmax ignores a constant), so what is computed for them is
