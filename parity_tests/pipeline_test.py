@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+import vit_flax
 from parity_tests.peers import import_timm, import_transformers
 from parity_tests.random_weights import randomise
 from vit_flax.cli.main import main
@@ -66,6 +67,7 @@ FAMILIES = [
     ("ViT", {"image_size": 32, "patch_size": 8}, {"image_processor_type": "ViTImageProcessor", "size": 32}),
     ("ViT", {"image_size": 32, "patch_size": 8}, BIT),
     ("Dinov2", {"image_size": 56, "patch_size": 8}, BIT),  # the processor's size is not the model's
+    ("Dinov2", {"image_size": 56, "patch_size": 8}, {**BIT, "do_center_crop": False}),  # any size at all
     ("Beit", {"image_size": 32, "patch_size": 8}, {"feature_extractor_type": "BeitFeatureExtractor", "size": 32,
                                                    "crop_size": 32, "do_center_crop": True}),
 ]  # fmt: skip
@@ -78,6 +80,8 @@ def test_probabilities_and_names_are_the_pipelines(
     folder = _save(tmp_path / "model", kind, config, processor)
     expected = _pipeline(folder, photo)
     assert _predict(folder, photo) == pytest.approx(expected, abs=1e-4)
+    if processor.get("do_center_crop") is False:
+        return
     size = ["--set", "image_size=32"] if kind == "Dinov2" else []
     for target in ("again", "one.safetensors"):  # how images are prepared is not lost on the way
         assert main(["convert", str(folder), str(tmp_path / target), *size]) == 0
@@ -149,6 +153,25 @@ def test_a_timm_folder_goes_to_transformers_and_back_to_timm(photo: Path, tmp_pa
     assert _pipeline(tmp_path / "huggingface", photo) == pytest.approx(
         _predict(tmp_path / "huggingface", photo), abs=1e-4
     )
+
+
+def test_a_loaded_model_at_another_size_is_timms_and_transformers(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).normal(size=(2, 48, 24, 3)).astype(np.float32)
+    timm = import_timm()
+    args = {"img_size": 32, "patch_size": 8, "depth": 1, "num_classes": 3}
+    theirs = timm.create_model("vit_tiny_patch16_224", dynamic_img_size=True, **args)
+    _save(tmp_path / "model", "ViT", {"image_size": 32, "patch_size": 8}, None)
+    hf = transformers.ViTForImageClassification.from_pretrained(tmp_path / "model").eval()
+    tensor = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+    with torch.no_grad():
+        expected = [randomise(theirs).float().eval()(tensor), hf(tensor, interpolate_pos_encoding=True).logits]
+    fields = {name: args[name] for name in ("patch_size", "depth", "num_classes")}
+    loaded = [vit_flax.from_state_dict(theirs.state_dict(), config="vit_tiny_patch16_224", image_size=32, **fields),
+              vit_flax.load(tmp_path / "model")]  # fmt: skip
+    for (model, params), logits, mode in zip(loaded, expected, ("bicubic_antialias", "bicubic"), strict=True):
+        sized, changed = vit_flax.at_image_size(model, params, (48, 24), mode)
+        found = np.asarray(sized.apply({"params": changed}, pixels))
+        np.testing.assert_allclose(found, logits.numpy(), rtol=1e-3, atol=1e-4 * np.abs(found).max())
 
 
 def _timm(folder: Path, photo: Path, names: tuple[str, ...]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vit_flax.config import LucidrainsViTConfig, T2TViTConfig, ViTConfig
     from vit_flax.convert import ConversionError
+    from vit_flax.image_sizes import at_image_size
     from vit_flax.inference import Predictor
     from vit_flax.models import LucidrainsViT, T2TViT, VisionTransformer, trainable_mask, weight_decay_mask
     from vit_flax.preparing import read_preprocessing
@@ -27,6 +28,7 @@ __all__ = [
     "T2TViTConfig",
     "ViTConfig",
     "VisionTransformer",
+    "at_image_size",
     "create_model",
     "from_state_dict",
     "load",
@@ -40,6 +42,7 @@ __all__ = [
 _MODULES = {
     "vit_flax.config": ("LucidrainsViTConfig", "T2TViTConfig", "ViTConfig"),
     "vit_flax.convert": ("ConversionError",),
+    "vit_flax.image_sizes": ("at_image_size",),
     "vit_flax.inference": ("Predictor",),
     "vit_flax.models": ("LucidrainsViT", "T2TViT", "VisionTransformer", "trainable_mask", "weight_decay_mask"),
     "vit_flax.preparing": ("read_preprocessing",),

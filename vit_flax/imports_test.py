@@ -14,7 +14,7 @@ LAYERS = (
     ("suggestions", "config", "gpu_compiler", "host_memory", "presets"),
     ("microbatches", "models", "convert", "preprocessing", "reference"),
     ("resizing", "device_arrays", "preparing"),
-    ("reading", "writing"),
+    ("reading", "writing", "image_sizes"),
     ("pretrained", "inference"),
     ("train",),
     ("parity", "plan", "recipes"),

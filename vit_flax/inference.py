@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
 from vit_flax.config import T2TViTConfig, ViTConfig
+from vit_flax.image_sizes import at_image_size
 from vit_flax.microbatches import in_microbatches, microbatch_size
 from vit_flax.models import VisionTransformer
 from vit_flax.preprocessing.decode import BadImageError
@@ -43,6 +43,8 @@ class Predictor:
         transform: what is done to images that are not normalised yet; None: such images are refused.
         threads: that decode; None: as many as there are cores, at most 16.
         devices: that share each batch; None: JAX's default device.
+        resample: how positions are resized for images of other sizes than the model's (see `vit_flax.at_image_size`),
+            one compilation a size; None: such images are refused.
 
     Raises:
         ValueError: the batch does not divide into the devices, or the transform gives another shape than the model's.
@@ -57,13 +59,14 @@ class Predictor:
         transform: Preprocessing | None = None,
         threads: int | None = None,
         devices: Sequence[Any] | None = None,
+        resample: str | None = None,
     ) -> None:
         devices = list(devices or jax.devices()[:1])
         if batch_size < 1 or batch_size % len(devices):
             raise ValueError(f"batch_size {batch_size} is not a positive multiple of {len(devices)} devices")
         self.model = model.clone(dtype=dtype) if dtype is not None else model
         self.image_shape = (*model.config.image_size, model.config.in_chans)
-        self.batch_size, self.transform = batch_size, transform
+        self.batch_size, self.transform, self.resample = batch_size, transform, resample
         given = (*(transform.image_size or ()), transform.channels) if transform else ()
         if transform and not transform.varies and given != self.image_shape:
             raise ValueError(f"the transform gives images of {given}, the model needs {self.image_shape}")
@@ -72,14 +75,29 @@ class Predictor:
         self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         self.params = jax.device_put(_with_kernels_in(params, dtype), everywhere)
+        self._devices, self._everywhere = devices, everywhere
+        self._methods = self._compiled(self.model)
+        self._sized: dict[tuple[int, ...], tuple[dict[str, Any], Any]] = {
+            self.image_shape: (self._methods, self.params)
+        }  # by the images' shape
+
+    def _compiled(self, model: VisionTransformer) -> dict[str, Any]:
         config = model.config
-        pooled = self.model.clone(config=config.replace(num_classes=0)) if config.num_classes else self.model
-        size = microbatch_size(config, batch_size, self.model.policy.compute, devices)
-        self._methods = {
-            "logits": _jitted(self.model, size),
-            "features": _jitted(self.model, size, method="features"),
+        pooled = model.clone(config=config.replace(num_classes=0)) if config.num_classes else model
+        size = microbatch_size(config, self.batch_size, model.policy.compute, self._devices)
+        return {
+            "logits": _jitted(model, size),
+            "features": _jitted(model, size, method="features"),
             "embeddings": _jitted(pooled, size),
         }
+
+    def _at(self, shape: tuple[int, ...]) -> tuple[dict[str, Any], Any]:
+        """Returns the methods for images of a shape, and their parameters."""
+        if shape not in self._sized:
+            assert self.resample is not None
+            model, params = at_image_size(self.model, self.params, (shape[0], shape[1]), self.resample)
+            self._sized[shape] = (self._compiled(model), jax.device_put(params, self._everywhere))
+        return self._sized[shape]
 
     def logits(self, images: Any) -> np.ndarray:
         """Returns the logits (N, num_classes)."""
@@ -105,9 +123,10 @@ class Predictor:
             BadImageError: an image cannot be read, and there is no `bad`; its path or number is named.
             ValueError: an image is of another shape than the model's.
         """
-        compiled, waiting = self._methods[method], collections.deque()
+        waiting: collections.deque[Any] = collections.deque()
         for batch, count in self._batches(images, bad):
-            waiting.append((compiled(self.params, jax.device_put(batch, self._sharding)), count))
+            methods, params = self._at(batch.shape[1:])
+            waiting.append((methods[method](params, jax.device_put(batch, self._sharding)), count))
             if len(waiting) > AHEAD:
                 result, size = waiting.popleft()
                 yield np.asarray(result)[:size]
@@ -119,6 +138,8 @@ class Predictor:
         """Returns the results of a method; those of images that are named in `bad` afterwards are left out."""
         parts = list(self.stream(method, images, bad))
         if parts:
+            if len({part.shape[1:] for part in parts}) > 1:
+                raise ValueError("images of different sizes have different numbers of tokens: use stream() for them")
             found = np.concatenate(parts)
             return np.delete(found, sorted(bad), axis=0) if bad else found
         empty = jax.ShapeDtypeStruct((self.batch_size, *self.image_shape), jnp.float32)
@@ -126,13 +147,24 @@ class Predictor:
         return np.zeros((0, *shape.shape[1:]), shape.dtype)
 
     def _batches(self, images: Any, bad: dict[int, str] | None) -> Iterator[tuple[np.ndarray, int]]:
-        """Yields full batches, the last one padded, with the number of images in each."""
-        ready = self._prepared(images, bad)
-        while chosen := list(itertools.islice(ready, self.batch_size)):
-            batch = np.zeros((self.batch_size, *self.image_shape), np.result_type(*{image.dtype for image in chosen}))
-            for position, image in enumerate(chosen):
-                batch[position] = image
-            yield batch, len(chosen)
+        """Yields batches of images of one shape, padded where there are fewer, with the number of images in each."""
+        chosen: list[np.ndarray] = []
+        for image in self._prepared(images, bad):
+            if chosen and image.shape != chosen[0].shape:
+                yield self._batch(chosen)
+                chosen = []
+            chosen.append(image)
+            if len(chosen) == self.batch_size:
+                yield self._batch(chosen)
+                chosen = []
+        if chosen:
+            yield self._batch(chosen)
+
+    def _batch(self, chosen: list[np.ndarray]) -> tuple[np.ndarray, int]:
+        batch = np.zeros((self.batch_size, *chosen[0].shape), np.result_type(*{image.dtype for image in chosen}))
+        for position, image in enumerate(chosen):
+            batch[position] = image
+        return batch, len(chosen)
 
     def _prepared(self, images: Any, bad: dict[int, str] | None) -> Iterator[np.ndarray]:
         """Yields the images as the model reads them, in their order; threads work a few batches ahead."""
@@ -167,15 +199,23 @@ class Predictor:
         if self.transform is None:
             raise ValueError(f"{_name(number, image)}: not normalised yet: the predictor needs a transform")
         try:
-            return self.transform(image)
+            prepared = self.transform(image)
         except BadImageError as error:
             if bad is not None:
                 bad[number] = str(error)
                 return np.zeros(self.image_shape, np.float32)
             raise BadImageError(f"{_name(number, image)}: {error}") from error
+        if prepared.shape != self.image_shape and self.resample is None:
+            raise ValueError(
+                f"{_name(number, image)}: is prepared to {prepared.shape}, the model needs {self.image_shape}"
+            )
+        return prepared
 
     def _checked(self, number: int, image: np.ndarray) -> np.ndarray:
-        if image.shape != self.image_shape or not jnp.issubdtype(image.dtype, jnp.floating):
+        fits = image.shape == self.image_shape
+        if self.resample is not None:
+            fits = image.ndim == 3 and image.shape[-1] == self.image_shape[-1]
+        if not fits or not jnp.issubdtype(image.dtype, jnp.floating):
             raise ValueError(
                 f"{_name(number, image)}: {image.shape} of {image.dtype}, the model needs {self.image_shape} floats"
             )

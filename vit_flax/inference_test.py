@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from vit_flax.config import ViTConfig
+from vit_flax.image_sizes import at_image_size
 from vit_flax.inference import Predictor, attention_rollout
 from vit_flax.models import VisionTransformer, build_model
 from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_RELATIVE
@@ -105,6 +106,24 @@ def test_what_does_not_fit_is_refused(model: tuple[VisionTransformer, Any]) -> N
         Predictor(*model, transform=Preprocessing(image_size=(8, 8)))
     with pytest.raises(ValueError, match="batch_size 0"):
         Predictor(*model, batch_size=0)
+
+
+def test_images_of_other_sizes_are_those_of_a_model_of_that_size(model: tuple[VisionTransformer, Any]) -> None:
+    predictor = Predictor(*model, batch_size=2, resample="bicubic_antialias")
+    rng = np.random.default_rng(0)
+    sizes = [(16, 24), (24, 16), (24, 16), (24, 16), (32, 32), (16, 24)]
+    images = [rng.normal(size=(*size, 3)).astype(np.float32) for size in sizes]
+    found = predictor.logits(images)
+    for image, logits in zip(images, found, strict=True):
+        sized, params = at_image_size(*model, image.shape[:2])
+        expected = np.asarray(sized.apply({"params": params}, image[None]))[0]
+        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="different numbers of tokens"):
+        predictor.features([images[0], images[4]])
+    with pytest.raises(ValueError, match="not divisible"):
+        predictor.logits([images[0][:, :20]])
+    with pytest.raises(ValueError, match=r"the model needs \(16, 24, 3\) floats"):
+        Predictor(*model, batch_size=2).logits(images)
 
 
 def test_attention_rollout(model: tuple[VisionTransformer, Any]) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vit_flax.reading import Reading
 
 _FIELDS = ("mean", "std", "crop_pct", "interpolation", "crop_mode", "exif", "pixel_range")
+_ANY_SIZE = ("huggingface_dinov2", "huggingface_dinov3")  # their models take images of any size, without being asked
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -154,7 +155,12 @@ def load_model(options: argparse.Namespace) -> Loaded:
     if not prepared.is_told and not {"mean", "std"} <= {name for name in _FIELDS if getattr(options, name) is not None}:
         notes.append(prepared.origin)
     dtype = jnp.bfloat16 if options.dtype == "bfloat16" else None
-    predictor = Predictor(model, params, options.batch_size, dtype, transform)
+    # images that are not cut to one size: some models of transformers take any, without being asked
+    anysize = transform.varies and reading.layout.name.startswith(_ANY_SIZE)
+    if anysize:  # and leave out what is beyond the last whole patch
+        model = model.clone(config=model.config.replace(crop_to_patches=True))
+    resample = (reading.layout.resample(model.config) or "bicubic") if anysize else None
+    predictor = Predictor(model, params, options.batch_size, dtype, transform, resample=resample)
     return Loaded(predictor, transform, origin, reading, notes)
 
 
@@ -200,7 +206,7 @@ def _resized_for(prepared: Prepared, reading: Reading, wish: Wish) -> Reading | 
     if prepared.value.resizer == "pillow" or size in (None, config.image_size) or "image_size" in wish.overrides:
         return None
     assert size is not None
-    if reading.layout.name.startswith(("huggingface_dinov2", "huggingface_dinov3")):  # at any size, without being asked
+    if reading.layout.name.startswith(_ANY_SIZE):
         asked = dataclasses.replace(wish, overrides={**wish.overrides, "image_size": size})
         return reader.read_model(reading.checkpoint, asked)
     own, theirs = (f"{side[0]}x{side[1]}" for side in (config.image_size, size))

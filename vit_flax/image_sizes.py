@@ -1,0 +1,55 @@
+"""A model that is loaded already, for images of another size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from vit_flax.models import VisionTransformer
+from vit_flax.models.resample import resize_pos_embed, resize_windows
+from vit_flax.models.shapes import expected_shapes
+from vit_flax.resizing import TABLE, WINDOWS
+
+
+def at_image_size(
+    model: VisionTransformer,
+    params: Any,
+    image_size: tuple[int, int] | int,
+    resample: str = "bicubic_antialias",
+    resample_windows: str = "bicubic",
+) -> tuple[VisionTransformer, Any]:
+    """Returns the model and parameters for images of (height, width); what does not depend on it is shared.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        image_size: (height, width), or the side of a square.
+        resample: how its table of positions is resized, a mode of vit_flax.models.resample: timm's dynamic_img_size is
+            'bicubic_antialias', transformers' interpolate_pos_encoding is 'bicubic'.
+        resample_windows: how tables of relative positions are.
+
+    Raises:
+        ValueError: the size does not divide into patches, there is no such mode, or the model is bound to its size.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    resized = model.clone(config=model.config.replace(image_size=(height, width)))
+    old, new = model.config.grid_size, resized.config.grid_size
+    if old == new:
+        return resized, params
+    flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
+    for path, shape in expected_shapes(resized).items():
+        table = flat[path]
+        if path == TABLE:
+            prefix = table.shape[-2] - old[0] * old[1]
+            changed = resize_pos_embed(np.asarray(table), old, new, prefix, resample)
+        elif path.endswith(WINDOWS):
+            changed = resize_windows(np.asarray(table), old, new, resample_windows)
+        elif table.shape != shape:
+            raise ValueError(f"{path} is of shape {table.shape}, bound to images of {model.config.image_size}")
+        else:
+            continue
+        flat[path] = jnp.asarray(changed, table.dtype)
+    return resized, unflatten_dict(flat, sep="/")
