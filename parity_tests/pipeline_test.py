@@ -165,7 +165,7 @@ def test_a_loaded_model_at_another_size_is_timms_and_transformers(tmp_path: Path
     tensor = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
         expected = [randomise(theirs).float().eval()(tensor), hf(tensor, interpolate_pos_encoding=True).logits]
-    fields = {name: args[name] for name in ("patch_size", "depth", "num_classes")}
+    fields: Any = {name: args[name] for name in ("patch_size", "depth", "num_classes")}
     loaded = [vit_flax.from_state_dict(theirs.state_dict(), config="vit_tiny_patch16_224", image_size=32, **fields),
               vit_flax.load(tmp_path / "model")]  # fmt: skip
     for (model, params), logits, mode in zip(loaded, expected, ("bicubic_antialias", "bicubic"), strict=True):

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from vit_flax.cli.parser import Commands
 
 SIDE = 448  # pixels of the picture's height, at least
+BAR = 96  # pixels of the colour bar's width
+MARGIN = 24
+COLOURS = ((0, 0, 10), (85, 15, 110), (185, 55, 85), (250, 140, 10), (252, 255, 165))  # even steps of brightness
 EXAMPLE = """example:
   vit-flax attention vit.safetensors --config vit_tiny_patch16_224 photo.jpg -o attention.png"""
 
@@ -25,8 +28,8 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "attention",
         help="draw what the class token looks at",
-        description="Writes the image as the model sees it, and beside it the patches in the light of the attention "
-        "that reaches the class token through all blocks (rollout).",
+        description="Writes the image as the model sees it, and beside it the attention that reaches the class token "
+        "through all blocks (rollout), in colours from the least patch to the most.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -54,23 +57,42 @@ def run(options: argparse.Namespace) -> int:
     prepared = transform(options.image)[None]
     shares = attention_rollout(predictor.model, predictor.params, prepared)[0]
     draw(image, shares).save(target)
+    told = {"file": str(target), "smallest": float(shares.min()), "largest": float(shares.max())}
     if options.json:
-        print(json.dumps({"file": str(target), "attention": shares.tolist()}))
+        print(json.dumps({**told, "attention": shares.tolist(), "notes": loaded.notes}))
     else:
-        print(f"wrote {target}")
+        print(f"wrote {target}: a patch has {told['smallest']:.2%} to {told['largest']:.2%} of the attention")
     return 0
 
 
 def draw(image: np.ndarray, shares: np.ndarray) -> Any:
-    """Returns the image and, beside it, the image darkened where little attention falls."""
+    """Returns the image and, beside it, the image in grey under colours from the smallest share to the largest.
+
+    A bar tells the two in multiples of an even share: where attention is spread evenly, both are near 1.
+    """
+    from PIL import ImageDraw
+
     module = import_pillow()
     zoom = max(1, -(-SIDE // image.shape[0]))
     size = (image.shape[1] * zoom, image.shape[0] * zoom)
     colours = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
     left = module.fromarray(colours).resize(size, module.Resampling.NEAREST)
-    light = module.fromarray(np.round(255 * shares / shares.max()).astype(np.uint8))
-    light = light.resize(size, module.Resampling.BILINEAR)
-    picture = module.new("RGB", (2 * size[0], size[1]))
+    low, high = float(shares.min()), float(shares.max())
+    scaled = (shares - low) / (high - low) if high > low else np.zeros_like(shares)
+    heat = module.fromarray(np.round(255 * scaled).astype(np.uint8)).resize(size, module.Resampling.BILINEAR)
+    right = module.blend(left.convert("L").convert("RGB"), module.fromarray(_coloured(np.asarray(heat))), 0.6)
+    picture = module.new("RGB", (2 * size[0] + BAR, size[1]), "white")
     picture.paste(left, (0, 0))
-    picture.paste(left, (size[0], 0), light)
+    picture.paste(right, (size[0], 0))
+    ramp = np.repeat(np.linspace(255, 0, size[1] - 2 * MARGIN)[:, None], BAR // 4, 1).astype(np.uint8)
+    picture.paste(module.fromarray(_coloured(ramp)), (2 * size[0] + MARGIN // 2, MARGIN))
+    pen = ImageDraw.Draw(picture)
+    for value, height in ((high, MARGIN // 2), (low, size[1] - MARGIN // 2)):
+        pen.text((2 * size[0] + MARGIN // 2, height), f"{value * shares.size:.3g} x even", "black", anchor="lm")
     return picture
+
+
+def _coloured(values: np.ndarray) -> np.ndarray:
+    """Returns bytes as colours from dark to light, as bright as they are large."""
+    places = np.linspace(0, 255, len(COLOURS))
+    return np.stack([np.interp(values, places, channel) for channel in zip(*COLOURS, strict=True)], -1).astype(np.uint8)

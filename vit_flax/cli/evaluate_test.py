@@ -139,6 +139,8 @@ def test_attention_writes_a_picture(checkpoint: str, tmp_path: Path, capsys: pyt
     assert main(["attention", checkpoint, str(tmp_path / "photo.png"), "-o", str(target)]) == 0
     assert f"wrote {target}" in capsys.readouterr().out
     with Image.open(target) as picture:
-        assert (picture.width, picture.height) == (896, 448)
+        assert (picture.width, picture.height) == (896 + 96, 448)
+        seen = np.asarray(picture.convert("L"), np.int64)[:, 448:896]
+        assert seen.max() - seen.min() > 100  # however flat the attention is: from its least to its most
     assert main(["attention", checkpoint, str(tmp_path / "nowhere.png"), "-o", str(target)]) == 2
     assert "nowhere.png: no such file" in capsys.readouterr().err
