@@ -94,6 +94,9 @@ class TestLora:
         file.write_text(json.dumps({**config, "base_model_name_or_path": "nowhere"}))
         with pytest.raises(ConversionError, match=r"LoRA adapter of nowhere.*put the base's config.json and weights"):
             read_checkpoint(tmp_path / "adapter")
+        file.write_text(json.dumps({**config, "base_model_name_or_path": "."}))
+        with pytest.raises(ConversionError, match="it is an adapter itself"):
+            read_checkpoint(tmp_path / "adapter")
         shutil.copytree(base, tmp_path / "adapter" / "base")
         file.write_text(json.dumps({**config, "base_model_name_or_path": "base"}))
         np.testing.assert_allclose(ours(tmp_path / "adapter"), expected, rtol=2e-5, atol=2e-5)
@@ -110,6 +113,7 @@ class TestLora:
             ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
             ({"use_magic": 3}, "use_magic=3"),
             ({"alpha_pattern": {"(a+)+$": 1}}, "alpha_pattern"),
+            ({"lora_alpha": "8"}, "an alpha of 8"),
         ],
     )
     def test_other_adapters_are_refused_by_name(self, tmp_path, base, change, fault):
@@ -183,6 +187,9 @@ class TestDistributed:
         table.planner_data = Call()
         hostile += [pickle.dumps(table), b"\x80\x02ctorch\nhub\n.", b"\x80\x02ctorch\nload\n.", b"", b"\x80\x04"]
         hostile += [b"\x80\x04\x8c\x05torch\x8c\x0efloat32.typing\x93.", pickle.dumps({"a": 1})]
+        for odd in ({"a": 1}, [1], None):
+            table.planner_data, table.state_dict_metadata = None, odd
+            hostile.append(pickle.dumps(table))
         for data in hostile:
             (folder / ".metadata").write_bytes(data)
             with pytest.raises(ConversionError) as error:

@@ -41,6 +41,7 @@ def run(count: int, seed: int, seconds: int = 3600) -> dict[str, Any]:
 def good_files() -> dict[str, bytes]:
     """Checkpoints of a small model, of every kind that is read."""
     import torch
+    from flax import serialization
     from safetensors.numpy import save
 
     import vit_flax
@@ -77,6 +78,7 @@ def good_files() -> dict[str, bytes]:
         "safetensors with config": save(tensors, {CONFIG_KEY: stored}),
         "npz": written(lambda out: np.savez(out, **tensors)),  # pyright: ignore[reportArgumentType]
         "npz compressed": written(lambda out: np.savez_compressed(out, **tensors)),  # pyright: ignore[reportArgumentType]
+        "msgpack": serialization.msgpack_serialize(tensors),
         "torch": written(lambda out: torch.save(torches, out)),
         "torch nested": written(lambda out: torch.save(nested, out)),
         "torch with settings": written(lambda out: torch.save({"model": torches, "args": settings}, out)),

@@ -45,7 +45,8 @@ def from_state_dict(
         layout: a layout's name; None finds it from the names.
         config: what tensors cannot tell: a preset's name, a ViTConfig or its `to_dict()`, or the contents of a
             config.json.
-        entry: which weights of a training checkpoint to take where it holds several, for example 'teacher'.
+        entry: which weights of a training checkpoint to take where it holds several: levels of its mappings and
+            names, for example 'teacher' or 'state_dict/module.base_encoder'.
         resample: how to resize learned positions when `image_size` asks for another grid of patches, and the patch
             kernel when `patch_size` asks for other patches (as FlexiViT does): a mode of vit_flax.models.resample. None
             takes the mode of the layout's own library.
@@ -73,10 +74,12 @@ def load(
     source_grid: tuple[int, int] | None = None,
     **overrides: Any,
 ) -> tuple[VisionTransformer, Params]:
-    """Returns the Flax model of a weights file, a folder or hf://owner/name[@revision], and its parameters.
+    """Returns the Flax model of a weights file, a folder or hf://owner/name[@revision][/file], and its parameters.
 
-    Files are .safetensors (or the index of several), .npz, .pth, .pt and .bin. Pickles are read by torch's weights_only
-    alone. A folder may be a Hugging Face repository or its place in the hub's cache.
+    Files are .safetensors (or the index of several), .npz, .msgpack and torch's (.pth, .pt, .bin, .ckpt, .pth.tar).
+    Pickles are read by torch's weights_only alone. A folder may be a Hugging Face repository or its place in the hub's
+    cache, one of torch.distributed.checkpoint or of Orbax, a LoRA adapter of peft (merged with its base), or a run of
+    `vit-flax train`. What was left out, cast or applied is logged as a warning.
 
     Arguments and errors are those of `from_state_dict`; a config stored with the weights counts after `config`.
     """

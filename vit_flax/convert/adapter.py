@@ -74,8 +74,12 @@ def _check(folder: Path, config: Mapping[str, Any]) -> None:
         raise ConversionError(f"{folder}: is an adapter of type {str(kind)[:30]}; only LORA is read: {_WAY_OUT}")
     odd = [f"{name}={str(value)[:40]}" for name, value in config.items() if name not in _READ and value]
     patterns = config.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict) or not all(re.fullmatch(r"[\w.^$\\-]+", key) for key in patterns):
-        odd.append("an odd alpha_pattern")
+    if not isinstance(patterns, dict) or not all(re.fullmatch(r"(\w|\.|\\\.|[\^$-])+", key) for key in patterns):
+        odd.append(f"alpha_pattern={str(patterns)[:40]}")
+        patterns = {}
+    for alpha in (config.get("lora_alpha", 8), *patterns.values()):
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+            odd.append(f"an alpha of {str(alpha)[:40]}")
     if config.get("init_lora_weights") not in _PLAIN_STARTS:
         odd.append(f"init_lora_weights={str(config['init_lora_weights'])[:40]}")
     if odd:
@@ -98,6 +102,8 @@ def _read_base(folder: Path, config: Mapping[str, Any], read_any: Reader) -> Che
     try:
         if place is None:
             raise ConversionError("no such file or folder")
+        if is_adapter(Path(place)):
+            raise ConversionError("it is an adapter itself")
         return read_any(place)
     except ConversionError as error:
         what = f"{folder}: is a LoRA adapter of {name[:200]}, which cannot be read"

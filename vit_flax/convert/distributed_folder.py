@@ -64,21 +64,21 @@ def read_distributed(folder: Path) -> Checkpoint:
     from torch.distributed.checkpoint.state_dict_loader import load
 
     table = _read_table(folder, kinds)
-    tensors, skipped = {}, {}
-    for name, entry in table.state_dict_metadata.items():
-        if isinstance(entry, kinds.TensorStorageMetadata):
-            tensors[str(name)] = entry
-        else:
-            skipped[str(name)] = "bytes"
-    shapes = {name: tuple(int(side) for side in entry.size) for name, entry in tensors.items()}
+    entries = table.state_dict_metadata
+    try:
+        tensors = {name: entry for name, entry in entries.items() if isinstance(entry, kinds.TensorStorageMetadata)}
+        shapes = {str(name): tuple(int(side) for side in entry.size) for name, entry in tensors.items()}
+        dtypes = {str(name): str(entry.properties.dtype).removeprefix("torch.") for name, entry in tensors.items()}
+        files = {str(info.relative_path) for info in table.storage_data.values()}
+    except Exception as error:  # values of any type may stand in a table
+        raise ConversionError(f"{folder}: its {TABLE} is broken: {one_line(repr(error))}") from error
+    skipped = {str(name): "bytes" for name in entries if name not in tensors}
     check_listing(str(folder), shapes)
     if not shapes:
         raise ConversionError(f"{folder}: holds no tensors")
-    for info in table.storage_data.values():
-        if Path(info.relative_path).name != info.relative_path or not (folder / info.relative_path).is_file():
-            raise ConversionError(
-                f"{folder}: its {TABLE} names the file {one_line(info.relative_path)[:100]}, which is not there"
-            )
+    for file in files:
+        if Path(file).name != file or not (folder / file).is_file():
+            raise ConversionError(f"{folder}: its {TABLE} names the file {one_line(file)[:100]}, which is not there")
 
     class Reader(filesystem.FileSystemReader):
         def read_metadata(self, *_args: Any, **_kwargs: Any) -> Any:
@@ -94,7 +94,6 @@ def read_distributed(folder: Path) -> Checkpoint:
             raise ConversionError(f"{folder}: {name}: torch cannot load it: {one_line(reason)}") from error
         return to_numpy(name, into[name])
 
-    dtypes = {name: str(entry.properties.dtype).removeprefix("torch.") for name, entry in tensors.items()}
     return Checkpoint(shapes, read, str(folder), skipped=skipped, dtypes=dtypes)
 
 
