@@ -42,7 +42,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """Two models that are claimed to be one: a torch module and a Flax function with its parameters.
+    """A pair of models under comparison: a torch module and a Flax function with its parameters.
 
     `function(params, images)` takes the images as `to_flax` lays them out. `export` names a tree like `params` as
     torch's state_dict does; without it gradients of parameters and optimiser steps are not compared.
@@ -73,7 +73,7 @@ def subject_of(torch_module: torch.nn.Module, model: VisionTransformer, params: 
     """Returns the Subject of a torch module and the Flax model that its state_dict was converted to."""
     constants = {rule.source for rule in layout.rules(model.config) if isinstance(rule, Drop)}
 
-    def export(tree: Any) -> dict[str, np.ndarray]:  # what the layout writes of its own is no gradient
+    def export(tree: Any) -> dict[str, np.ndarray]:  # constants that the layout writes have no gradient
         tensors = to_state_dict(model, tree, layout.name)
         names = layout.renamed(tensors)
         return {name: array for name, array in tensors.items() if names[name] not in constants}
@@ -141,7 +141,7 @@ def compare_gradients(subject: Subject, images: np.ndarray, seed: int = 0) -> li
 
 
 def _not_exported(name: str, gradient: np.ndarray) -> Row:
-    """Returns the row of a parameter that Flax does not have: right only where torch does not read it either."""
+    """Returns the row of a parameter that only torch has; it agrees where torch's gradient is zero."""
     largest = float(np.abs(gradient).max(initial=0.0))
     return Row(name, "(none)", (), largest, float(largest > 0), None, None, largest == 0)
 
@@ -205,7 +205,7 @@ def compare_arrays(
     scale = norm or 1.0
     difference = np.abs(flax64 - torch64)
     distance = float(np.linalg.norm(difference))
-    # written so that NaN, which compares false, counts as a difference
+    # NaN compares false, so it counts as a difference
     agrees = bool(distance <= float64_allowed(norm, largest_norm))
     errors: tuple[float | None, float | None] = (None, None)
     if torch32 is not None and flax32 is not None:

@@ -21,7 +21,7 @@ from vit_flax.parity.report import Check, Report
 from vit_flax.parity.steps import compare_steps
 from vit_flax.pretrained import from_state_dict
 
-# Added to the position table, this gives every normalisation inputs of mean 256 and deviation near 1.
+# Offset of the position table: every LayerNorm then sees inputs of mean 256 and standard deviation near 1.
 STRESS = 256.0
 LAYOUT = "explained"
 UNBROKEN = Mutation("none", "nothing broken", "", "")

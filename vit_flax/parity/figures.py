@@ -37,7 +37,7 @@ def digits_figures(module: ViT_Model, images: np.ndarray, labels: np.ndarray, co
         "attention": {
             "images": _rounded(images[chosen, 0], 3),
             "labels": [int(label) for label in labels[chosen]],
-            # (digit, head, row, column): how much the class token draws from each patch in the last block
+            # (digit, head, row, column): attention of the class token over the patches in the last block
             "weights": _rounded(class_attention(module, images[chosen], config), 4),
         },
     }

@@ -41,7 +41,7 @@ def record_torch(
 
     def keep(name: str, value: Any) -> None:
         value = value[0] if isinstance(value, tuple) else value
-        # a copy: the module may go on with it in place
+        # a copy: the next module may change the tensor in place
         recorded.setdefault(name, value.detach().double().cpu().numpy().copy())
 
     hooks = []

@@ -17,7 +17,7 @@ from vit_flax.parity.compare import Row, Subject, compare_arrays, require_x64
 
 @dataclasses.dataclass(frozen=True)
 class AdamW:
-    """The optimiser's numbers, the same in both frameworks."""
+    """Hyperparameters of AdamW, the same in both frameworks."""
 
     learning_rate: float = 1e-3
     beta1: float = 0.9
@@ -43,7 +43,7 @@ def compare_steps(
     optimizer: AdamW = AdamW(),
     flax_optimizer: AdamW | None = None,
 ) -> Steps:
-    """Takes an AdamW step on each batch in float64, in both frameworks, and compares where that leads.
+    """Takes an AdamW step on each batch in float64, in both frameworks, and compares losses and final parameters.
 
     Args:
         subject: the two models; must have `export`.
@@ -66,7 +66,7 @@ def compare_steps(
     largest = max(float(np.linalg.norm(p)) for p in torch_params.values())
     rows = [compare_arrays("loss", "loss", np.asarray(torch_losses), np.asarray(flax_losses))]
     rows += [
-        # what Flax does not have must be what torch does not train
+        # a parameter that only torch has must not be trained there
         compare_arrays(name, name, value, np.asarray(flax_params.get(name, before[name])), largest_norm=largest)
         for name, value in torch_params.items()
     ]

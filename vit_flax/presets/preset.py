@@ -18,7 +18,7 @@ UNIT: Normalisation = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What belongs to published weights of an architecture."""
+    """Classes, preprocessing, licence and source of published weights."""
 
     num_classes: int
     normalisation: Normalisation
@@ -34,11 +34,11 @@ class Preset:
     """A named configuration, and how images are prepared for the weights published under that name."""
 
     config: ViTConfig
-    mean: Triple | None = None  # of the channels, pixels in 0..1; None: nothing is published
+    mean: Triple | None = None  # per channel, of pixels in 0..1; None: not published
     std: Triple | None = None
-    crop_pct: float = 1.0  # the side of the centre crop is this part of the resized image's
+    crop_pct: float = 1.0  # side of the centre crop over the shorter side of the resized image
     interpolation: str = "bicubic"
-    crop_mode: str = "center"  # 'squash': resized to the model's size without regard to the aspect ratio
+    crop_mode: str = "center"  # 'squash': resizing to the model's size that ignores the aspect ratio
     source: str | None = None  # repository on the Hugging Face hub, or an address; None: no published weights
     licence: str | None = None  # of the weights
 
