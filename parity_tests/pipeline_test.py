@@ -80,6 +80,8 @@ def test_probabilities_and_names_are_the_pipelines(
     folder = _save(tmp_path / "model", kind, config, processor)
     expected = _pipeline(folder, photo)
     assert _predict(folder, photo) == pytest.approx(expected, abs=1e-4)
+    assert _predict(folder, photo, "--no-exif") != pytest.approx(expected, abs=1e-4)
+    assert vit_flax.read_preprocessing(folder).class_names == tuple(NAMES.values())
     if processor.get("do_center_crop") is False:
         return
     size = ["--set", "image_size=32"] if kind == "Dinov2" else []

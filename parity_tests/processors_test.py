@@ -14,7 +14,8 @@ from parity_tests.peers import import_timm, import_transformers
 from vit_flax.preprocessing import torch_resize
 from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.preprocessing.huggingface import read_processor, write_processor
-from vit_flax.preprocessing.timm_config import read_timm, write_timm
+from vit_flax.preprocessing.timm_config import read_open_clip, read_timm, write_timm
+from vit_flax.presets.preset import CLIP
 
 transformers = import_transformers()
 import_timm()
@@ -123,6 +124,30 @@ def test_pixels_are_timms(cfg: dict[str, Any], flat: bool) -> None:
     written = write_timm(ours)
     assert not isinstance(written, str)
     assert read_timm({**name, "pretrained_cfg": written}) == ours
+
+
+@pytest.mark.parametrize("size", [32, (32, 48)])
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+def test_pixels_are_open_clips(mode: str, size: Any) -> None:
+    """open_clip is not installed: its steps, which are torchvision's and timm's, are put together here."""
+    from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio
+    from torchvision import transforms
+
+    told = {"resize_mode": mode, "interpolation": "bilinear" if mode == "squash" else "bicubic", "fill_color": 127}
+    ours = read_open_clip({"model_cfg": {"vision_cfg": {"image_size": size}}, "preprocess_cfg": told})
+    sides: Any = (size, size) if isinstance(size, int) else size
+    filter_name = transforms.InterpolationMode(told["interpolation"])
+    steps: list[Any] = {
+        "shortest": [transforms.Resize(32, filter_name), transforms.CenterCrop(sides)],
+        "longest": [ResizeKeepRatio(sides, 1.0, "bicubic"), CenterCropOrPad(sides, fill=127)],
+        "squash": [transforms.Resize(sides, filter_name)],
+    }[mode]
+    if mode == "shortest" and sides[0] != sides[1]:
+        steps[0] = ResizeKeepRatio(sides, 0.0, "bicubic")
+    owner: Any = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(*CLIP)])
+    assert ours is not None
+    for photo in PHOTOS:
+        np.testing.assert_array_equal(ours(photo), owner(Image.fromarray(photo)).numpy().transpose(1, 2, 0))
 
 
 def test_a_size_to_resize_to_becomes_the_crop_pct_that_timm_rounds_to_it() -> None:

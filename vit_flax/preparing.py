@@ -44,7 +44,7 @@ def read_preprocessing(
     Args:
         path: as for `vit_flax.load`.
         config: a preset's name, which counts where no file tells it.
-        image_size: (height, width) of the model, where nothing tells the images'.
+        image_size: (height, width) of the model, for which images are prepared in proportion; None: as it is told.
 
     Raises:
         ConversionError: there are no weights, or a file beside them is broken.
@@ -54,7 +54,7 @@ def read_preprocessing(
     found = find_preprocessing(checkpoint, config, image_size)
     if not found.is_told:
         raise ValueError(f"{checkpoint.source}: nothing beside the weights tells how images are prepared")
-    return found.value
+    return found.value if image_size is None else found.value.for_model(image_size, found.value.channels)
 
 
 def find_preprocessing(

@@ -157,7 +157,8 @@ class TestHub:
 
     def test_from_the_network(self, tmp_path, monkeypatch):
         hub = pytest.importorskip("huggingface_hub")
-        names = ["config.json", "model-1.safetensors", "model.safetensors.index.json", "pytorch_model.bin"]
+        names = ["config.json", "model-1.safetensors", "model.safetensors.index.json"]
+        names += ["open_clip_config.json", "preprocessor_config.json", "pytorch_model.bin"]
         write_checkpoint(tmp_path / "model-1.safetensors", {"a": np.ones(2)}, {})
         (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
         (tmp_path / "config.json").write_text('{"model_type": "vit"}')
@@ -173,7 +174,7 @@ class TestHub:
         checkpoint = read_checkpoint("hf://owner/name@main")
         assert list(checkpoint.shapes) == ["a"]
         assert checkpoint.config == {"model_type": "vit"}
-        assert sorted(name for _, name, _, _ in fetched) == sorted(names[:3])
+        assert sorted(name for _, name, _, _ in fetched) == sorted(names[:-1])
         assert {(repository, *rest) for repository, _, *rest in fetched} == {("owner/name", "abc", False)}
 
     def test_one_file_by_its_name(self, tmp_path):
