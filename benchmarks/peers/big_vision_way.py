@@ -10,7 +10,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+
+from benchmarks.peers.linen import embed, encode
 
 
 class Block(nn.Module):
@@ -42,23 +43,10 @@ class BigVisionViT(nn.Module):
     def __call__(self, images):
         """Returns the logits."""
         cfg = self.config
-        x = nn.Conv(cfg.embed_dim, cfg.patch_size, cfg.patch_size, "VALID", dtype=self.dtype, name="embedding")(images)
-        x = x.reshape(x.shape[0], -1, cfg.embed_dim)
-        cls = self.param("cls", nn.initializers.zeros, (1, 1, cfg.embed_dim)).astype(x.dtype)
-        x = jnp.concatenate([jnp.tile(cls, (x.shape[0], 1, 1)), x], axis=1)
-        x = x + self.param("pos", nn.initializers.normal(0.02), (1, x.shape[1], cfg.embed_dim)).astype(x.dtype)
         block: Any = Block
         if self.remat:
             policy = jax.checkpoint_policies.nothing_saveable
             block = nn.remat(Block, prevent_cse=not self.scan, policy=policy)
-        kept = (cfg.num_heads, cfg.mlp_dim, self.dtype)
-        if self.scan:
-            axes: Any = nn.broadcast  # what the signature says is an int
-            split: Any = {"params": True}
-            stacked = nn.scan(block, {"params": 0}, split_rngs=split, in_axes=axes, length=cfg.depth)
-            x, _ = stacked(*kept, name="blocks")(x, None)
-        else:
-            for index in range(cfg.depth):
-                x, _ = block(*kept, name=f"block_{index}")(x, None)
+        x = encode(block, embed(self, images), (cfg.num_heads, cfg.mlp_dim, self.dtype), cfg.depth, self.scan)
         x = nn.LayerNorm(epsilon=1e-6, name="norm")(x)
         return nn.Dense(cfg.num_classes, name="head")(x[:, 0])

@@ -36,6 +36,28 @@ class EncoderBlock(nn.Module):
         return x + nn.Dense(x.shape[-1], name="fc2", **kept)(y), None
 
 
+def embed(module: Any, images: Any) -> Any:
+    """Returns the tokens of images, class token first, positions added; to be called in a compact method."""
+    cfg, dtype = module.config, module.dtype
+    x = nn.Conv(cfg.embed_dim, cfg.patch_size, cfg.patch_size, "VALID", dtype=dtype, name="embedding")(images)
+    x = x.reshape(x.shape[0], -1, cfg.embed_dim)
+    cls = module.param("cls", nn.initializers.zeros, (1, 1, cfg.embed_dim)).astype(x.dtype)
+    x = jnp.concatenate([jnp.tile(cls, (x.shape[0], 1, 1)), x], axis=1)
+    return x + module.param("pos", nn.initializers.normal(0.02), (1, x.shape[1], cfg.embed_dim)).astype(x.dtype)
+
+
+def encode(block: Any, x: Any, kept: tuple[Any, ...], depth: int, scan: bool) -> Any:
+    """Returns the tokens after `depth` blocks, scanned or unrolled; to be called in a compact method."""
+    if scan:
+        axes: Any = nn.broadcast  # what the signature says is an int
+        split: Any = {"params": True}
+        stacked = nn.scan(block, {"params": 0}, split_rngs=split, in_axes=axes, length=depth)
+        return stacked(*kept, name="blocks")(x, None)[0]
+    for index in range(depth):
+        x, _ = block(*kept, name=f"block_{index}")(x, None)
+    return x
+
+
 class PlainViT(nn.Module):
     """The ViT of the cases, class token and learned positions."""
 
@@ -47,19 +69,7 @@ class PlainViT(nn.Module):
     def __call__(self, images):
         """Returns the logits."""
         cfg = self.config
-        x = nn.Conv(cfg.embed_dim, cfg.patch_size, cfg.patch_size, "VALID", dtype=self.dtype, name="embedding")(images)
-        x = x.reshape(x.shape[0], -1, cfg.embed_dim)
-        cls = self.param("cls", nn.initializers.zeros, (1, 1, cfg.embed_dim)).astype(x.dtype)
-        x = jnp.concatenate([jnp.tile(cls, (x.shape[0], 1, 1)), x], axis=1)
-        x = x + self.param("pos", nn.initializers.normal(0.02), (1, x.shape[1], cfg.embed_dim)).astype(x.dtype)
-        if self.scan:
-            axes: Any = nn.broadcast  # what the signature says is an int
-            split: Any = {"params": True}
-            stacked = nn.scan(EncoderBlock, {"params": 0}, split_rngs=split, in_axes=axes, length=cfg.depth)
-            x, _ = stacked(cfg.num_heads, cfg.mlp_dim, self.dtype, name="blocks")(x, None)
-        else:
-            for index in range(cfg.depth):
-                x, _ = EncoderBlock(cfg.num_heads, cfg.mlp_dim, self.dtype, name=f"block_{index}")(x, None)
+        x = encode(EncoderBlock, embed(self, images), (cfg.num_heads, cfg.mlp_dim, self.dtype), cfg.depth, self.scan)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         return nn.Dense(cfg.num_classes, dtype=self.dtype, name="head")(x[:, 0])
 

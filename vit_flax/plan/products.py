@@ -11,7 +11,6 @@ from vit_flax.plan.hlo import Computation, Operation, Program
 
 # what a product's operands are and how exactly they are multiplied, on which its rate depends
 Flops = Counter[str]  # 'bf16', 'f32:default', 'f32:high', 'f32:highest', 'f64'
-_BATCHED = ("lhs_batch_dimensions", "lhs_contracting_dimensions")
 
 
 def count(program: Program, computation: Computation, operation: Operation) -> Flops:
@@ -29,7 +28,7 @@ def count(program: Program, computation: Computation, operation: Operation) -> F
 
 def uncounted(operation: Operation) -> str:
     """Returns the name of a kernel whose products cannot be read from the text; '' for every other operation."""
-    target = operation.attribute("custom_call_target").strip('"') or _target(operation)
+    target = _target(operation)
     if operation.opcode != "custom-call" or target in _MOVE or target.startswith(("__cublas", "__cudnn$conv")):
         return ""
     return "" if _estimate(operation) or _attention(operation) else target
@@ -145,7 +144,7 @@ def _estimate(operation: Operation) -> int:
 def _attention(operation: Operation) -> int:
     """Returns how many (N, N) products an attention kernel takes by its name: two forward, five backward; 0: another.
 
-    Backward kernels recompute the logits. Splash's without the fused backward pass are two: 3 for dq, 4 for dk and dv.
+    Backward kernels recompute the logits; splash's kernel for dk and dv is taken for the one that computes dq as well.
     """
     name = f"{operation.op_name} {_target(operation)}".lower()
     if "splash_mha" in name or "flash_attention" in name:
