@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -210,3 +212,187 @@ def test_a_tower_of_timms_eva_in_open_clip(preset, own_projection):
     assert_agrees(run_flax(model, params, IMAGES), run_torch(lambda x: head(trunk(x)), IMAGES))
     if not own_projection:
         assert_same_tensors(vit_flax.to_state_dict(model, params, "open_clip_eva"), theirs.state_dict())
+
+
+# --- a position table for another grid than the one asked for ---
+
+
+def in_double() -> Any:
+    return mock.patch.object(torch.Tensor, "float", torch.Tensor.double)  # timm computes this in single precision
+
+
+def resized(theirs: Any, new: tuple[int, int], old: tuple[int, int]) -> torch.Tensor:
+    with in_double():
+        return timm.layers.resample_abs_pos_embed(theirs.pos_embed.detach(), new, old, num_prefix_tokens=1)
+
+
+@pytest.mark.parametrize("layout", ["timm", "dino", "deit", "mae"])
+def test_rows_are_counted_for_the_tables_own_grid(layout):
+    stored = timm_model("vit_tiny_patch16_224", img_size=112, num_classes=0)  # 7 x 7 + 1 rows, as many as 5 x 10
+    theirs = timm_model("vit_tiny_patch16_224", img_size=(80, 160), num_classes=0)
+    table = resized(stored, (5, 10), (7, 7))
+    tensors = stored.state_dict()
+    theirs.load_state_dict({**tensors, "pos_embed": table})
+    told: dict[str, Any] = {"num_heads": 2, "image_size": (80, 160), "resample": "bicubic_antialias"}
+    if layout == "timm":
+        told |= {"norm_eps": 1e-6, "activation": "gelu", "global_pool": "token"}
+        with pytest.raises(vit_flax.ConversionError, match="do not tell no_embed_class; pass `no_embed_class=BOOL`"):
+            vit_flax.from_state_dict(tensors, **told)
+        told |= {"no_embed_class": False}
+    for grid in (None, (7, 7)):
+        model, params = vit_flax.from_state_dict(tensors, layout, source_grid=grid, **told)
+        images = random_images((80, 160))
+        assert_agrees(run_flax(model, params, images), run_torch(theirs, images))
+
+
+def test_a_table_for_either_of_two_grids_asks():
+    stored = timm_model("vit_tiny_patch16_224", img_size=64, num_classes=0)
+    told: dict[str, Any] = {"num_heads": 2, "image_size": (32, 128), "norm_eps": 1e-6, "activation": "gelu"}
+    told |= {"global_pool": "token"}
+    with pytest.raises(vit_flax.ConversionError, match=r"may be for that or for 4x4: pass `source_grid=\(2, 8\)`"):
+        vit_flax.from_state_dict(stored.state_dict(), **told)
+    _, params = vit_flax.from_state_dict(stored.state_dict(), source_grid=(2, 8), **told)
+    assert np.array_equal(params["pos_embed"], stored.pos_embed.detach().numpy())
+    _, params = vit_flax.from_state_dict(stored.state_dict(), source_grid=(4, 4), **told)
+    assert_agrees(params["pos_embed"], resized(stored, (2, 8), (4, 4)).numpy())
+
+
+# --- another classifier, other channels ---
+
+
+@pytest.mark.parametrize("num_classes", [0, 7])
+def test_another_number_of_classes_at_load(num_classes, caplog):
+    theirs = timm_model("vit_tiny_patch16_224")
+    told = {**SIZE, "image_size": 32, "patch_size": 16}
+    model, params = vit_flax.from_state_dict(
+        theirs.state_dict(), config="vit_tiny_patch16_224", num_classes=num_classes, **told
+    )
+    assert "classifier (left out: head.bias, head.weight)" in caplog.text
+    theirs.reset_classifier(num_classes)
+    if num_classes:
+        theirs.head.weight.data = torch.tensor(np.asarray(params["head"]["kernel"]).T.copy())
+        theirs.head.bias.data = torch.tensor(np.asarray(params["head"]["bias"]))
+        assert 0 < np.abs(params["head"]["kernel"]).max() < 0.2
+    assert_agrees(run_flax(model, params, IMAGES), run_torch(theirs, IMAGES))
+
+
+def test_a_head_of_several_layers_gives_way_to_none():
+    theirs = timm_model("vit_tiny_patch16_224")
+    theirs.head = nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 3)).double()
+    told = {**SIZE, "image_size": 32, "patch_size": 16, "num_classes": 0}
+    model, params = vit_flax.from_state_dict(theirs.state_dict(), config="vit_tiny_patch16_224", **told)
+    theirs.head = nn.Identity()
+    assert_agrees(run_flax(model, params, IMAGES), run_torch(theirs, IMAGES))
+
+
+@pytest.mark.parametrize("chans", [1, 4, 12])
+def test_other_channels_at_load_are_timms(chans):
+    from timm.models import adapt_input_conv
+
+    stored = timm_model("vit_tiny_patch16_224")
+    theirs = timm_model("vit_tiny_patch16_224", in_chans=chans)
+    with in_double():
+        kernel = adapt_input_conv(chans, stored.patch_embed.proj.weight.detach())
+    theirs.load_state_dict({**stored.state_dict(), "patch_embed.proj.weight": kernel})
+    told = {**SIZE, "image_size": 32, "patch_size": 16, "in_chans": chans}
+    model, params = vit_flax.from_state_dict(stored.state_dict(), config="vit_tiny_patch16_224", **told)
+    images = random_images((32, 32), chans)
+    assert_agrees(run_flax(model, params, images), run_torch(theirs, images))
+
+
+def test_reset_classifier_is_timms():
+    theirs = timm_model("vit_tiny_patch16_224")
+    told = {**SIZE, "image_size": 32, "patch_size": 16}
+    model, params = vit_flax.from_state_dict(theirs.state_dict(), config="vit_tiny_patch16_224", **told)
+    other, changed = vit_flax.reset_classifier(model, params, 0, global_pool="avg")
+    theirs.reset_classifier(0, "avg")
+    assert_agrees(run_flax(other, changed, IMAGES), run_torch(theirs, IMAGES))
+    other, changed = vit_flax.reset_classifier(other, changed, 4)
+    assert run_flax(other, changed, IMAGES).shape == (2, 4)
+
+
+# --- configs that have the answers ---
+
+
+def hub_config(name: str, **model_args: Any) -> dict[str, Any]:
+    return {"architecture": name, "model_args": {**SIZE, "img_size": 32, "patch_size": 16, **model_args}}
+
+
+GATED = timm.layers.SwiGLUPacked
+HUBS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "UNI": ("vit_large_patch16_224", {"init_values": 1e-5, "num_classes": 0, "dynamic_img_size": True}, {}),
+    "UNI2": (
+        "vit_giant_patch14_224",
+        {
+            "init_values": 1e-5, "mlp_ratio": 5.0, "num_classes": 0, "no_embed_class": True, "reg_tokens": 3,
+            "mlp_layer": "timm.layers.SwiGLUPacked", "act_layer": "torch.nn.SiLU", "dynamic_img_size": True,
+        },
+        {"mlp_layer": GATED, "act_layer": nn.SiLU},
+    ),
+    "GigaPath": ("vit_giant_patch14_dinov2", {"mlp_ratio": 5.33334, "num_classes": 0}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HUBS)
+def test_arguments_of_repositories_on_timms_hub(name):
+    architecture, arguments, classes = HUBS[name]
+    theirs = timm_model(architecture, **{**arguments, **classes})
+    config = hub_config(architecture, **arguments)
+    model, params = vit_flax.from_state_dict(theirs.state_dict(), config=config)
+    assert_agrees(run_flax(model, params, IMAGES), run_torch(theirs, IMAGES))
+
+
+def test_what_a_repository_says_in_code_alone_is_shown_by_the_tensors_or_asked_for():
+    theirs = timm_model("vit_huge_patch14_224", mlp_layer=GATED, act_layer=nn.SiLU, init_values=1e-5, num_classes=0)
+    config = hub_config("vit_huge_patch14_224", num_classes=0)  # as Virchow's, whose layers its readme names
+    with pytest.raises(vit_flax.ConversionError, match="do not tell activation"):
+        vit_flax.from_state_dict(theirs.state_dict(), config=config)
+    model, params = vit_flax.from_state_dict(theirs.state_dict(), config=config, activation="silu")
+    assert_agrees(run_flax(model, params, IMAGES), run_torch(theirs, IMAGES))
+
+
+def test_timm_inside_of_transformers():
+    theirs = timm_model("vit_tiny_patch16_224", init_values=1e-5)
+    tensors = {f"timm_model.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    config = {**hub_config("vit_tiny_patch16_224", init_values=1e-5), "model_type": "timm_wrapper", "num_classes": 5}
+    model, params = vit_flax.from_state_dict(tensors, config={**config, "do_pooling": True})
+    assert_agrees(run_flax(model, params, IMAGES), run_torch(theirs, IMAGES))
+
+
+def test_a_backbone_of_timm_inside_of_transformers():
+    transformers = import_transformers()
+    config = transformers.TimmBackboneConfig(backbone="vit_tiny_patch16_224", out_indices=[1])
+    theirs = randomise(transformers.TimmBackbone(config, img_size=32, **{**SIZE, "depth": 3}))
+    told: dict[str, Any] = {"image_size": 32, "embed_dim": 32, "num_heads": 2}
+    model, params = vit_flax.from_state_dict(theirs.state_dict(), config=config.to_dict(), **told)
+    assert model.config.depth == 2
+    tokens = run_flax(model, params, IMAGES, "features")[:, 1:]
+    maps = run_torch(lambda x: theirs(pixel_values=x).feature_maps[-1], IMAGES)
+    assert_agrees(tokens.reshape(2, 2, 2, 32), maps.permute(0, 2, 3, 1))
+
+
+def test_open_clips_own_config(tmp_path):
+    from parity_tests.open_clip_original import ImageCLIP
+
+    tower = {"image_size": 24, "patch_size": 8, "width": 32, "layers": 2, "head_width": 8, "pool_type": "avg"}
+    tower |= {"no_ln_pre": True, "final_ln_after_pool": True}
+    theirs = randomise(ImageCLIP(embed_dim=12, quick_gelu=True, **tower))
+    torch.save(theirs.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    config = {"model_cfg": {"embed_dim": 12, "vision_cfg": tower, "text_cfg": {}, "quick_gelu": True}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    model, params = vit_flax.load(tmp_path)
+    images = random_images((24, 24))
+    assert_agrees(run_flax(model, params, images), run_torch(theirs, images))
+
+
+@pytest.mark.parametrize("preset", ["vit_small_patch14_reg4_dinov2"])
+def test_registers_of_the_original_with_timms_preset(preset):
+    theirs = timm_model(preset, num_classes=0)
+    tensors = tensors_of(theirs, reg_token="register_tokens")
+    row = np.full((1, 1, 32), 0.3)
+    tensors |= {"cls_token": tensors["cls_token"] - row, "mask_token": np.ones((1, 32))}
+    tensors["pos_embed"] = np.concatenate([row, tensors["pos_embed"]], axis=1)
+    told = {**SIZE, "image_size": 32, "patch_size": 16}
+    model, params = vit_flax.from_state_dict(tensors, config=preset, **told)
+    assert_agrees(run_flax(model, params, IMAGES, "features"), run_torch(theirs.forward_features, IMAGES))

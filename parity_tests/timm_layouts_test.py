@@ -28,6 +28,7 @@ blocks = timm.models.vision_transformer
 SIZE = {"embed_dim": 32, "depth": 2, "num_heads": 4}
 PROFILE = {"image_size": (48, 32), "num_heads": 4}  # what tensors do not tell, beside the numerics
 PLAIN = {**PROFILE, "norm_eps": 1e-6, "activation": "gelu", "global_pool": "token"}
+MANY = {"no_embed_class": False}  # where the rows could be those of a square grid, too
 Arrays = dict[str, np.ndarray]
 
 
@@ -117,7 +118,7 @@ def test_gradients_of_a_model_with_everything() -> None:
         reg_tokens=2, init_values=1e-5, qk_norm=True, pre_norm=True, global_pool="map", pool_include_prefix=True
     )
     model, params = vit_flax.from_state_dict(
-        torch_model.state_dict(), "timm", **{**PLAIN, "pool_include_prefix": True, "global_pool": "map"}
+        torch_model.state_dict(), "timm", **{**PLAIN, **MANY, "pool_include_prefix": True, "global_pool": "map"}
     )
     images = random_images((48, 32)).transpose(0, 3, 1, 2).copy()
     assert_rows_agree(compare_gradients(subject_of(torch_model, model, params, get_layout("timm")), images))
@@ -358,7 +359,7 @@ def test_a_deliberate_error_shows(name: str, mutated: Any) -> None:
 
 def test_registers_with_positions_are_not_registers_without() -> None:
     torch_model = timm_model(reg_tokens=1, no_embed_class=True)
-    model, params = vit_flax.from_state_dict(torch_model.state_dict(), **PLAIN)
+    model, params = vit_flax.from_state_dict(torch_model.state_dict(), **PLAIN, no_embed_class=True)
     rows = np.concatenate(
         [np.random.default_rng(3).standard_normal((1, 2, 32)), np.asarray(params["pos_embed"])], axis=1
     )

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vit_flax.classifier import reset_classifier
     from vit_flax.config import LucidrainsViTConfig, T2TViTConfig, ViTConfig
     from vit_flax.convert import ConversionError
     from vit_flax.image_sizes import at_image_size
@@ -33,6 +34,7 @@ __all__ = [
     "from_state_dict",
     "load",
     "read_preprocessing",
+    "reset_classifier",
     "save",
     "to_state_dict",
     "trainable_mask",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "vit_flax.classifier": ("reset_classifier",),
     "vit_flax.config": ("LucidrainsViTConfig", "T2TViTConfig", "ViTConfig"),
     "vit_flax.convert": ("ConversionError",),
     "vit_flax.image_sizes": ("at_image_size",),

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent
 LAYERS = (
     ("suggestions", "config", "gpu_compiler", "host_memory", "presets"),
     ("microbatches", "models", "convert", "preprocessing", "reference"),
-    ("resizing", "device_arrays", "preparing"),
+    ("resizing", "classifier", "device_arrays", "preparing"),
     ("reading", "writing", "image_sizes"),
     ("pretrained", "inference"),
     ("train",),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from flax.traverse_util import unflatten_dict
 
+from vit_flax.classifier import find_replacement, fresh_parameters, is_head
 from vit_flax.config import ViTConfig
 from vit_flax.convert import (
     Beside,
@@ -44,6 +46,8 @@ class Reading:
     evidence: str  # what told the layout
     resolved: Resolved | None  # None: a field of the config is not known
     plan: Plan | None  # how the tensors become the parameters, resizing included; None: there is no config
+    # shapes of parameters that are made anew, by path: another classifier than the checkpoint's
+    fresh: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     obstacle: str  # which fields are not known, or why a table of another size is not resized; '': nothing
 
     @property
@@ -75,7 +79,8 @@ class Reading:
             if not self.obstacle:
                 raise
             raise ConversionError(f"{error}\n  {self.obstacle}") from error
-        return model, unflatten_dict(flat, sep="/")
+        dtype = next(iter(flat.values())).dtype
+        return model, unflatten_dict({**flat, **fresh_parameters(self.fresh, dtype)}, sep="/")
 
     def log_notes(self) -> None:
         """Warns, in this library's log, of what was left out, cast or applied."""
@@ -123,12 +128,21 @@ def read_model(checkpoint: Checkpoint, wish: Wish) -> Reading:
         if fault is not None and told is None:
             raise fault
         first, last = _sources(wish, told, beside)
-        resolved = resolve_config(layout, tensors.shapes, wish.overrides, first, last)
+        resolved = resolve_config(layout, tensors.shapes, wish.overrides, first, last, wish.source_grid)
     except ConversionError as error:
         return found(resolved=None, plan=None, obstacle=str(error))
     rules, expected = layout.rules(resolved.config), expected_shapes(build_model(resolved.config))
+    fresh: Mapping[str, tuple[int, ...]] = {}
+    if "num_classes" in wish.overrides:
+        other = find_replacement(layout, resolved.config, rules, tensors.shapes, expected)
+        if other:
+            rules, fresh = other.rules, other.fresh
+            expected = {path: shape for path, shape in expected.items() if not is_head(path)}
+            checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, other.note))
     changes, obstacle = find_resizes(layout, resolved, rules, tensors.shapes, expected, wish)
-    return found(resolved=resolved, plan=plan(tensors.shapes, rules, expected, changes), obstacle=obstacle)
+    steps = plan(tensors.shapes, rules, expected, changes)
+    found = partial(found, checkpoint=checkpoint, tensors=tensors, fresh=fresh)
+    return found(resolved=resolved, plan=steps, obstacle=obstacle)
 
 
 def _read_beside(checkpoint: Checkpoint) -> tuple[Beside | None, ConversionError | None]:

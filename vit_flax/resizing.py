@@ -132,6 +132,8 @@ def find_resizes(
     table, obstacle = _table_resize(case)
     windows, window_obstacle = _window_resizes(case)
     kernel = _patch_resize(case) if "patch_size" in wish.overrides else None
+    if kernel is None and "in_chans" in wish.overrides:
+        kernel = _channel_change(case)
     found = {TABLE: table, KERNEL: kernel, **windows}
     return {path: resize for path, resize in found.items() if resize is not None}, obstacle or window_obstacle
 
@@ -143,6 +145,32 @@ def _patch_resize(case: _Case) -> PatchResize | None:
         return None
     mode = case.wish.resample if case.wish.resample in PATCH_MODES else "bicubic_antialias"
     return PatchResize(old=(stored[0], stored[1]), new=case.config.patch_size, mode=mode, stored_shape=stored)
+
+
+class ChannelChange(_Change):
+    """A patch kernel's way from three channels to the model's."""
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        """Returns the kernel for one channel, the sum, or for more, repeated and scaled to the same sum.
+
+        Reference: timm.models.adapt_input_conv.
+        """
+        chans = self.new[1]
+        if chans == 1:
+            return array.sum(axis=2, keepdims=True)
+        return np.take(array, np.arange(chans) % array.shape[2], axis=2) * np.asarray(3 / chans, array.dtype)
+
+    def __str__(self) -> str:
+        """Says it in a few words."""
+        return f"{self.old[1]} -> {self.new[1]} channels, {self.mode}"
+
+
+def _channel_change(case: _Case) -> ChannelChange | None:
+    stored, wanted = case.stored_shape(KERNEL), case.expected.get(KERNEL, ())
+    if len(stored) != 4 or len(wanted) != 4 or stored[2] != 3 or stored[2] == wanted[2]:
+        return None
+    mode = "summed" if wanted[2] == 1 else "repeated and scaled"
+    return ChannelChange(old=(1, 3), new=(1, wanted[2]), mode=mode, stored_shape=stored)
 
 
 def _table_resize(case: _Case) -> tuple[Resize | None, str]:
@@ -163,6 +191,13 @@ def _table_resize(case: _Case) -> tuple[Resize | None, str]:
     elif case.native_grid is not None and math.prod(case.native_grid) == patches:
         old_grid = case.native_grid
     elif stored == wanted:
+        side = math.isqrt(patches)
+        if case.native_grid is None and side * side == patches and new_grid != (side, side) and _is_resized(case):
+            raise ConversionError(
+                f"image_size={config.image_size} asks for a {_by(new_grid)} grid of patches, and a position table of "
+                f"{patches} may be for that or for {side}x{side}: pass `source_grid={new_grid}` or "
+                f"`source_grid={(side, side)}`"
+            )
         return None, ""
     else:
         side = math.isqrt(max(patches, 0))
@@ -189,6 +224,10 @@ def _table_resize(case: _Case) -> tuple[Resize | None, str]:
         )
     change = Resize(old=old_grid, new=new_grid, num_prefix_tokens=prefix, mode=mode, stored_shape=stored)
     return change, ""
+
+
+def _is_resized(case: _Case) -> bool:
+    return case.config.pos_embed == "learned" and bool(case.layout.resample(case.config))
 
 
 def _window_resizes(case: _Case) -> tuple[dict[str, WindowResize], str]:

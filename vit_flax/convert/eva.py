@@ -121,7 +121,7 @@ EVA = Layout(
     required=(
         ("num_heads", "image_size", "norm_eps", "activation", "global_pool", "rope_type"),
         (*_ROPE, *_COUNTED),
-        ("attn_pool_num_heads", "block"),
+        ("attn_pool_num_heads", "block", "no_embed_class"),
     ),
     defaults=lambda values: {},
     fixed=only(

@@ -27,13 +27,14 @@ SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", 
 # What stands beside weights under a suffix of theirs and is none: states of optimisers, arguments.
 _NO_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state\w*|random_states_\w+)(\.[\w.]+)?")
 HUB = "hf://"
+_OPEN_CLIP = "open_clip_config.json"
 # What may lie beside weights and tell of their images and classes.
 IMAGE_FILES = (
     "preprocessing.json",
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
-    "open_clip_config.json",
+    _OPEN_CLIP,
 )
 _SHOWN = 10
 _MAX_JSON = 16 << 20
@@ -133,10 +134,17 @@ def read_shards(path: Path, read_file: Reader) -> Checkpoint:
 
 
 def with_config(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    """Returns the checkpoint with the folder's config.json, unless it carries a config of its own."""
-    if checkpoint.config is not None or not (folder / "config.json").is_file():
+    """Returns the checkpoint with the folder's config.json, unless it carries a config of its own.
+
+    open_clip's own weights lie beside its own file, and perhaps beside the config.json of another library's.
+    """
+    names = ("config.json", _OPEN_CLIP)
+    if os.path.basename(checkpoint.source).startswith("open_clip"):
+        names = names[::-1]
+    name = next((name for name in names if (folder / name).is_file()), None)
+    if checkpoint.config is not None or name is None:
         return checkpoint
-    return dataclasses.replace(checkpoint, config=read_json(folder / "config.json"))
+    return dataclasses.replace(checkpoint, config=read_json(folder / name))
 
 
 def download(address: str) -> Path:

@@ -133,7 +133,12 @@ Sources = Sequence[tuple[str, Mapping[str, Any]]]
 
 
 def resolve_config(
-    layout: Layout, shapes: Shapes, overrides: Mapping[str, Any], sources: Sources, fallback: Sources = ()
+    layout: Layout,
+    shapes: Shapes,
+    overrides: Mapping[str, Any],
+    sources: Sources,
+    fallback: Sources = (),
+    source_grid: tuple[int, int] | None = None,
 ) -> Resolved:
     """Finds the config of a checkpoint.
 
@@ -143,6 +148,7 @@ def resolve_config(
         overrides: single fields that the caller gave; they win.
         sources: (origin, fields) pairs, the one that wins first: a preset, a config file.
         fallback: such pairs that count only where the tensors say nothing.
+        source_grid: (height, width) of the checkpoint's grid of patches, where the caller says it.
 
     Raises:
         ConversionError: a field is still unknown (the message names all that are and what to pass), or values do not
@@ -160,7 +166,9 @@ def resolve_config(
     for origin, fields in (("given", overrides), *sources):
         check_fields(layout.config_class, fields)
         add(origin, fields)
-    inferred = layout.infer(shapes, values)
+    rows = layout.fixed.get("no_embed_class", ())  # what the layout has alone, or else what the grid tells
+    settled = {"no_embed_class": rows[0]} if len(rows) == 1 else {}
+    inferred = {**layout.infer(shapes, {**settled, **values, "source_grid": source_grid}), **settled}
     for name in _decided(layout, values, inferred, {n for n, origin in origins.items() if origin.startswith(_SOFT)}):
         del values[name], origins[name]
     add("tensor shapes", inferred)
@@ -191,7 +199,16 @@ def resolve_config(
 _SOFT = ("preset ", "config.json ", "open_clip_config.json")
 # Kinds of layers that tensors show, whatever a preset of nearly the same architecture says. Those that are not there
 # are missing, as in a damaged file: such tensors settle nothing.
-_SHOWN = ("init_values", "qk_norm", "scale_attn_norm", "scale_mlp_norm", "qkv_bias", "proj_bias", "mlp_bias")
+_SHOWN = (
+    "init_values",
+    "qk_norm",
+    "scale_attn_norm",
+    "scale_mlp_norm",
+    "qkv_bias",
+    "proj_bias",
+    "mlp_bias",
+    "no_embed_reg",
+)
 
 
 def _decided(layout: Layout, values: Mapping[str, Any], inferred: Mapping[str, Any], soft: Collection[str]) -> set[str]:

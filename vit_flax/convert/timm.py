@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -94,11 +95,20 @@ def timm_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
 def _infer_rows(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     # whether the position table has rows for prefix tokens follows from the grid
     rows, size, patch = vote(shapes, ("pos_embed", 1)), known.get("image_size"), known.get("patch_size")
-    if rows is None or size is None or patch is None:
+    prefix = known["class_token"] + known["dist_token"] + known["reg_tokens"]
+    if "no_embed_class" in known or rows is None or not prefix:
+        return {"no_embed_class": known.get("no_embed_class", False)}
+    if grid := known.get("source_grid"):
+        return {"no_embed_class": rows == math.prod(grid)}
+    if size is None or patch is None:
         return {}
     (height, width), (ph, pw) = ((v, v) if isinstance(v, int) else v for v in (size, patch))
-    prefix = known["class_token"] + known["dist_token"] + known["reg_tokens"]
-    return {"no_embed_class": True} if prefix and rows == (height // ph) * (width // pw) else {}
+    # the image size may be one that the caller wants, and the table one for another: then it is for squares
+    asked = (height // ph) * (width // pw)
+    if height // ph == width // pw and asked in (rows, rows - prefix):
+        return {"no_embed_class": asked == rows}
+    alone, joined = (count == asked or math.isqrt(max(count, 0)) ** 2 == count for count in (rows, rows - prefix))
+    return {} if alone and joined else {"no_embed_class": alone}
 
 
 def timm_components(config: ViTConfig) -> tuple[tuple[str, str], ...]:
@@ -171,7 +181,10 @@ TIMM = Layout(
     infer=timm_infer,
     rules=timm_rules,
     # Facebook's DINO, MAE and DeiT have the same names and shapes, and within timm CLIP's models other numerics
-    required=(("num_heads", "image_size", "norm_eps", "activation", "global_pool"), ("block", "pool_include_prefix")),
+    required=(
+        ("num_heads", "image_size", "norm_eps", "activation", "global_pool"),
+        ("block", "pool_include_prefix", "no_embed_class"),
+    ),
     defaults=lambda values: {},
     fixed=PLAIN,
     components=timm_components,

@@ -31,7 +31,8 @@ class Wish:
     @property
     def config_file(self) -> Mapping[str, Any] | None:
         """The contents of another library's config.json, if that is what `config` is."""
-        return self.config if isinstance(self.config, Mapping) and "model_type" in self.config else None
+        kinds = ("model_type", "architecture", "model_cfg")
+        return self.config if isinstance(self.config, Mapping) and any(k in self.config for k in kinds) else None
 
     def told_config(self) -> tuple[str, ViTConfig] | None:
         """Returns what `config` is called and the config it stands for; None where it is absent or a config.json."""

@@ -1,0 +1,114 @@
+"""Another classifier in the place of a model's own, as timm's num_classes and reset_classifier have it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from vit_flax.config import ViTConfig
+from vit_flax.convert import Drop, Layout, Rule
+from vit_flax.models import VisionTransformer
+from vit_flax.models.shapes import expected_shapes
+
+HEADS = ("head", "head_dist")  # the parameters' first names
+_STD = 0.02  # of a new layer's weights, as vit_flax.models.linear has it
+
+
+@dataclasses.dataclass(frozen=True)
+class Replacement:
+    """What becomes of a checkpoint's classifier where the caller asks for another number of classes."""
+
+    rules: tuple[Rule | Drop, ...]  # the layout's, without the classifier's
+    fresh: Mapping[str, tuple[int, ...]]  # shape of every parameter that is made anew, by path
+    note: str
+
+
+def find_replacement(
+    layout: Layout,
+    config: ViTConfig,
+    rules: Sequence[Rule | Drop],
+    shapes: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+) -> Replacement | None:
+    """Returns what to do for a model of `config`, or None where the checkpoint has just that classifier."""
+    own = [rule for rule in rules if isinstance(rule, Rule) and is_head(rule.target)]
+    roots = {root for root, _ in layout.heads} | {source.rpartition(".")[0] for r in own for source in r.sources}
+    there = sorted(n for n in shapes if any(n.startswith(f"{root}.") for root in roots if root) or _named(own, n))
+    fresh = {path: shape for path, shape in expected.items() if is_head(path)}
+    stored = {r.target: r.operation for r in own}
+    wanted = {
+        source: array.shape
+        for r in own
+        if r.target in fresh
+        for source, array in zip(r.sources, stored[r.target].inverse(_probe(fresh[r.target])), strict=True)
+    }
+    if wanted == {name: tuple(shapes[name]) for name in there}:
+        return None
+    reason = f"the classifier, since `num_classes={config.num_classes}` was asked for"
+    others = tuple(rule for rule in rules if rule not in own)
+    kept = tuple(Drop(name, reason, otherwise=True) for name in there)
+    what = f"left out: {', '.join(there[:4])}" if there else "there is none"
+    new = (
+        f"a new one of {config.num_classes} classes has random weights" if config.num_classes else "the model has none"
+    )
+    return Replacement((*others, *kept), fresh, f"the checkpoint's classifier ({what}): {new}")
+
+
+def is_head(path: str) -> bool:
+    """Returns whether a parameter is the classifier's."""
+    return path.split("/")[0] in HEADS
+
+
+def _named(rules: Sequence[Rule], name: str) -> bool:
+    return any(name in rule.sources for rule in rules)
+
+
+def _probe(shape: tuple[int, ...]) -> np.ndarray:
+    return np.broadcast_to(np.zeros((), np.int8), shape)
+
+
+def fresh_parameters(shapes: Mapping[str, tuple[int, ...]], dtype: Any = jnp.float32, seed: int = 0) -> dict[str, Any]:
+    """Returns new parameters of layers by path: normal weights and no bias."""
+    keys = jax.random.split(jax.random.key(seed), max(1, len(shapes)))
+    return {
+        path: jnp.zeros(shape, dtype) if path.endswith("bias") else _STD * jax.random.normal(key, shape, dtype)
+        for key, (path, shape) in zip(keys, sorted(shapes.items()), strict=False)
+    }
+
+
+def reset_classifier(
+    model: VisionTransformer, params: Any, num_classes: int, global_pool: str | None = None, seed: int = 0
+) -> tuple[VisionTransformer, dict[str, Any]]:
+    """Returns the model with a new classifier of `num_classes` (0: none), and its parameters; the rest is shared.
+
+    Args:
+        model: the model that `params` belong to; it stays as it is.
+        params: its parameters.
+        num_classes: of the new classifier, whose weights are random.
+        global_pool: how tokens become what it reads; None leaves that as it is. Norms stay where they are.
+        seed: of the random weights.
+
+    Raises:
+        ValueError: values do not fit the model; pooling by attention needs parameters that cannot be made up here.
+
+    Reference: timm.models.VisionTransformer.reset_classifier.
+    """
+    old = model.config
+    changes: dict[str, Any] = {"num_classes": num_classes}
+    if global_pool is not None and global_pool != old.global_pool:
+        if global_pool == "map":
+            raise ValueError("global_pool='map' cannot be added: its query and layers would be untrained")
+        changes["global_pool"] = global_pool
+    new = model.clone(config=old.replace(**changes))
+    expected = expected_shapes(new)
+    flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
+    kept = {path: value for path, value in flat.items() if path in expected and not is_head(path)}
+    dtype = next(iter(kept.values())).dtype
+    heads = fresh_parameters({path: shape for path, shape in expected.items() if is_head(path)}, dtype, seed)
+    return new, unflatten_dict({**kept, **heads}, sep="/")
