@@ -19,6 +19,7 @@ from vit_flax.config import T2TViTConfig, ViTConfig
 from vit_flax.image_sizes import at_image_size
 from vit_flax.microbatches import in_microbatches, microbatch_size
 from vit_flax.models import VisionTransformer
+from vit_flax.models.precision import compiled_for
 from vit_flax.preprocessing.decode import BadImageError
 from vit_flax.preprocessing.evaluation import Preprocessing
 
@@ -84,11 +85,12 @@ class Predictor:
     def _compiled(self, model: VisionTransformer) -> dict[str, Any]:
         config = model.config
         pooled = model.clone(config=config.replace(num_classes=0)) if config.num_classes else model
+        machine = (self._devices[0].platform, len(self._devices))
         size = microbatch_size(config, self.batch_size, model.policy.compute, self._devices)
         return {
-            "logits": _jitted(model, size),
-            "features": _jitted(model, size, method="features"),
-            "embeddings": _jitted(pooled, size),
+            "logits": _jitted(model, size, machine),
+            "features": _jitted(model, size, machine, method="features"),
+            "embeddings": _jitted(pooled, size, machine),
         }
 
     def _at(self, shape: tuple[int, ...]) -> tuple[dict[str, Any], Any]:
@@ -238,6 +240,8 @@ def attention_rollout(model: VisionTransformer, params: Any, images: np.ndarray)
     if type(config) not in (ViTConfig, T2TViTConfig) or config.block not in ("standard", "res_post"):
         raise ValueError(f"attention is not shown for {type(config).__name__} with block={config.block!r}")
 
+    model = model.clone(precision=model.policy.wide)  # queries, keys and values side by side, and not rounded
+
     def seen(module: Any, _: str) -> bool:
         return module.name in ("qkv", "q_norm", "k_norm")
 
@@ -264,13 +268,14 @@ def _name(number: int, image: Image) -> str:
     return str(Path(image)) if isinstance(image, str | os.PathLike) else f"image {number}"
 
 
-def _jitted(model: VisionTransformer, size: int, method: str | None = None) -> Any:
+def _jitted(model: VisionTransformer, size: int, machine: tuple[str, int], method: str | None = None) -> Any:
     """Returns the jitted function of (parameters, images) that applies a method to `size` images at a time."""
-    return jax.jit(
-        lambda params, images: in_microbatches(
-            lambda part: model.apply({"params": params}, part, method=method), images, size
-        )
-    )
+
+    def apply(params: Any, images: Any) -> Any:
+        with compiled_for(*machine):
+            return in_microbatches(lambda part: model.apply({"params": params}, part, method=method), images, size)
+
+    return jax.jit(apply)
 
 
 def _with_kernels_in(params: Any, dtype: DTypeLike | None) -> Any:

@@ -11,6 +11,7 @@ from vit_flax.config import ViTConfig
 from vit_flax.image_sizes import at_image_size
 from vit_flax.inference import Predictor, attention_rollout
 from vit_flax.models import VisionTransformer, build_model
+from vit_flax.models.precision import compiled_for
 from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_RELATIVE
 from vit_flax.preprocessing.decode import BadImageError
 from vit_flax.preprocessing.evaluation import Preprocessing
@@ -56,7 +57,8 @@ def test_kernels_kept_in_bfloat16_change_nothing(model: tuple[VisionTransformer,
     kinds = {(path[-1].key == "kernel", str(leaf.dtype)) for path, leaf in jax.tree.leaves_with_path(predictor.params)}
     assert kinds == {(True, "bfloat16"), (False, "float32")}
     half = build_model(CONFIG, dtype=jnp.bfloat16)
-    expected = jax.jit(lambda images: half.apply({"params": model[1]}, images))(IMAGES)
+    with compiled_for(jax.devices()[0].platform):
+        expected = jax.jit(lambda images: half.apply({"params": model[1]}, images))(IMAGES)
     np.testing.assert_array_equal(predictor.logits(IMAGES), expected)
 
 

@@ -25,13 +25,15 @@ def prepare(job: Job) -> Prepared:
 
     import vit_flax
     from vit_flax.microbatches import in_microbatches, microbatch_size
+    from vit_flax.models.precision import compiled_for
 
     dtype = jnp.bfloat16 if job.case.precision == "bfloat16" else None
     model, params = vit_flax.load(job.weights, "timm", job.case.config)
     model = model.clone(dtype=dtype)
 
     def apply(params, images):
-        return model.apply({"params": params}, images)
+        with compiled_for(jax.default_backend()):
+            return model.apply({"params": params}, images)
 
     if job.case.mode == "train_step":
         parts = max(1, job.case.batch // ACCUMULATED) if job.variant == "accumulate" else 1

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from vit_flax.models.precision import accumulator_dtype, recomputed
+
 SELU_ALPHA = 1.6732632423543772848170429916717
 SELU_SCALE = 1.0507009873554804934193349852946
 
@@ -111,11 +113,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def get_activation(name: str) -> Callable[[Array], Array]:
-    """Returns the activation of that name.
+    """Returns the activation of that name; what is narrower than float32 is computed in float32.
 
     Raises:
         ValueError: the name is unknown; the message lists those that are.
     """
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}; known: {', '.join(sorted(ACTIVATIONS))}")
-    return ACTIVATIONS[name]
+    function = ACTIVATIONS[name]
+    return lambda x: function(x) if x.dtype == accumulator_dtype(x.dtype) else recomputed(function, x)

@@ -78,20 +78,26 @@ class Attention(nn.Module):
         """Returns the attended tokens, `features` wide."""
         batch, tokens, _ = x.shape
         head_dim = self.features // self.num_heads
-        qkv = self.qkv(x)
-        compute_dtype = self.precision.operand_dtype(qkv)
-        # (B, N, 3 H E) -> (3, B, H, N, E)
-        heads = qkv.reshape(batch, tokens, 3, self.num_heads, head_dim).transpose(2, 0, 3, 1, 4).astype(compute_dtype)
-        q, k = heads[0], heads[1]
+        if self.precision.stored is None:
+            qkv = self.qkv(x)
+            values = qkv[..., 2 * self.features :]
+            # (B, N, 3 H E) -> (3, B, H, N, E)
+            q, k, v = qkv.reshape(batch, tokens, 3, self.num_heads, head_dim).transpose(2, 0, 3, 1, 4)
+        else:
+            *_, values = parts = self.qkv.parts(x, 3)
+            # (B, N, H E) -> (B, H, N, E) each
+            q, k, v = (part.reshape(batch, tokens, self.num_heads, head_dim).swapaxes(1, 2) for part in parts)
+        compute_dtype = self.precision.operand_dtype(values)
+        q, k, v = (part.astype(compute_dtype) for part in (q, k, v))
         if self.qk_norm:
             q, k = self.q_norm(q).astype(compute_dtype), self.k_norm(k).astype(compute_dtype)
         scale = self.qk_scale or head_dim**-0.5
         if is_dropping(self, self.attn_drop):
-            out: Any = dropped_attention(self, q, k, heads[2], scale, self.attn_drop)
+            out: Any = self.precision.keep(dropped_attention(self, q, k, v, scale, self.attn_drop))
         else:
-            out = dot_product_attention(q, k, heads[2], scale, self.precision)
+            out = dot_product_attention(q, k, v, scale, self.precision)
         out = out.transpose(0, 2, 1, 3).reshape(batch, tokens, self.features)
         out = dropout(self, self.proj(self.norm(out) if self.scale_norm else out), self.proj_drop)
         if self.value_skip:
-            out = out + qkv[..., 2 * self.features :]
+            out = out + values
         return out

@@ -13,7 +13,11 @@ from jax import lax
 from jaxtyping import Array
 
 from vit_flax.models.fence import fence
-from vit_flax.models.precision import Precision, accumulator_dtype
+from vit_flax.models.precision import Precision, Target, accumulator_dtype, target
+
+# Of so many tokens, logits of bfloat16 stay in a TPU's fast memory or are fewer bytes than the kernel's own: it pads
+# tokens to 256 and writes a float32 a row for the backward pass, 128 times.
+MOST_STORED_TOKENS = 256
 
 # part of the key of every jit cache: what was traced with one back end is never run for another
 _chosen = jax.make_user_context("auto")
@@ -22,11 +26,12 @@ _chosen = jax.make_user_context("auto")
 def attention_backend(name: str) -> AbstractContextManager[None]:
     """Makes models that run in this context, jitted ones too, compute attention by the back end of that name.
 
-    'auto' (the default) is what was measured to be fastest on the device and never refuses: today 'xla' everywhere.
-    'xla' is our own form of it, for every dtype and device. 'plain' is the textbook's, differentiated by JAX; ours is
-    compared with it. 'jax_nn' and 'cudnn' are the two implementations of jax.nn.dot_product_attention, 'splash' is
-    JAX's Pallas kernel for TPUs. What is left out at random in training (attn_drop) has a form of its own, which no
-    back end replaces.
+    'auto' (the default) never refuses: 'xla' where the model's `Precision` stores float32; else 'stored', and for one
+    TPU (`compiled_for`) 'splash' above 256 tokens. 'xla' is our own form of it, for every dtype and
+    device; 'stored' is the same with logits stored in the dtype of the queries. 'plain' is the textbook's,
+    differentiated by JAX; ours is compared with it. 'jax_nn' and 'cudnn' are the two implementations of
+    jax.nn.dot_product_attention, 'splash' is JAX's Pallas kernel for TPUs. What is left out at random in training
+    (attn_drop) has a form of its own, which no back end replaces.
 
     Raises:
         ValueError: there is no such back end; or, where a model is traced in the context, the back end cannot compute
@@ -46,6 +51,8 @@ def dot_product_attention(
     computed.
     """
     name = _chosen.value
+    if name == "auto":
+        name = _choose(q, k, v, precision, bias)
     try:
         out = BACKENDS[name](q, k, v, scale, precision.products, bias)
     except NotImplementedError as error:
@@ -54,6 +61,15 @@ def dot_product_attention(
             f"choose another with attention_backend(name): {', '.join(BACKENDS)}"
         ) from error
     return out.astype(precision.stored or accumulator_dtype(q.dtype))
+
+
+def _choose(q: Array, k: Array, v: Array, precision: Precision, bias: Array | None) -> str:
+    """Returns the back end that 'auto' is, by what is known of the program alone."""
+    if precision.stored is None or q.dtype == accumulator_dtype(q.dtype):
+        return "xla"
+    one_tpu = target() == Target("tpu", 1)  # the compiler does not divide the kernel among several
+    alike = q.shape == k.shape == v.shape and q.shape[-1] % 8 == 0
+    return "splash" if one_tpu and alike and bias is None and q.shape[2] > MOST_STORED_TOKENS else "stored"
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -115,6 +131,55 @@ def _late_backward(scale: float, precision: Any, residuals: Any, g: Array) -> tu
 late_attention.defvjp(_late_forward, _late_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def stored_attention(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
+    """Computes `late_attention` with all that is as large as (N, N) stored in the dtype of the queries.
+
+    Softmax is computed in float32 from the stored logits.
+    """
+    return _stored_forward(q, k, v, scale, precision, bias)[0]
+
+
+def _stored_forward(
+    q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None
+) -> tuple[Array, Any]:
+    dtype, wide = q.dtype, accumulator_dtype(q.dtype)
+    logits = heads_dot(q, k, 3, 3, precision) * scale
+    logits = (logits if bias is None else logits + bias).astype(dtype)
+    largest = logits.max(-1, keepdims=True).astype(wide)
+    weights = jnp.exp(logits.astype(wide) - largest).astype(dtype)
+    total = weights.astype(wide).sum(-1, keepdims=True)
+    out = (heads_dot(weights, v, 3, 2, precision) / total).astype(dtype)
+    return out, (q, k, v, weights, total, out, bias)
+
+
+def _stored_kept(
+    q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None
+) -> tuple[Array, Any]:
+    _, (*kept, out, bias) = _stored_forward(q, k, v, scale, precision, bias)
+    # a barrier: else XLA, which may compute more exactly than told, keeps the float32 that was rounded
+    out = lax.optimization_barrier(out)
+    return out, (*kept, out, bias)
+
+
+def _stored_backward(scale: float, precision: Any, residuals: Any, g: Array) -> tuple[Array | None, ...]:
+    q, k, v, weights, total, out, bias = residuals
+    dtype, wide = q.dtype, accumulator_dtype(q.dtype)
+    g = lax.optimization_barrier(g.astype(dtype)).astype(wide) / total
+    row = (g * out.astype(wide)).sum(-1, keepdims=True)
+    g = g.astype(dtype)
+    dv = heads_dot(weights, g, 2, 2, precision)
+    dlogits = weights.astype(wide) * (heads_dot(g, v, 3, 3, precision) - row)
+    dbias = None if bias is None else dlogits.sum(0, keepdims=True).astype(bias.dtype)
+    dlogits = dlogits.astype(dtype)
+    dq = heads_dot(dlogits, k, 3, 2, precision) * scale
+    dk = heads_dot(dlogits, q, 2, 2, precision) * scale
+    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), dbias
+
+
+stored_attention.defvjp(_stored_kept, _stored_backward)
+
+
 def plain_attention(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
     """Computes attention as it is usually written: softmax, then the product with the values."""
     logits = heads_dot(q, k, 3, 3, precision) * scale
@@ -131,13 +196,16 @@ def _jax_nn(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Ar
 
 
 def _cudnn(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
-    if jax.default_backend() != "gpu":
-        raise NotImplementedError(f"it needs an NVIDIA GPU, and JAX runs on the {jax.default_backend()} here")
+    if target().platform in ("cpu", "tpu"):
+        raise NotImplementedError(f"it needs an NVIDIA GPU, and this program is for a {target().platform}")
     if q.dtype not in (jnp.float16, jnp.bfloat16):
         raise NotImplementedError("it computes float16 and bfloat16 alone: set the model's dtype")
     if bias is not None and (q.shape[2] % 2 or k.shape[2] % 2):
         raise NotImplementedError("with a bias it needs even numbers of tokens")
-    return _by_jax(q, k, v, scale, bias, "cudnn", 8)
+    try:
+        return _by_jax(q, k, v, scale, bias, "cudnn", 8)
+    except RuntimeError as error:  # JAX asks for the version of cuDNN on the machine that compiles
+        raise NotImplementedError(f"it needs an NVIDIA GPU and cuDNN here: {error}") from error
 
 
 def _by_jax(q: Array, k: Array, v: Array, scale: float, bias: Array | None, implementation: Any, step: int) -> Array:
@@ -169,6 +237,7 @@ def _splash(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Ar
 BACKENDS: dict[str, Callable[..., Any]] = {
     "auto": late_attention,
     "xla": late_attention,
+    "stored": stored_attention,
     "plain": plain_attention,
     "jax_nn": _jax_nn,
     "cudnn": _cudnn,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
+
+from vit_flax.models.precision import target
 
 
 def fence(x: Array) -> Array:
@@ -15,9 +16,9 @@ def fence(x: Array) -> Array:
     of kernels, where it is then computed in strided order. A conditional is the one thing it does not fuse through.
     Its predicate must not be a constant to the compiler, yet true for all values, infinities and NaN included: it
     looks at one bit of the first number, whose value is below two. With several CPU devices that number would have to
-    travel between them, so there is no fence then.
+    travel between them, so there is no fence then: `compiled_for` says so.
     """
-    if jax.device_count() > 1:
+    if target().devices > 1:
         return x
     return lax.platform_dependent(x, cpu=_stored, default=lambda x: x)
 

@@ -1,9 +1,10 @@
 """Learned gains of the residual branches."""
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit_flax.models.precision import Precision
+from vit_flax.models.precision import Precision, recomputed
 
 
 class LayerScale(nn.Module):
@@ -18,4 +19,5 @@ class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Returns `x * gamma`."""
-        return x * self.param("gamma", nn.initializers.constant(self.init_value), x.shape[-1:], self.precision.params)
+        gamma = self.param("gamma", nn.initializers.constant(self.init_value), x.shape[-1:], self.precision.params)
+        return x * gamma if self.precision.stored is None else recomputed(jnp.multiply, x, gamma)

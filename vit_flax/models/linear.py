@@ -52,8 +52,7 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 class Linear(nn.Module):
     """Multiplies the last axis with a kernel and adds a bias.
 
-    `dtype` is the dtype of the product's operands; None takes what `x` and the kernel promote to. The result has the
-    accumulator's dtype (float32, or float64).
+    The result is of the dtype that `precision` stores: float32 or wider, unless it says another.
 
     Reference: torch.nn.Linear, kernel = weight.T; initialised as the reference's (normal, std 0.02; bias 0).
     """
@@ -62,11 +61,24 @@ class Linear(nn.Module):
     use_bias: bool = True
     precision: Precision = Precision()
 
-    @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... e"]:
         """Returns `x @ kernel + bias`."""
-        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), self.precision.params)
+        kernel, bias = self._parameters(x)
+        return self._apply(x, kernel, bias)
+
+    def parts(self, x: Float[Array, "... d"], count: int) -> list[Float[Array, "... e"]]:
+        """Returns the result in `count` parts, each a product of its own: parts of one would have to be copied out."""
+        kernel, bias = self._parameters(x)
+        kernels = jnp.split(kernel, count, axis=-1)
+        biases = [None] * count if bias is None else jnp.split(bias, count)
+        return [self._apply(x, *part) for part in zip(kernels, biases, strict=True)]
+
+    @nn.compact
+    def _parameters(self, x: Array) -> tuple[Array, Array | None]:
+        params = self.precision.params
+        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), params)
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,), params) if self.use_bias else None
+
+    def _apply(self, x: Array, kernel: Array, bias: Array | None) -> Array:
         y: Any = matmul(x, kernel, self.precision.operand_dtype(x, kernel), self.precision.products)
-        if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,), self.precision.params)
-        return y
+        return self.precision.keep(y if bias is None else y + bias)

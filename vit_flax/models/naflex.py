@@ -131,6 +131,6 @@ class NaFlexViT(VisionTransformer):
             tokens = self.patch_embed.proj(patches.reshape(batch, count * height, width, cfg.in_chans))
             mask = mask.astype(bool)
         table = self.pos_embed[0].reshape(*cfg.grid_size, cfg.embed_dim)
-        tokens = tokens + resize_to_each(table, spatial_shapes, tokens.shape[1])
+        tokens = self.policy.flow(tokens + resize_to_each(table, spatial_shapes, tokens.shape[1]))
         tokens = dropout(self, tokens, self.drop.pos_drop_rate)
         return self.norm(self._run_blocks(tokens, [(mask,)] * cfg.depth)), mask

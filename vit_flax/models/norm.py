@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vit_flax.models.precision import Precision, accumulator_dtype
+from vit_flax.models.precision import Precision, accumulator_dtype, recomputed
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -58,10 +58,10 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """Returns the normalised `x`, in float32 or wider."""
+        """Returns the normalised `x`, in the dtype that is stored."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.precision.params)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.precision.params)
-        return layer_norm(x, scale, bias, _epsilon(self.eps, x.dtype))
+        return self.precision.keep(layer_norm(x, scale, bias, _epsilon(self.eps, x.dtype)))
 
 
 class RMSNorm(nn.Module):
@@ -75,11 +75,16 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """Returns the normalised `x`, in float32 or wider."""
+        """Returns the normalised `x`, in the dtype that is stored."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.precision.params)
         eps = _epsilon(self.eps, x.dtype)
-        x = x.astype(accumulator_dtype(x.dtype))
-        return x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps) * scale
+
+        def rms_norm(x: Array, scale: Array) -> Array:
+            return x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps) * scale
+
+        if self.precision.stored == x.dtype:
+            return recomputed(rms_norm, x, scale)
+        return self.precision.keep(rms_norm(x.astype(accumulator_dtype(x.dtype)), scale))
 
 
 NORM_LAYERS: dict[str, type[LayerNorm] | type[RMSNorm]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}

@@ -54,7 +54,7 @@ class ParallelScalingBlock(nn.Module):
         """Returns the tokens after the residual step."""
         cfg = self.config
         y = self.in_proj(self.in_norm(x))
-        hidden = y[..., : cfg.mlp_dim] if cfg.qkv_bias else y[..., : cfg.mlp_dim] + self.mlp_bias
+        hidden = y[..., : cfg.mlp_dim] if cfg.qkv_bias else self.precision.keep(y[..., : cfg.mlp_dim] + self.mlp_bias)
         q, k, v = jnp.split(y[..., cfg.mlp_dim :].astype(self.precision.operand_dtype(y)), 3, axis=-1)
         y = self.mix(q, k, v, get_activation(cfg.activation)(hidden))
         return x + drop_path(self, y if cfg.init_values is None else self.ls(y), self.drop_path)

@@ -78,11 +78,12 @@ class PatchProjection(nn.Module):
         ph, pw = self.patch_size
         shape = (ph, pw, chans, self.features)
         kernel = self.param("kernel", nn.initializers.normal(0.02), shape, self.precision.params)
+        dtype = self.precision.operand_dtype(images, kernel)
+        images = images.astype(dtype)  # before they are moved, so that less is
         # (B, H, W, C) -> (B, N, ph pw C)
         patches = images.reshape(batch, height // ph, ph, width // pw, pw, chans).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(batch, -1, ph * pw * chans)
-        dtype = self.precision.operand_dtype(images, kernel)
         tokens: Any = matmul(patches, kernel.reshape(-1, self.features), dtype, self.precision.products)
         if self.use_bias:
             tokens = tokens + self.param("bias", nn.initializers.zeros, (self.features,), self.precision.params)
-        return tokens
+        return self.precision.keep(tokens)

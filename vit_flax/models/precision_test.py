@@ -1,5 +1,7 @@
 """One value says the dtypes of a model, and reaches every layer."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +13,7 @@ from jax import lax
 import vit_flax
 from vit_flax.config import BeitConfig, LucidrainsViTConfig, NaFlexViTConfig, RopeViTConfig, T2TViTConfig, ViTConfig
 from vit_flax.models import Precision, build_model
+from vit_flax.models.precision import compiled_for
 
 SMALL: dict[str, Any] = {
     "image_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 5, "in_chans": 1,
@@ -59,3 +62,78 @@ def test_the_models_own_fields_say_the_same() -> None:
     assert model.clone(param_dtype=jnp.float16).policy.params == jnp.float16
     whole = model.clone(precision=Precision(params=jnp.float16, compute=jnp.float16))
     assert (whole.policy.params, whole.policy.compute) == (jnp.float16, jnp.bfloat16)
+
+
+def test_bfloat16_is_stored_but_on_a_cpu() -> None:
+    model = vit_flax.create_model("vit_tiny_patch16_224", dtype=jnp.bfloat16)
+    for platform in (None, "tpu", "gpu", "cuda"):
+        with compiled_for(platform):
+            assert (model.policy.stored, model.policy.stream) == (jnp.bfloat16, None)
+            assert model.clone(dtype=None).policy.stored is None
+    with compiled_for("cpu"):
+        assert model.policy == Precision(compute=jnp.bfloat16)
+        assert model.clone(precision=Precision(stored=jnp.bfloat16)).policy.stored == jnp.bfloat16
+
+
+def _loss_and_residuals(name: str, policy: Precision) -> tuple[Any, list[Any]]:
+    """Returns the logits' shape and dtype, and all that the backward pass keeps beside parameters."""
+    model = build_model(MODELS[name], precision=policy)
+    images = jnp.zeros((3, *model.config.image_size, 1))
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    logits, pullback = jax.eval_shape(lambda p: jax.vjp(lambda p: model.apply({"params": p}, images), p), params)
+    return logits, [leaf for leaf in jax.tree.leaves(pullback) if leaf.ndim > 2 and leaf.shape[0] == 3]
+
+
+STORED = Precision(compute=jnp.bfloat16, stored=jnp.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["standard", "rope"])
+def test_the_backward_pass_keeps_bfloat16_but_for_the_stream(name: str) -> None:
+    config = MODELS[name]
+    stream = (3, config.num_patches + config.num_prefix_tokens, config.embed_dim)
+
+    def wide(policy: Precision) -> list[tuple[int, ...]]:
+        logits, kept = _loss_and_residuals(name, policy)
+        assert logits.dtype == jnp.float32
+        return [leaf.shape for leaf in kept if leaf.dtype == jnp.float32 and leaf.shape[-1] > 1]
+
+    found = wide(STORED)
+    assert {shape for shape in found if shape[1:] != stream[1:]} == set()
+    assert len(found) <= 2 * config.depth + 1  # what normalisation reads
+    assert (3, stream[1], config.mlp_dim) in wide(Precision(compute=jnp.bfloat16))
+
+
+FAST = ("standard", "map pool, SwiGLU", "rope")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
+def test_gradients_are_near_float32s_whatever_is_stored(name: str) -> None:
+    config = MODELS[name]
+    images = jax.random.normal(jax.random.key(1), (3, *config.image_size, 1))
+    params = build_model(config).init(jax.random.key(0), images)["params"]
+
+    def answer(policy: Precision) -> Any:
+        model = build_model(config, precision=policy)
+
+        def loss(params: Any) -> Any:
+            logits: Any = model.apply({"params": params}, images)
+            return jnp.square(logits).sum()
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    def error(policy: Precision) -> float:
+        pairs = zip(jax.tree.leaves(answer(policy)), jax.tree.leaves(exact), strict=True)
+        return float(sum(jnp.square(a - b).sum() for a, b in pairs) ** 0.5)
+
+    exact = answer(Precision())
+    assert error(STORED) <= 3 * error(Precision(compute=jnp.bfloat16))
+
+
+def test_nothing_asks_the_host_what_it_is() -> None:
+    models = Path(vit_flax.__file__).parent / "models"
+    asking = re.compile(r"default_backend|device_count|jax\.(local_)?devices\(")
+    found = [path.name for path in models.glob("*.py") if not path.stem.endswith("_test")]
+    assert len(found) > 30
+    assert [name for name in found if asking.search((models / name).read_text())] == []

@@ -29,4 +29,4 @@ def project_qkv(
         module.param(name, nn.initializers.zeros, (dim,), dtype) if has else jnp.zeros((dim,), dtype)
         for name, has in there.items()
     ]
-    return qkv + jnp.concatenate(parts)
+    return precision.keep(qkv + jnp.concatenate(parts))

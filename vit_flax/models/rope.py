@@ -13,7 +13,7 @@ from vit_flax.models.block import Block
 from vit_flax.models.drop import refuse_drops
 from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS
-from vit_flax.models.precision import Precision
+from vit_flax.models.precision import Precision, accumulator_dtype
 from vit_flax.models.qkv import project_qkv
 from vit_flax.models.res_post_block import ResPostBlock
 from vit_flax.models.vision_transformer import VisionTransformer
@@ -86,6 +86,12 @@ def rotate(x: Float[Array, "b h p e"], angles: Any, half: bool) -> Float[Array, 
     return x * cos + turned * sin
 
 
+def _turned(x: Float[Array, "b h n e"], prefix: int, angles: Any, half: bool) -> Float[Array, "b h n e"]:
+    # in float32 or wider: sine and cosine of far patches have no digits to lose
+    wide = x.astype(accumulator_dtype(x.dtype))
+    return jnp.concatenate([wide[:, :, :prefix], rotate(wide[:, :, prefix:], angles, half)], axis=2)
+
+
 class RopeAttention(nn.Module):
     """Lets every token gather from every other; the queries and keys of patches are rotated, of prefix tokens not.
 
@@ -105,10 +111,7 @@ class RopeAttention(nn.Module):
         q, k, v = qkv.reshape(batch, tokens, 3, cfg.num_heads, cfg.head_dim).transpose(2, 0, 3, 1, 4)
         if angles is not None:
             prefix, half = cfg.num_prefix_tokens, cfg.rope_rotate_half
-            q, k = (
-                jnp.concatenate([part[:, :, :prefix], rotate(part[:, :, prefix:], angles, half)], axis=2)
-                for part in (q, k)
-            )
+            q, k = (_turned(part, prefix, angles, half) for part in (q, k))
         q, k, v = (part.astype(self.precision.operand_dtype(qkv)) for part in (q, k, v))
         out: Any = dot_product_attention(q, k, v, cfg.qk_scale or cfg.head_dim**-0.5, self.precision)
         out = out.transpose(0, 2, 1, 3).reshape(batch, tokens, dim)

@@ -12,6 +12,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jaxtyping import Array
 
 from vit_flax.models.attention_backends import matmul_precision
+from vit_flax.models.precision import target
 
 LANES = 128  # the kernel takes multiples of that many tokens
 LARGEST_BLOCK = 1024  # tokens; the logits of a block stay on the chip
@@ -32,8 +33,8 @@ def splash_attention(q: Array, k: Array, v: Array, scale: float, precision: Any,
         raise NotImplementedError("the kernel adds no bias")
     if q.dtype not in (jnp.float32, jnp.bfloat16):
         raise NotImplementedError("the kernel computes float32 and bfloat16 alone")
-    if jax.default_backend() == "gpu":
-        raise NotImplementedError("the kernel is for TPUs, and JAX runs on the gpu here")
+    if target().platform in ("gpu", "cuda", "rocm"):
+        raise NotImplementedError(f"the kernel is for TPUs, and this program for a {target().platform}")
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
     q, k, v = (_rows(part) for part in ((q * scale).astype(q.dtype), k, v.astype(q.dtype)))

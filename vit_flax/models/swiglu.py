@@ -10,7 +10,7 @@ from vit_flax.models.activations import get_activation
 from vit_flax.models.drop import dropout
 from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS
-from vit_flax.models.precision import Precision
+from vit_flax.models.precision import Precision, recomputed
 
 
 class SwiGLU(nn.Module):
@@ -35,7 +35,15 @@ class SwiGLU(nn.Module):
         linear = partial(Linear, use_bias=self.use_bias, precision=self.precision)
         hidden = linear(2 * self.hidden_features, name="fc1")(x)
         gate, value = jnp.split(hidden, 2, axis=-1)
-        product = dropout(self, get_activation(self.activation)(gate) * value, self.drop)
+        product = dropout(self, self._gated(gate, value), self.drop)
         if self.norm_layer is not None:
             product = NORM_LAYERS[self.norm_layer](self.norm_eps, self.precision, name="norm")(product)
         return dropout(self, linear(x.shape[-1], name="fc2")(product), self.drop)
+
+    def _gated(self, gate: Array, value: Array) -> Array:
+        activation = get_activation(self.activation)
+
+        def product(gate: Array, value: Array) -> Array:
+            return activation(gate) * value
+
+        return product(gate, value) if self.precision.stored is None else recomputed(product, gate, value)

@@ -20,7 +20,7 @@ from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.patch_embed import PatchEmbed
 from vit_flax.models.pooling import pool_tokens
 from vit_flax.models.pos_embed import simple_sincos_2d, sincos_2d, sinusoid_1d
-from vit_flax.models.precision import HIGHEST, Precision
+from vit_flax.models.precision import HIGHEST, Precision, accumulator_dtype
 
 
 class VisionTransformer(nn.Module):
@@ -62,6 +62,8 @@ class VisionTransformer(nn.Module):
         """Builds everything after the tokens."""
         cfg = self.config
         norm = partial(NORM_LAYERS[cfg.norm_layer], cfg.norm_eps, self.policy)
+        wide = self.policy.wide  # what leaves the blocks is not rounded again
+        last_norm = partial(NORM_LAYERS[cfg.norm_layer], cfg.norm_eps, wide)
         if cfg.class_token:
             self.cls_token = self._token("cls_token", 1)
         if cfg.dist_token:
@@ -76,18 +78,18 @@ class VisionTransformer(nn.Module):
             self.norm_pre = norm()
         self.blocks = [self.make_block(index) for index in range(cfg.depth)]
         if cfg.final_norm and not cfg.fc_norm:
-            self.norm = norm()
+            self.norm = last_norm()
         if cfg.global_pool == "map":
             fields = (cfg.pool_num_heads, cfg.pool_mlp_dim, cfg.activation, cfg.norm_layer, cfg.norm_eps)
-            self.attn_pool = AttentionPool(*fields, self.policy)
+            self.attn_pool = AttentionPool(*fields, wide)
         if cfg.fc_norm:
-            self.fc_norm = norm()
+            self.fc_norm = last_norm()
         if cfg.representation_size is not None:
-            self.pre_logits = Linear(cfg.representation_size, True, self.policy)
+            self.pre_logits = Linear(cfg.representation_size, True, wide)
         if cfg.num_classes:
-            self.head = Linear(cfg.num_classes, cfg.head_bias, self.policy)
+            self.head = Linear(cfg.num_classes, cfg.head_bias, wide)
             if cfg.head_dist:
-                self.head_dist = Linear(cfg.num_classes, cfg.head_bias, self.policy)
+                self.head_dist = Linear(cfg.num_classes, cfg.head_bias, wide)
 
     def make_block(self, index: int) -> nn.Module:
         """Returns block number `index`; a family with a block of its own says so here."""
@@ -132,11 +134,12 @@ class VisionTransformer(nn.Module):
         expected = (cfg.num_patches, cfg.embed_dim)
         if tokens.ndim != 3 or tuple(tokens.shape[1:]) != expected:
             raise ValueError(f"tokens must have shape (batch, {expected[0]}, {expected[1]}), got {tokens.shape}")
-        tokens = dropout(self, self._add_prefix(tokens), self.drop.pos_drop_rate)
+        tokens = dropout(self, self.policy.flow(self._add_prefix(tokens)), self.drop.pos_drop_rate)
         if cfg.pre_norm:
-            tokens = self.norm_pre(tokens)
+            tokens = self.policy.flow(self.norm_pre(tokens))
         tokens = self._run_blocks(tokens, self.block_inputs())
-        return self.norm(tokens) if cfg.final_norm and not cfg.fc_norm else tokens
+        tokens = self.norm(tokens) if cfg.final_norm and not cfg.fc_norm else tokens
+        return tokens.astype(accumulator_dtype(tokens.dtype))
 
     def block_inputs(self) -> list[tuple[Any, ...]]:
         """Returns what each block needs beside tokens; a family whose blocks need more says so here."""

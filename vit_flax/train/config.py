@@ -27,7 +27,15 @@ REMAT_POLICIES = (
     "everything_saveable",
     "offload_dot_with_no_batch_dims",
 )
-ATTENTION_BACKENDS = ("auto", "xla", "plain", "jax_nn", "cudnn", "splash")  # see vit_flax.models.attention_backends
+ATTENTION_BACKENDS = (
+    "auto",
+    "xla",
+    "stored",
+    "plain",
+    "jax_nn",
+    "cudnn",
+    "splash",
+)  # see vit_flax.models.attention_backends
 AUTO_AUGMENTS = ("none", "randaugment", "autoaugment", "three_augment")
 SAMPLERS = ("shuffle", "balanced")
 BALANCED = "balanced"

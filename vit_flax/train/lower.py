@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_flax.models import attention_backend
+from vit_flax.models.precision import compiled_for
 from vit_flax.train.config import ResolvedConfig
 from vit_flax.train.sharding import AnyMesh, batch_sharding, check_mesh, partitioned, place_params, state_shardings
 from vit_flax.train.step import TrainState, batch_shapes, eval_step, init_state, train_step
@@ -43,7 +45,7 @@ def compile_step(config: ResolvedConfig, mesh: Mesh) -> Any:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
-        with partitioned(mesh), attention_backend(config.attention):
+        with _target(mesh), partitioned(mesh), attention_backend(config.attention):
             return train_step(state, batch, config)
 
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -60,7 +62,7 @@ def compile_eval(config: ResolvedConfig, mesh: Mesh) -> Any:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh).params)
 
     def step(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        with partitioned(mesh), attention_backend(config.attention):
+        with _target(mesh), partitioned(mesh), attention_backend(config.attention):
             return eval_step(params, batch, config)
 
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -71,6 +73,10 @@ def lower(config: ResolvedConfig, mesh: Mesh) -> jax.stages.Lowered:
     """Returns the lowered training step, from shapes alone; the mesh's devices need not exist."""
     batch = _with_shardings(batch_shapes(config), batch_sharding(mesh))
     return compile_step(config, mesh).lower(abstract_state(config, mesh), batch)
+
+
+def _target(mesh: Mesh) -> AbstractContextManager[None]:
+    return compiled_for(mesh.devices.flat[0].platform, mesh.size)
 
 
 def _with_shardings(shapes: Any, shardings: Any) -> Any:

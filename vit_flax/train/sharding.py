@@ -13,6 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
@@ -219,15 +220,16 @@ def _intercept(mesh: Mesh) -> Any:
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
-        if context.method_name != "__call__" or module.is_initializing():
+        if context.method_name not in ("__call__", "parts") or module.is_initializing():
             return call(*args, **kwargs)
         if (
             module.name == "qkv"
             and isinstance(module.parent, Attention | RopeAttention)
             and _splits_heads(module, mesh)
         ):
-            return project_by_heads(module, *args)
-        if len(module.path) > 1:
+            y = project_by_heads(module, args[0])
+            return y if context.method_name == "__call__" else jnp.split(y, args[1], axis=-1)
+        if len(module.path) > 1 or context.method_name != "__call__":
             return call(*args, **kwargs)
         # the model's own parts, and its blocks where each is applied by itself
         return by_batch(call(*map(by_batch, args), **kwargs))
