@@ -83,6 +83,10 @@ def build_config(recipe: str, changes: dict[str, Any], out: str | None) -> Any:
         missing = [name for name, p in parameters.items() if p.default is p.empty and name not in own]
         if missing:
             raise ValueError(f"recipe {recipe} needs {' '.join(f'--set {name}=...' for name in missing)}")
+        if "source" in parameters and "source" not in own:
+            # how the data are read tells how many classes there are
+            data = {name.partition(".")[2]: changes[name] for name in changes if name.startswith("data.")}
+            own["source"] = {name: value for name, value in data.items() if "." not in name}
         config = function(**own)
         changes = {name: value for name, value in changes.items() if name not in own}
     name = os.path.basename(recipe).removesuffix(".json")

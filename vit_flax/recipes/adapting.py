@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 from vit_flax.config import DropRates, ViTConfig
-from vit_flax.convert import Wish, open_checkpoint
+from vit_flax.convert import Wish, layout_to_write, open_checkpoint
 from vit_flax.presets.preset import IMAGENET
 from vit_flax.train.config import (
     AugmentConfig,
@@ -17,6 +19,8 @@ from vit_flax.train.config import (
 )
 from vit_flax.train.data import open_source
 
+logger = logging.getLogger(__name__)
+
 
 def finetune(
     checkpoint: str,
@@ -25,21 +29,23 @@ def finetune(
     image_size: Any = None,
     layout: str | None = None,
     config: str | None = None,
+    multi_label: bool = False,
+    source: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
     """All of a checkpoint's model on other images, with a new head; positions are resized to `image_size`.
 
-    `config` names a preset for a file whose tensors do not tell everything. Command: vit-flax train finetune --set
-    checkpoint=FILE --set folder=DIR --set image_size=160 --out runs/finetune. Accuracy and time: not measured.
+    Images are prepared as those of the checkpoint are, and the result is written in its layout. `config` names a preset
+    for a file whose tensors do not tell everything; with `multi_label` an image has any number of classes; `source` has
+    further fields of the data, such as label_key. Command: vit-flax train finetune --set checkpoint=FILE --set
+    folder=DIR --set image_size=160 --out runs/finetune. Accuracy and time: not measured.
     """
-    adapted = _adapted(checkpoint, folder, data, image_size, layout, config)
-    model = adapted["model"]
     return TrainConfig(
-        drop=DropRates(drop_path_rate=0.1) if type(model) is ViTConfig and model.block == "standard" else DropRates(),
+        drop=DropRates(drop_path_rate=0.1),
         optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.05, layer_decay=0.75, clip_norm=1.0),
         schedule=ScheduleConfig(warmup_epochs=1),
-        loss=LossConfig(label_smoothing=0.1),
-        **adapted,
-    )  # fmt: skip
+        loss=LossConfig(name="binary") if multi_label else LossConfig(label_smoothing=0.1),
+        **_adapted(checkpoint, data, folder, image_size, layout, config, multi_label, source),
+    )
 
 
 def linear_probe(
@@ -49,42 +55,86 @@ def linear_probe(
     image_size: Any = None,
     layout: str | None = None,
     config: str | None = None,
+    multi_label: bool = False,
+    source: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
-    """A new head on a checkpoint's frozen model.
+    """A new head on a checkpoint's frozen model; parameters are those of finetune.
 
-    `config` names a preset for a file whose tensors do not tell everything. Command: vit-flax train linear_probe --set
-    checkpoint=FILE --set folder=DIR --out runs/probe. Accuracy and time: not measured.
+    Command: vit-flax train linear_probe --set checkpoint=FILE --set folder=DIR --out runs/probe. Accuracy and time: not
+    measured.
     """
     return TrainConfig(
         optimizer=OptimizerConfig(name="sgd", learning_rate=0.1, weight_decay=0.0, train=("head(_dist)?/.*",)),
         schedule=ScheduleConfig(),
-        **_adapted(checkpoint, folder, data, image_size, layout, config),
+        loss=LossConfig(name="binary" if multi_label else "softmax"),
+        **_adapted(checkpoint, data, folder, image_size, layout, config, multi_label, source),
     )
 
 
 def _adapted(
-    checkpoint: str, folder: str, data: str, image_size: Any, layout: str | None, config: str | None
+    checkpoint: str,
+    data: str,
+    folder: str,
+    image_size: Any,
+    layout: str | None,
+    config: str | None,
+    multi_label: bool,
+    source: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Returns what both recipes have: the checkpoint's model for the classes of the data, these, and the way in."""
+    from vit_flax.preparing import find_preprocessing
     from vit_flax.reading import read_model  # imports JAX, which no other recipe needs
+    from vit_flax.train.data.prepared import data_fields
 
     overrides = {} if image_size is None else {"image_size": image_size}
-    wish = Wish(layout=layout, config=config, overrides=overrides, own_classes=True)
-    reading = read_model(open_checkpoint(checkpoint, wish), wish)
+    wish = Wish(layout=layout, config=config, overrides=overrides, own_classes=True, float32=True)
+    opened = open_checkpoint(checkpoint, wish)
+    reading = read_model(opened, wish)
     if reading.resolved is None:
         told = "(to a recipe: --set config=PRESET, or `vit-flax convert` the file first)"
         raise ValueError(f"{reading.obstacle} {told}")
     model = reading.config
-    source: dict[str, Any] = {"name": data, "path": folder}
-    if model.in_chans == 3:
-        source |= {"mean": IMAGENET[0], "std": IMAGENET[1]}
-    classes = len(open_source(DataConfig(**source), "train", model.in_chans).class_names)
+    found = find_preprocessing(opened, config, model.image_size)
+    fields: dict[str, Any] = {"name": data, "path": folder, "multi_label": multi_label}
+    given = dict(source or {})
+    if found.is_told:
+        fields |= data_fields(found.value, model.image_size, model.in_chans)
+    elif model.in_chans == 3 and not {"mean", "std"} <= given.keys():
+        fields |= {"mean": IMAGENET[0], "std": IMAGENET[1]}
+        logger.warning("%s: nothing tells how its images are prepared: ImageNet's mean and std are taken (else --set "
+                       "data.mean=... and data.std=...)", checkpoint)  # fmt: skip
+    augment = AugmentConfig(random_resized_crop=(0.5, 1.0), flip=True)
+    chosen = DataConfig(**{**fields, "batch_size": 64, "augment": augment, **given})
+    classes = len(open_source(chosen, chosen.train_split, model.in_chans).class_names)
+    model, export_layout = classifier_of(model, classes, reading.layout.name)
     return {
-        "model": model.replace(num_classes=classes),
-        "data": DataConfig(**source, batch_size=64, augment=AugmentConfig(random_resized_crop=(0.5, 1.0), flip=True)),
+        "model": model,
+        "data": chosen,
         "epochs": 10,
         "init_from": checkpoint,
         "init_layout": layout,
         "init_config": config,
-        "export_layout": layout,
+        "export_layout": layout or export_layout,
     }
+
+
+def classifier_of(model: ViTConfig, classes: int, layout: str) -> tuple[ViTConfig, str | None]:
+    """Returns a checkpoint's model with a head for so many classes, and the layout that it is written in.
+
+    It is the classifier of the checkpoint's own family, if its layout has one: with the pooling that goes with a head
+    there, and without what only pre-training uses (the mask token, the tanh layer behind the class token). Where that
+    layout holds no classifier it is the model as it is, in the first layout that holds it; None: there is none.
+    """
+    model = model.replace(num_classes=classes)
+    if model.representation_size is not None:
+        model = model.replace(representation_size=None)
+    poolings = dict.fromkeys((model.global_pool, "token_avg", "avg"))
+    for name, pools in ((layout, poolings), (None, (model.global_pool,))):
+        for pool in pools:
+            for mask_token in dict.fromkeys((False, model.mask_token)):
+                try:
+                    tried = model.replace(global_pool=pool, mask_token=mask_token)
+                    return tried, layout_to_write(tried, name).name
+                except ValueError:  # a ConversionError is one: the next is tried, and the caller asks again at last
+                    continue
+    return model, None

@@ -128,8 +128,14 @@ class DataConfig:
     eval_batch_size: int | None = None  # None: batch_size
     augment: AugmentConfig = AugmentConfig()
     crop_pct: float = 1.0  # evaluation: the side of the centre crop is this part of the resized image's
-    crop_mode: str = "center"  # evaluation: 'squash' resizes to the model's size without regard to the aspect ratio
-    interpolation: str = "bicubic"  # evaluation: how images are resized
+    # evaluation prepares images as vit_flax.preprocessing.evaluation.Preprocessing says, whose fields these are
+    crop_mode: str = "center"  # 'squash' resizes to the model's size without regard to the aspect ratio
+    interpolation: str = "bicubic"  # how images are resized
+    resize_size: tuple[int, int] | None = None  # (height, width) to resize to; None: the model's divided by crop_pct
+    resizer: str = "pillow"
+    fill: tuple[int, ...] | None = None
+    exif: bool = False  # photographs are turned as their EXIF data say; in training as well
+    pixel_range: Pair | None = None  # black and white of pixels wider than 8 bits; in training as well
     mean: tuple[float, ...] = (0.5,)  # of the channels, pixels in 0..1; one number is for all channels
     std: tuple[float, ...] = (0.5,)
     workers: int = 0  # processes that read and augment; 0: threads of this one

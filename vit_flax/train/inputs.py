@@ -11,6 +11,7 @@ from vit_flax.train.config import BALANCED, ResolvedConfig, TrainConfig
 from vit_flax.train.data import find_splits, open_source
 from vit_flax.train.data.checks import check_images, check_sample
 from vit_flax.train.data.loader import Loader, make_loader
+from vit_flax.train.data.prepared import preprocessing_of
 from vit_flax.train.data.source import count_classes
 from vit_flax.train.sharding import data_share
 
@@ -73,6 +74,9 @@ def open_inputs(config: TrainConfig, mesh: Mesh) -> tuple[ResolvedConfig, Inputs
         eval_split = {"val": "test", "test": "val"}[eval_split]  # the one there is, which opening takes as well
     names = [data.train_split, eval_split, *(["test"] if "test" in splits and eval_split != "test" else [])]
     sources = [open_source(data, name, model.in_chans, model.num_classes) for name in names]
+    prepared = preprocessing_of(data, config.image_size, model.in_chans)
+    for source in sources:
+        source.decoding = prepared.decoding
     counts = None
     if BALANCED in (config.loss.class_weights, config.loss.pos_weight):
         counts = count_classes(sources[0].labels, model.num_classes).tolist()

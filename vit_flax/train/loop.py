@@ -14,8 +14,10 @@ import jax
 import numpy as np
 
 from vit_flax.convert import ConversionError
+from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.train.checkpoints import CheckpointError, Checkpoints, barrier
 from vit_flax.train.config import TrainConfig
+from vit_flax.train.data.prepared import preprocessing_of
 from vit_flax.train.history import History
 from vit_flax.train.inputs import open_inputs
 from vit_flax.train.interrupts import told_to_stop
@@ -228,15 +230,17 @@ class Run:
 
     def _export(self, name: str, params: Any) -> None:
         try:
-            export(self.out / name, self.config.model, params, self.config.export_layout, self._prepared())
+            notes = export(self.out / name, self.config.model, params, self.config.export_layout, self._prepared)
         except ConversionError as error:  # that the layout holds the model is known since the start
             raise FileError(f"{error}; {self.checkpoints.last_good()}") from error
+        for note in notes if name == "final" else ():
+            self.log.say(f"{self.out / name}: {note}")
 
-    def _prepared(self) -> dict[str, Any]:
-        """Returns what evaluation does to images and the classes' names, for whoever uses the weights."""
-        names = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
-        prepared = {name: getattr(self.config.data, name) for name in names}
-        return prepared | {"class_names": self.inputs.class_names}
+    @property
+    def _prepared(self) -> Preprocessing:
+        """What evaluation does to images and the classes' names, for whoever uses the weights."""
+        model = self.config.model
+        return preprocessing_of(self.config.data, model.image_size, model.in_chans, self.inputs.class_names)
 
     def _save(self, step: int) -> None:
         with self._rate.paused():

@@ -21,6 +21,8 @@ from vit_flax.train.config import TrainConfig
 from vit_flax.train.step import init_params
 
 _HEADS = ("head", "head_dist")  # a new one where the number of classes differs
+# what a checkpoint may have that a classifier of its family has not: pre-training's, or another pooling's
+_LEFT = ("pre_logits", "mask_token", "attn_pool")
 _SHOWN = 10
 
 
@@ -42,7 +44,8 @@ def initial_params(config: TrainConfig) -> Any:
     loaded: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
     fresh = init_params(jax.random.key(config.seed), config.model)
     own: dict[str, Any] = flatten_dict(fresh, sep="/")  # pyright: ignore[reportAssignmentType]
-    problems = [f"not in the model: {path}" for path in loaded if path not in own and path.split("/")[0] not in _HEADS]
+    known = (*_HEADS, *_LEFT)
+    problems = [f"not in the model: {path}" for path in loaded if path not in own and path.split("/")[0] not in known]
     for path, leaf in own.items():
         if path in loaded and loaded[path].shape == leaf.shape:
             own[path] = jnp.asarray(loaded[path], jnp.float32)
@@ -69,23 +72,22 @@ def check_exportable(config: TrainConfig) -> None:
 
 
 def export(
-    folder: Path, model: ViTConfig, params: Any, layout: str | None, preprocessing: dict[str, Any] | None = None
-) -> None:
+    folder: Path, model: ViTConfig, params: Any, layout: str | None, preprocessing: Preprocessing | None = None
+) -> list[str]:
     """Writes model.safetensors and config.json into a folder, whole: what was there before is replaced at the end.
 
-    `preprocessing` is written beside them: how images are prepared, and the names of the classes.
+    `preprocessing` is written beside them: how images are prepared, and the names of the classes. Returns what the
+    layout's own library will not be told, a line each.
     """
     params = gather(params)
     if jax.process_index() != 0:
-        return
+        return []
     new = folder.with_name("new_" + folder.name)
     shutil.rmtree(new, ignore_errors=True)
-    value = None
-    if preprocessing:
-        value = Preprocessing.from_dict(preprocessing).for_model(model.image_size, model.in_chans)
-    save(new, build_model(model), params, layout, value)
+    notes = save(new, build_model(model), params, layout, preprocessing)
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
+    return notes
 
 
 def exported_params(folder: Path) -> Any:

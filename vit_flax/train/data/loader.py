@@ -16,6 +16,7 @@ from vit_flax.preprocessing.decode import BadImageError
 from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.train.config import DataConfig
 from vit_flax.train.data.augment import TrainTransform
+from vit_flax.train.data.prepared import preprocessing_of
 from vit_flax.train.data.source import ArraySource, DataError, Source
 
 logger = logging.getLogger(__name__)
@@ -266,17 +267,14 @@ def make_loader(
         raise DataError(f"a batch of {batch_size} images is not divisible by {process_count} processes")
     if train and len(source) < batch_size:
         raise DataError(f"{source.name}: {len(source)} images are fewer than one batch of {batch_size}")
-    mean, std = (value * channels if len(value) == 1 else value for value in (data.mean, data.std))
     if train:
+        mean = data.mean * channels if len(data.mean) == 1 else data.mean
         fill = tuple(min(255, max(0, round(255 * value))) for value in mean)
         transform: Any = TrainTransform(data.augment, image_size, channels, fill)
     elif preprocessing is not None:
         transform = preprocessing
     else:
-        transform = Preprocessing(
-            image_size=image_size, mean=mean, std=std, crop_pct=data.crop_pct, crop_mode=data.crop_mode,
-            interpolation=data.interpolation,
-        ).crop  # fmt: skip
+        transform = preprocessing_of(data, image_size, channels).crop
     size = (*image_size, channels)
     share = (process_index, process_count)
     dtype = np.uint8 if train or preprocessing is None else np.float32

@@ -8,6 +8,8 @@ from typing import Protocol, TypedDict
 
 import numpy as np
 
+from vit_flax.preprocessing.decode import Decoding
+
 SPLITS = ("train", "val", "test")
 # what people call them, in folders' and files' names; the first that is there is taken
 SPELLINGS = {
@@ -39,6 +41,7 @@ class Source(Protocol):
     name: str  # for messages
     class_names: tuple[str, ...]
     image_shape: tuple[int | None, int | None, int]  # None: differs from image to image
+    decoding: Decoding | None  # what is followed of what files say besides pixels
 
     @property
     def labels(self) -> np.ndarray:
@@ -64,6 +67,8 @@ class Source(Protocol):
 
 class ArraySource:
     """Images that lie in memory, all of one shape."""
+
+    decoding: Decoding | None = None  # nothing is decoded
 
     def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
         self.name = name

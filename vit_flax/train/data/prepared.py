@@ -1,0 +1,33 @@
+"""How images are prepared for evaluation: the fields of a data config that say it, to and from the one value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vit_flax.preprocessing.evaluation import Preprocessing
+from vit_flax.train.config import DataConfig
+
+FIELDS = (
+    "mean", "std", "crop_pct", "crop_mode", "interpolation", "resize_size", "resizer", "fill", "exif", "pixel_range",
+)  # fmt: skip
+
+
+def preprocessing_of(
+    data: DataConfig, image_size: tuple[int, int], channels: int, class_names: tuple[str, ...] | None = None
+) -> Preprocessing:
+    """Returns what prepares images for a model's evaluation, and names its classes."""
+    values = {name: getattr(data, name) for name in FIELDS}
+    value = Preprocessing(image_size=image_size, class_names=class_names, **values)
+    return value.for_model(image_size, channels)
+
+
+def data_fields(value: Preprocessing, image_size: tuple[int, int], channels: int) -> dict[str, Any]:
+    """Returns the fields of a data config that say the same for a model of that size.
+
+    Raises:
+        ValueError: the numbers of channels differ.
+    """
+    if value.varies:  # a batch's images are of one size
+        value = value.replace(image_size=image_size, resize_size=None, crop_mode="center")
+    value = value.for_model(image_size, channels)
+    return {name: getattr(value, name) for name in FIELDS}
