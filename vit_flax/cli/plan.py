@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import threading
 import time
@@ -100,6 +101,7 @@ def build_config(options: argparse.Namespace, chips: int) -> Any:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the compilers' warnings are about their own work
     with quiet():
         import jax
 
