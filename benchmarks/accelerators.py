@@ -38,6 +38,7 @@ def compile_case(model: str, depth: int | None, batch: int, mode: str, topology:
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+    from vit_flax.models.precision import compiled_for
     from vit_flax.plan.targets import compiler_options, topology_devices
 
     config = MODELS[model] if depth is None else MODELS[model].replace(depth=depth)
@@ -58,12 +59,13 @@ def compile_case(model: str, depth: int | None, batch: int, mode: str, topology:
         loss, gradients = jax.value_and_grad(loss_of)(params, images, labels)
         return jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradients), loss
 
-    mesh = Mesh(np.array(topology_devices(topology)[:1]), ("x",))
-    alone = NamedSharding(mesh, PartitionSpec())
-    if mode == "training":
-        lowered = jax.jit(step, in_shardings=alone, donate_argnums=0).lower(params, images, labels)
-    else:
-        lowered = jax.jit(logits_of, in_shardings=alone).lower(params, images)
+    device = topology_devices(topology)[0]
+    alone = NamedSharding(Mesh(np.array([device]), ("x",)), PartitionSpec())
+    with compiled_for(device.platform):
+        if mode == "training":
+            lowered = jax.jit(step, in_shardings=alone, donate_argnums=0).lower(params, images, labels)
+        else:
+            lowered = jax.jit(logits_of, in_shardings=alone).lower(params, images)
     return lowered.compile(compiler_options(topology))
 
 
