@@ -43,13 +43,16 @@ def compile_case(model: str, depth: int | None, batch: int, mode: str, topology:
 
     config = MODELS[model] if depth is None else MODELS[model].replace(depth=depth)
     apply, init = apply_of(contestant, config)
-    images = jax.ShapeDtypeStruct((batch, *config.image_size, 3), jnp.uint8)
+    shape = (*config.image_size, config.in_chans)
+    images = jax.ShapeDtypeStruct((batch, *shape), jnp.uint8)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    params = jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, *config.image_size, 3), jnp.float32))
+    params = jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     mean, std = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
     def logits_of(params: Any, images: Any) -> Any:
-        return apply(params, (images.astype(jnp.float32) / 255 - mean) / std).astype(jnp.float32)
+        return apply(
+            params, (images.astype(jnp.float32) / 255 - mean[: config.in_chans]) / std[: config.in_chans]
+        ).astype(jnp.float32)
 
     def loss_of(params: Any, images: Any, labels: Any) -> Any:
         logits = logits_of(params, images)
