@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -127,7 +128,7 @@ def test_what_cannot_be_compared_is_said(tmp_path, capsys, monkeypatch, dinov2):
 
 
 def test_a_config_settles_whose_names_these_are(tmp_path):
-    sizes = {"depth": 1, "image_size": 32, "num_classes": 3}
+    sizes: dict[str, Any] = {"depth": 1, "image_size": 32, "num_classes": 3}
     theirs = randomise(timm.create_model("deit3_small_patch16_224", depth=1, img_size=32, num_classes=3)).float()
     model, params = vit_flax.from_state_dict(theirs.state_dict(), config="deit3_small_patch16_224", **sizes)
     tensors = vit_flax.to_state_dict(model, params, "deit3")  # Facebook's names, which RoPE-ViT has too

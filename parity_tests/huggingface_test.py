@@ -17,7 +17,7 @@ from parity_tests.random_weights import random_images, randomise, relative_error
 from vit_flax.convert import FAMILIES, get_layout, read_config
 from vit_flax.convert.config_files import activation
 from vit_flax.models.activations import get_activation
-from vit_flax.models.rope import rotary_frequencies
+from vit_flax.models.rotation import rotary_frequencies
 from vit_flax.parity.compare import compare_gradients, subject_of
 from vit_flax.parity.tolerances import SEEN
 from vit_flax.parity.wrong_tensors import Wrong, changed, exchanged, thirds_swapped

@@ -15,10 +15,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
-from vit_flax.config import T2TViTConfig, ViTConfig
 from vit_flax.image_sizes import at_image_size
 from vit_flax.microbatches import in_microbatches, microbatch_size
 from vit_flax.models import VisionTransformer
+from vit_flax.models.attention import WEIGHTS
+from vit_flax.models.loop import NO_REMAT
 from vit_flax.models.precision import compiled_for
 from vit_flax.preprocessing.decode import BadImageError
 from vit_flax.preprocessing.evaluation import Preprocessing
@@ -224,43 +225,66 @@ class Predictor:
         return image
 
 
+def attention_maps(
+    model: VisionTransformer, params: Any, images: Any, layers: Sequence[int] | None = None
+) -> dict[int, np.ndarray]:
+    """Computes the attention weights (B, H, N, N) of blocks, softmax(q k^T scale + bias), prefix tokens first.
+
+    Of differential attention it is the weighted difference of its two maps, of two attentions in a block the heads of
+    both.
+
+    Args:
+        model: of any family.
+        params: its parameters.
+        images: (B, H, W, C), prepared.
+        layers: numbers of blocks, negative ones from the end; None: all.
+
+    Raises:
+        ValueError: there is no such block.
+    """
+    depth = model.config.depth
+    chosen = range(depth) if layers is None else layers
+    if wrong := [index for index in chosen if not -depth <= index < depth]:
+        raise ValueError(f"no layer {wrong[0]}: the model has {depth}, numbered 0 to {depth - 1}")
+    # whose blocks say what they see, in queries and keys that are not rounded
+    plain = model.clone(scan=False, remat=NO_REMAT, precision=model.policy.wide)
+    numbers = sorted({index % depth for index in chosen})
+    places = {f"blocks_{number}": number for number in numbers}
+
+    def run(params: Any, images: Any) -> dict[int, Any]:
+        _, state = plain.apply({"params": params}, images, method="features", mutable=[WEIGHTS])
+        weights: dict[int, list[Any]] = {number: [] for number in numbers}
+        sown: dict[Any, Any] = flatten_dict(state[WEIGHTS])  # pyright: ignore[reportAssignmentType]
+        for path, arrays in sown.items():
+            if path[0] in places:
+                weights[places[path[0]]].extend(arrays)
+        return {number: jnp.concatenate(arrays, axis=1) for number, arrays in weights.items()}
+
+    return {number: np.asarray(array) for number, array in jax.jit(run)(params, images).items()}
+
+
 def attention_rollout(model: VisionTransformer, params: Any, images: np.ndarray) -> np.ndarray:
     """Computes how much of each patch reaches the class token through all blocks, (N, rows, columns), of sum 1.
 
-    Every block's attention, averaged over its heads, counts half and the skip around it the other half.
+    Every block's attention, averaged over its heads, counts half and the skip around it the other half. Where there is
+    no class token, it is the mean over the patches.
 
     Raises:
-        ValueError: the model has no class token, or blocks whose attention is not softmax of queries and keys alone.
+        ValueError: attention is differential.
 
     Reference: arXiv 2005.00928.
     """
     config = model.config
-    if not config.class_token:
-        raise ValueError("attention is shown for the class token, which this model does not have")
-    if type(config) not in (ViTConfig, T2TViTConfig) or config.block not in ("standard", "res_post"):
-        raise ValueError(f"attention is not shown for {type(config).__name__} with block={config.block!r}")
-
-    model = model.clone(precision=model.policy.wide)  # queries, keys and values side by side, and not rounded
-
-    def seen(module: Any, _: str) -> bool:
-        return module.name in ("qkv", "q_norm", "k_norm")
-
-    _, state = jax.jit(
-        lambda params, images: model.apply({"params": params}, images, method="features", capture_intermediates=seen)
-    )(params, images)
-    tokens = config.num_prefix_tokens + config.num_patches
-    rollout = np.eye(tokens)
-    for index in range(config.depth):
-        found = state["intermediates"][f"blocks_{index}"]["attn"]
-        qkv = np.asarray(found["qkv"]["__call__"][0], np.float64)
-        q, k, _ = qkv.reshape(len(images), tokens, 3, config.num_heads, -1).transpose(2, 0, 3, 1, 4)
-        if config.qk_norm:
-            q, k = (np.asarray(found[name]["__call__"][0], np.float64) for name in ("q_norm", "k_norm"))
-        logits = q @ k.swapaxes(-1, -2) * (config.qk_scale or config.head_dim**-0.5)
-        weights = np.exp(logits - logits.max(-1, keepdims=True))
-        weights = (weights / weights.sum(-1, keepdims=True)).mean(1)
-        rollout = (weights + np.eye(tokens)) / 2 @ rollout
-    patches = rollout[:, 0, config.num_prefix_tokens :]
+    if config.block.startswith("diff"):
+        raise ValueError(
+            f"block={config.block!r} mixes values by differences of weights, which do not add up to shares"
+        )
+    maps = attention_maps(model, params, images)
+    rollout = np.eye(maps[0].shape[-1])
+    for weights in maps.values():
+        rollout = (weights.astype(np.float64).mean(1) + np.eye(rollout.shape[-1])) / 2 @ rollout
+    first = config.num_prefix_tokens
+    patches = rollout[:, 0, first:] if config.class_token else rollout[:, first:, first:].mean(1)
     return (patches / patches.sum(-1, keepdims=True)).reshape(len(images), *config.grid_size)
 
 

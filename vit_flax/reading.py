@@ -127,7 +127,7 @@ def read_model(checkpoint: Checkpoint, wish: Wish) -> Reading:
     try:
         if fault is not None and told is None:
             raise fault
-        first, last = _sources(wish, told, beside)
+        first, last = _sources(wish, layout, told, beside)
         resolved = resolve_config(layout, tensors.shapes, wish.overrides, first, last, wish.source_grid)
     except ConversionError as error:
         return found(resolved=None, plan=None, obstacle=str(error))
@@ -152,11 +152,13 @@ def _read_beside(checkpoint: Checkpoint) -> tuple[Beside | None, ConversionError
         return None, error
 
 
-def _sources(wish: Wish, told: tuple[str, ViTConfig] | None, beside: Beside | None) -> tuple[Sources, Sources]:
+def _sources(
+    wish: Wish, layout: Layout, told: tuple[str, ViTConfig] | None, beside: Beside | None
+) -> tuple[Sources, Sources]:
     """Returns what counts before the tensors, and what only where they say nothing."""
     if told is None:
         return ([] if beside is None else [(beside.origin, beside.fields)]), []
     origin, config = told
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    fields = config.fields_for(layout.config_class)
     last = {"num_classes": fields.pop("num_classes")} if wish.own_classes else {}
     return [(origin, fields)], [(origin, last)]

@@ -13,7 +13,7 @@ import numpy as np
 from vit_flax.config import ViTConfig
 from vit_flax.convert import ConversionError, Drop, Layout, Resolved, Rule, Wish
 from vit_flax.convert.rules import Change, sources_of
-from vit_flax.models.beit import relative_rows
+from vit_flax.models.relative_position_bias import relative_rows
 from vit_flax.models.resample import (
     MODES,
     PATCH_MODES,

@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import ViTConfig, ViTFamily
 from vit_flax.convert.beit import BEIT
 from vit_flax.convert.checkpoint import Checkpoint, from_mapping
 from vit_flax.convert.config_files import Beside, Family, read_config
@@ -89,7 +89,7 @@ def get_layout(name: str) -> Layout:
     return LAYOUTS[name]
 
 
-def detect_layout(names: Collection[str], config_class: type[ViTConfig] | None = None) -> tuple[Layout, str]:
+def detect_layout(names: Collection[str], config_class: ViTFamily | None = None) -> tuple[Layout, str]:
     """Returns the layout that tensor names belong to, and the name that gives it away.
 
     Where the caller's config names the family, its layouts come first, and names that others have too are enough.
@@ -138,7 +138,7 @@ def find_layout(checkpoint: Checkpoint, wish: Wish, beside: Beside | None) -> tu
                 return named, beside.origin
     told = wish.told_config()
     try:
-        found, evidence = detect_layout(checkpoint.shapes, type(told[1]) if told else None)
+        found, evidence = detect_layout(checkpoint.shapes, told[1].family if told else None)
     except ConversionError as error:
         raise ConversionError(f"{checkpoint.source}: {error}") from error
     if told is None and beside is None and (others := found.unsettled(checkpoint.shapes)):

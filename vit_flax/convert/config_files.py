@@ -144,4 +144,4 @@ def _text(value: Any) -> str | None:
 
 
 def _public(config: ViTConfig) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return config.fields()

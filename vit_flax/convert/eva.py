@@ -15,7 +15,7 @@ _NAMES = ("ls{n}.gamma", "gamma_{n}")
 _QKV = ("q_proj", "k_proj", "v_proj")
 
 
-def qkv_rules(config: RopeViTConfig, source: str, target: str) -> tuple[Rule, ...]:
+def qkv_rules(config: ViTConfig, source: str, target: str) -> tuple[Rule, ...]:
     """Returns the rules of queries, keys and values, in one layer or three, keys with or without a bias."""
     if config.qkv_fused:
         return tuple(Rule(f"{source}.{c}_bias", f"{target}/{c}_bias") for c in "qv")
@@ -27,7 +27,6 @@ def qkv_rules(config: RopeViTConfig, source: str, target: str) -> tuple[Rule, ..
 
 
 def _rules(config: ViTConfig) -> tuple[Rule, ...]:
-    assert isinstance(config, RopeViTConfig)
     rules = respelled(timm_rules(config), _NAMES)
     if not config.qkv_fused:
         rules = tuple(rule for rule in rules if "/attn/qkv/" not in rule.target)
@@ -61,7 +60,7 @@ def _infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
         values["attn_pool_num_heads"] = None
     kind = known.get("rope_type", values.get("rope_type"))
     if kind == "none":
-        values |= {name: RopeViTConfig.__dataclass_fields__[name].default for name in (*_ROPE, *_COUNTED)}
+        values |= {name: RopeViTConfig.fields[name] for name in (*_ROPE, *_COUNTED)}
     elif kind == "dinov3":
         values |= {"rope_rotate_half": True, "rope_grid_indexing": "ij", "rope_grid_offset": 0.0, "rope_ref_grid": None}
     elif kind == "mixed":
@@ -84,7 +83,6 @@ def _components(config: ViTConfig) -> tuple[tuple[str, str], ...]:
 
 
 def _conditions(config: ViTConfig) -> list[str]:
-    assert isinstance(config, RopeViTConfig)
     lines = []
     if config.patch_bias == config.pre_norm:
         lines.append(f"patch_bias={config.patch_bias} with pre_norm={config.pre_norm} (timm has one or the other)")

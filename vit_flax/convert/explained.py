@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vit_flax.config import T2TViTConfig, ViTConfig, softsplit_size
+from vit_flax.config import PlainViTConfig, T2TViTConfig, ViTConfig, softsplit_size
 from vit_flax.convert.layout import Layout, Shapes, any_match, containing, count_blocks, only, ratio_for, vote
 from vit_flax.convert.rules import DENSE, ConversionError, Rule, patch_linear
 
@@ -204,14 +204,14 @@ _FIXED = {"value_skip": (True,), "pos_embed": ("sinusoid",)}
 EXPLAINED = Layout(
     name="explained",
     description="the tutorial's ViT_Model (Vision Transformers, Explained)",
-    config_class=ViTConfig,
+    config_class=PlainViTConfig,
     evidence=containing("backbone.blocks.0.neuralnet."),
     infer=_infer_vit,
     rules=_vit_rules,
     required=(("num_heads", "image_size"), ("patch_size", "in_chans")),
     heads=(("backbone.head", "backbone.head"),),
     defaults=_defaults,
-    fixed=only(ViTConfig, _FREE, **_FIXED),
+    fixed=only(PlainViTConfig, _FREE, **_FIXED),
     components=lambda config: (
         ("patch_tokens.project", "patch_embed/proj"),
         ("patch_tokens", "patch_embed"),

@@ -63,13 +63,12 @@ def _join(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return joined
 
 
-def _periods(config: RopeViTConfig) -> np.ndarray:
+def _periods(config: ViTConfig) -> np.ndarray:
     count = config.head_dim // 4
     return np.power(config.rope_theta, np.arange(count) / count).astype(np.float32)
 
 
 def _rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
-    assert isinstance(config, RopeViTConfig)
     names = _NAMES if config.mlp_layer == "swiglu" else _NAMES[:1]
     return (
         *respelled(timm_rules(config), *names),

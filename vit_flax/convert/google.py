@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import PlainViTConfig, ViTConfig
 from vit_flax.convert.layout import Layout, Shapes, any_match, count_blocks, only, ratio_for, vote
 from vit_flax.convert.rules import ConversionError, Rule, join_heads, merge_heads
 
@@ -165,13 +165,13 @@ _ACTIVATIONS = ("gelu_tanh", "gelu")  # Google's own, and that of others who use
 GOOGLE_NPZ = Layout(
     name="google_npz",
     description="google-research/vision_transformer's .npz files (ViT, AugReg)",
-    config_class=ViTConfig,
+    config_class=PlainViTConfig,
     evidence=_evidence(old=True),
     infer=_infer_google,
     rules=_google_rules,
     required=(("image_size", "global_pool"), ("num_heads", "patch_size", "in_chans")),
     defaults=lambda _: {"norm_eps": 1e-6, "activation": "gelu_tanh"},
-    fixed=only(ViTConfig, _FREE, activation=_ACTIVATIONS, global_pool=("token", "avg", "none")),
+    fixed=only(PlainViTConfig, _FREE, activation=_ACTIVATIONS, global_pool=("token", "avg", "none")),
     conditions=_conditions,
     resample=lambda config: "zoom",
 )
@@ -179,14 +179,14 @@ GOOGLE_NPZ = Layout(
 BIG_VISION = Layout(
     name="big_vision",
     description="google-research/big_vision's .npz files (ViT, SigLIP)",
-    config_class=ViTConfig,
+    config_class=PlainViTConfig,
     evidence=_evidence(old=False),
     infer=_infer_big_vision,
     rules=_big_vision_rules,
     required=GOOGLE_NPZ.required,
     defaults=GOOGLE_NPZ.defaults,
     fixed=only(
-        ViTConfig,
+        PlainViTConfig,
         (*_FREE, "no_embed_class"),
         activation=_ACTIVATIONS,
         global_pool=("token", "avg", "map"),

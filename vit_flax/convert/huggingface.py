@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import PlainViTConfig, ViTConfig, ViTFamily
 from vit_flax.convert.config_files import ACTIVATIONS, activation
 from vit_flax.convert.layout import Shapes, any_match, count_blocks, only, ratio_for, vote
 from vit_flax.convert.rules import IDENTITY, ConversionError, Drop, Operation, Rule
@@ -204,7 +204,7 @@ SIZES = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
 
 
 def fixed(
-    *more: str, config_class: type[ViTConfig] = ViTConfig, **values: tuple[Any, ...]
+    *more: str, config_class: ViTFamily = PlainViTConfig, **values: tuple[Any, ...]
 ) -> dict[str, tuple[Any, ...]]:
     """Returns `Layout.fixed`: every field but the sizes and `more` is at its default, or one of `values`."""
     free = (

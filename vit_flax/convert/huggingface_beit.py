@@ -86,7 +86,6 @@ def _read(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write(config: ViTConfig) -> dict[str, Any]:
-    assert isinstance(config, BeitConfig)
     return {
         "architectures": ["BeitForImageClassification" if config.num_classes else "BeitModel"],
         "model_type": "beit",

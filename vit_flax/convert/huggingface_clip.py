@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_flax.config import NaFlexViTConfig, ViTConfig
+from vit_flax.config import NaFlexViTConfig, PlainViTConfig, ViTConfig
 from vit_flax.convert import huggingface as hf
 from vit_flax.convert.config_files import Family
 from vit_flax.convert.layout import Layout, Shapes, any_match, vote
@@ -244,7 +244,7 @@ def _family(
     def layout(suffix: str, where: str, prefix: Callable[[ViTConfig], str]) -> Layout:
         block = f"{hf.CLIP.block.format(i=0)}.{hf.CLIP.norm1}.weight"
         fields: dict[str, Any] = {
-            "config_class": ViTConfig,
+            "config_class": PlainViTConfig,
             "evidence": hf.ending(block, needle),
             "required": hf.REQUIRED,
             "resample": lambda config: "bicubic",
@@ -288,7 +288,7 @@ CLIP_LAYOUTS: tuple[Layout, ...] = (
     *_family(
         "siglip2", "", _naflex_infer, _naflex_rules,
         hf.fixed(
-            config_class=NaFlexViTConfig, qkv_bias=(True,), qk_scale=(None,), crop_to_patches=(False,),
+            config_class=NaFlexViTConfig, qkv_bias=(True,), qk_scale=(None,),
             global_pool=("map", "avg", "none"),
         ),
         _naflex_write, _siglip_conditions, config_class=NaFlexViTConfig, evidence=_naflex_evidence,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import PlainViTConfig, ViTConfig
 from vit_flax.convert import huggingface as hf
 from vit_flax.convert.config_files import Family, activation
 from vit_flax.convert.layout import Layout, Shapes, any_match, ratio_for, vote
@@ -181,7 +181,7 @@ def _layout(names: hf.Names, suffix: str, where: str) -> Layout:
     return Layout(
         name=f"huggingface_dinov2{suffix}",
         description=f"Hugging Face's DINOv2, {where}",
-        config_class=ViTConfig,
+        config_class=PlainViTConfig,
         evidence=hf.ending(spelled, f"{block}layer_scale1.lambda1", "embeddings.position_embeddings"),
         infer=_infer(names),
         rules=lambda config: _rules(config, names),

@@ -22,7 +22,6 @@ JOINED = join(1, 1, 1)
 
 
 def _rules(config: ViTConfig, names: hf.Names) -> tuple[Rule | Drop, ...]:
-    assert isinstance(config, RopeViTConfig)
     source, target = names.block, "blocks_{i}"
     projections = {"q": names.query, "k": names.key, "v": names.value}
     gated = config.mlp_layer == "swiglu"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import PlainViTConfig, ViTConfig
 from vit_flax.convert import huggingface as hf
 from vit_flax.convert.config_files import Family
 from vit_flax.convert.layout import Layout, Shapes, any_match, vote
@@ -156,7 +156,7 @@ def _family(
         return Layout(
             name=f"huggingface_{model_type.removeprefix('vit_')}{suffix}",
             description=f"Hugging Face's {name}, {where}",
-            config_class=ViTConfig,
+            config_class=PlainViTConfig,
             evidence=hf.ending(_block(names), *needles),
             infer=lambda shapes, known: {**infer(shapes, known), **(values or {})},
             rules=lambda config: rules(config, names),

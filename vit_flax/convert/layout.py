@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_flax.config import ViTConfig, check_fields
+from vit_flax.config import ViTConfig, ViTFamily
 from vit_flax.convert.rules import ConversionError, Drop, Rule, match, to_tensors
 from vit_flax.convert.stacked import stack, unstack
 
@@ -25,7 +25,7 @@ class Layout:
 
     name: str
     description: str
-    config_class: type[ViTConfig]
+    config_class: ViTFamily
     evidence: Callable[[Collection[str]], str | None]  # names -> the name that gives the layout away, or None
     infer: Callable[[Shapes, Mapping[str, Any]], dict[str, Any]]  # what tensors tell, given what is known already
     rules: Callable[[ViTConfig], tuple[Rule | Drop, ...]]
@@ -99,8 +99,8 @@ class Layout:
 
     def refusals(self, config: ViTConfig) -> list[str]:
         """Returns what of `config` this layout cannot hold, a line each."""
-        if type(config) is not self.config_class:
-            return [f"model_config={type(config).__name__} (it holds {self.config_class.__name__})"]
+        if config.family != self.config_class:
+            return [f"model_config={config.family.name} (it holds {self.config_class.name})"]
         return [
             f"{field}={getattr(config, field)!r} (it holds {' or '.join(map(repr, values))})"
             for field, values in self.fixed.items()
@@ -120,7 +120,7 @@ class Resolved:
         """Returns the checkpoint's own grid of patches; None where nothing tells it, or only the number of patches."""
         if self.origins["image_size"] == "tensor shapes":  # told from the rows of a table, taken for a square
             return None
-        asked = {name: value for name, value in self.native.items() if self.origins[name] == "given"}
+        asked = {name: value for name, value in self.native.items() if self.origins.get(name) == "given"}
         if asked.get("image_size", ()) is None:
             return None
         try:
@@ -164,7 +164,7 @@ def resolve_config(
                 values[name], origins[name] = value, origin
 
     for origin, fields in (("given", overrides), *sources):
-        check_fields(layout.config_class, fields)
+        layout.config_class.check_names(fields)
         add(origin, fields)
     rows = layout.fixed.get("no_embed_class", ())  # what the layout has alone, or else what the grid tells
     settled = {"no_embed_class": rows[0]} if len(rows) == 1 else {}
@@ -192,7 +192,7 @@ def resolve_config(
         raise ConversionError(str(error)) from error
     told = [*(fields for _, fields in sources), {"patch_size": inferred.get("patch_size")}, defaults]
     native = {name: next((f[name] for f in told if f.get(name)), None) for name in ("image_size", "patch_size")}
-    return Resolved(config, {f.name: origins.get(f.name, "default") for f in dataclasses.fields(config)}, native)
+    return Resolved(config, {name: origins.get(name, "default") for name in config.fields()}, native)
 
 
 # Origins of what is said of an architecture and not of these tensors.
@@ -269,12 +269,12 @@ def _with_lone_heads(names: Mapping[str, str], heads: Iterable[tuple[str, str]])
     return renamed
 
 
-def only(config_class: type[ViTConfig], free: Collection[str], **values: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
+def only(config_class: ViTFamily, free: Collection[str], **values: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
     """Returns `fixed` for a layout that holds any value of the `free` fields, these of `values`, and else the defaults.
 
     Named by what it can hold, a layout refuses a field that is added to the config later.
     """
-    defaults = {f.name: (f.default,) for f in dataclasses.fields(config_class) if f.name not in free}
+    defaults = {name: (default,) for name, default in config_class.fields.items() if name not in free}
     return {**defaults, **values}
 
 

@@ -114,8 +114,6 @@ def _infer_simple(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _vit_refusals(config: ViTConfig) -> list[str]:
-    if not isinstance(config, LucidrainsViTConfig):
-        return []
     pool = "none" if not config.num_classes else "token" if config.class_token else "avg"
     refusals = [] if config.global_pool == pool else [f"global_pool={config.global_pool!r} (it holds {pool!r} here)"]
     proj = not (config.num_heads == 1 and config.attn_head_dim == config.embed_dim)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import PlainViTConfig, ViTConfig
 from vit_flax.convert.eva import EVA
 from vit_flax.convert.layout import Layout, Shapes, any_match, containing, count_blocks, only, ratio_for, vote
 from vit_flax.convert.rules import CONV, DENSE, UNBATCHED, VECTOR, ConversionError, Drop, Rule
@@ -114,7 +114,7 @@ def _components(config: ViTConfig) -> tuple[tuple[str, str], ...]:
 OPEN_CLIP = Layout(
     name="open_clip",
     description="the image tower of OpenAI's CLIP and of open_clip",
-    config_class=ViTConfig,
+    config_class=PlainViTConfig,
     evidence=containing("visual.class_embedding"),
     infer=_infer,
     rules=_rules,
@@ -122,8 +122,7 @@ OPEN_CLIP = Layout(
         ("num_heads", "activation", "global_pool", "norm_eps"), ("fc_norm",), ("image_size", "patch_size", "in_chans"),
     ),
     defaults=_defaults,
-    fixed=only(
-        ViTConfig,
+    fixed=only(PlainViTConfig,
         (
             "image_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio",
             "pre_norm", "fc_norm", "init_values", "norm_eps",

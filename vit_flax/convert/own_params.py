@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vit_flax.config import (
-    BeitConfig,
-    LucidrainsViTConfig,
-    NaFlexViTConfig,
-    RopeViTConfig,
-    T2TViTConfig,
-    ViTConfig,
-)
+from vit_flax.config import FAMILIES, PlainViTConfig, ViTFamily
 from vit_flax.convert.layout import Layout, Shapes
 from vit_flax.convert.rules import ConversionError, Rule
 
@@ -40,10 +33,10 @@ def _infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     return {"num_classes": head[1] if len(head) == 2 else 0}
 
 
-def _layout(name: str, config_class: type[ViTConfig]) -> Layout:
+def _layout(name: str, config_class: ViTFamily) -> Layout:
     return Layout(
         name=name,
-        description=f"this library's own parameters ({config_class.__name__})",
+        description=f"this library's own parameters ({config_class.name})",
         config_class=config_class,
         evidence=_evidence,
         infer=_infer,
@@ -55,12 +48,7 @@ def _layout(name: str, config_class: type[ViTConfig]) -> Layout:
     )
 
 
-FLAX = _layout("flax", ViTConfig)
-FLAX_LAYOUTS: tuple[Layout, ...] = (
-    _layout("flax_lucidrains", LucidrainsViTConfig),
-    _layout("flax_t2t", T2TViTConfig),
-    _layout("flax_naflex", NaFlexViTConfig),
-    _layout("flax_beit", BeitConfig),
-    _layout("flax_rope", RopeViTConfig),
-    FLAX,
-)
+FLAX = _layout("flax", PlainViTConfig)
+_NAMES = {"LucidrainsViTConfig": "lucidrains", "T2TViTConfig": "t2t", "NaFlexViTConfig": "naflex", "BeitConfig": "beit",
+          "RopeViTConfig": "rope"}  # fmt: skip
+FLAX_LAYOUTS: tuple[Layout, ...] = (*(_layout(f"flax_{name}", FAMILIES[of]) for of, name in _NAMES.items()), FLAX)

@@ -90,7 +90,6 @@ def _defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _conditions(config: ViTConfig) -> list[str]:
-    assert isinstance(config, RopeViTConfig)
     lines = []
     if config.rope_grid_offset != config.class_token:
         lines.append(f"rope_grid_offset={config.rope_grid_offset} with class_token={config.class_token}")

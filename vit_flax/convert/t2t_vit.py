@@ -23,7 +23,7 @@ def _norm(source: str, target: str) -> tuple[Rule, Rule]:
 
 
 def _rules(config: ViTConfig) -> tuple[Rule, ...]:
-    if isinstance(config, T2TViTConfig) and config.tokens_type == "performer":
+    if config.tokens_type == "performer":
         tokens = (
             *_linear(f"{_SOURCE}.kqv", f"{_TARGET}/kqv"),
             Rule(f"{_SOURCE}.w", f"{_TARGET}/random_features"),
@@ -103,8 +103,6 @@ def _defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _conditions(config: ViTConfig) -> list[str]:
-    if not isinstance(config, T2TViTConfig):
-        return []
     refusals = []
     height, width = config.image_size
     if height != width or config.num_patches != (height // 16) ** 2:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import PlainViTConfig, ViTConfig
 from vit_flax.convert.layout import Layout, Shapes, any_match, count_blocks, ratio_for, vote
 from vit_flax.convert.rules import CONV, ConversionError, Rule
 from vit_flax.convert.timm_blocks import block_components, block_rules, joined, linear, norm, standard_names
@@ -176,7 +176,7 @@ def _unsettled(names: Collection[str]) -> str | None:
 TIMM = Layout(
     name="timm",
     description="timm's VisionTransformer",
-    config_class=ViTConfig,
+    config_class=PlainViTConfig,
     evidence=_evidence,
     infer=timm_infer,
     rules=timm_rules,

@@ -5,11 +5,10 @@ Arguments that change what a model computes are translated, or refused by name; 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vit_flax.config import BeitConfig, RopeViTConfig, ViTConfig
+from vit_flax.config import BeitConfig, RopeViTConfig, ViTConfig, ViTFamily
 from vit_flax.convert.checkpoint import one_line
 from vit_flax.convert.layout import ratio_for
 from vit_flax.convert.rules import ConversionError
@@ -32,7 +31,7 @@ _HARMLESS = {
 _ONLY: dict[str, tuple[Any, ...]] = {
     "act_layer": (None,), "norm_layer": (None,), "mlp_layer": (None,), "features_only": (False,),
 }  # fmt: skip
-_LAYOUTS: dict[type[ViTConfig], str] = {RopeViTConfig: "eva", BeitConfig: "beit"}
+_LAYOUTS: dict[ViTFamily, str] = {RopeViTConfig: "eva", BeitConfig: "beit"}
 _POS_EMBEDS = {"learn": "learned", "none": "none", "": "none"}
 # names of classes, without the modules they are in, as far as they can stand in JSON
 _ACTIVATIONS = {
@@ -81,7 +80,7 @@ def _preset(name: str, tag: Any) -> ViTConfig:
 
 
 def _layout(preset: ViTConfig) -> str:
-    return _LAYOUTS.get(type(preset), "timm")
+    return _LAYOUTS.get(preset.family, "timm")
 
 
 def _told(name: str, preset: ViTConfig, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +151,7 @@ def read_open_clip_config(values: Mapping[str, Any]) -> Told:
         preset = _preset(name, None)
         arguments = {"img_size": size, **({"global_pool": tower["timm_pool"]} if tower.get("timm_pool") else {})}
         fields = _told(name, preset, arguments)
-        layout = "open_clip_eva" if isinstance(preset, RopeViTConfig) else "open_clip_timm"
+        layout = "open_clip_eva" if preset.family == RopeViTConfig else "open_clip_timm"
         told = {field: value for field, value in fields.items() if field not in ("num_classes", "head_bias")}
         return f"open_clip_config.json ({name})", layout, told
     layers, width, pool = tower.get("layers", 12), tower.get("width", 768), tower.get("pool_type", "tok")
@@ -184,4 +183,4 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _public(config: ViTConfig) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return config.fields()

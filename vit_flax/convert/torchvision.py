@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import PlainViTConfig, ViTConfig
 from vit_flax.convert.layout import Layout, Shapes, any_match, containing, count_blocks, only, ratio_for, vote
 from vit_flax.convert.rules import CONV, DENSE, ConversionError, Rule
 
@@ -82,14 +82,14 @@ def _layer_components() -> tuple[tuple[str, str], ...]:
 TORCHVISION = Layout(
     name="torchvision",
     description="torchvision.models.vision_transformer.VisionTransformer",
-    config_class=ViTConfig,
+    config_class=PlainViTConfig,
     evidence=containing("conv_proj.", "encoder.layers.encoder_layer_0."),
     infer=_infer,
     rules=_rules,
     required=(("num_heads", "image_size", "patch_size", "in_chans"),),
     defaults=lambda _: {"norm_eps": 1e-6, "activation": "gelu"},
     fixed=only(
-        ViTConfig,
+        PlainViTConfig,
         (
             "image_size",
             "patch_size",

@@ -2,29 +2,24 @@
 
 from typing import Any
 
-from vit_flax.config import BeitConfig, LucidrainsViTConfig, NaFlexViTConfig, RopeViTConfig, T2TViTConfig, ViTConfig
+from vit_flax.config import ViTConfig
 from vit_flax.models.attention import Attention
 from vit_flax.models.attention_backends import attention_backend
 from vit_flax.models.attention_pool import AttentionPool
-from vit_flax.models.beit import Beit
 from vit_flax.models.block import Block
 from vit_flax.models.layer_scale import LayerScale
 from vit_flax.models.linear import Linear
-from vit_flax.models.lucidrains import LucidrainsViT
 from vit_flax.models.masks import no_weight_decay, trainable_mask, weight_decay_mask
 from vit_flax.models.mlp import Mlp
-from vit_flax.models.naflex import NaFlexViT
 from vit_flax.models.norm import LayerNorm, RMSNorm
 from vit_flax.models.patch_embed import PatchEmbed
 from vit_flax.models.pos_embed import simple_sincos_2d, sincos_2d, sinusoid_1d
 from vit_flax.models.precision import Precision
-from vit_flax.models.rope import RopeViT
 from vit_flax.models.swiglu import SwiGLU
-from vit_flax.models.tokens_to_token import T2TViT, TokensToToken, TokenTransformer
+from vit_flax.models.tokens_to_token import TokensToToken, TokenTransformer
 from vit_flax.models.vision_transformer import VisionTransformer
 
 __all__ = [
-    "MODELS",
     "Attention",
     "AttentionPool",
     "Beit",
@@ -54,16 +49,10 @@ __all__ = [
     "weight_decay_mask",
 ]
 
-MODELS: dict[type[ViTConfig], type[VisionTransformer]] = {
-    ViTConfig: VisionTransformer,
-    T2TViTConfig: T2TViT,
-    LucidrainsViTConfig: LucidrainsViT,
-    RopeViTConfig: RopeViT,
-    BeitConfig: Beit,
-    NaFlexViTConfig: NaFlexViT,
-}
+# a family is a pair of parts of the config: these are the one model under the names that it had
+T2TViT = LucidrainsViT = RopeViT = Beit = NaFlexViT = VisionTransformer
 
 
 def build_model(config: ViTConfig, **runtime: Any) -> VisionTransformer:
-    """Returns the linen module that `config` describes; `runtime` is dtype, param_dtype, precision ..."""
-    return MODELS[type(config)](config, **runtime)
+    """Returns the linen module that `config` describes; `runtime` is dtype, param_dtype and precision."""
+    return VisionTransformer(config, **runtime)

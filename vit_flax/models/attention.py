@@ -1,37 +1,31 @@
 """Multi-head self-attention."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit_flax.models.attention_backends import dot_product_attention, heads_dot
+from vit_flax.models.attention_backends import attention_weights, dot_product_attention, heads_dot
 from vit_flax.models.drop import dropout, is_dropping
 from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS
+from vit_flax.models.position import Positions
 from vit_flax.models.precision import HIGHEST, Precision, accumulator_dtype
+from vit_flax.models.qkv import merge_heads, split_heads, split_qkv
+
+WEIGHTS = "attention"  # the collection of attention's weights
 
 
-def hide_keys(q: Array, k: Array, mask: Array, scale: float) -> tuple[Array, Array]:
-    """Returns (B, H, N, E + 1) queries and keys whose products are as before, hugely negative where `mask` is False.
-
-    The additional channel keeps `dot_product_attention` and its backward pass as they are; `mask` is (B, N) of keys.
-    """
-    ones = jnp.full((*q.shape[:-1], 1), 1 / scale, q.dtype)
-    hidden = jnp.where(mask[:, None, :, None], 0.0, -1e30).astype(k.dtype)
-    hidden = jnp.broadcast_to(hidden, (*k.shape[:-1], 1))
-    return jnp.concatenate([q, ones], axis=-1), jnp.concatenate([k, hidden], axis=-1)
-
-
-def dropped_attention(module: nn.Module, q: Array, k: Array, v: Array, scale: float, rate: float) -> Array:
-    """Computes `dot_product_attention` with weights left out at random, all in float32 or wider."""
+def dropped_attention(
+    module: nn.Module, q: Array, k: Array, v: Array, scale: float, rate: float, bias: Array | None = None
+) -> Array:
+    """Computes `dot_product_attention` with dropout of its weights, all in float32 or wider."""
     wide = accumulator_dtype(q.dtype)
-    q, k, v = (part.astype(wide) for part in (q, k, v))
-    weights = jax.nn.softmax(heads_dot(q * scale, k, 3, 3, HIGHEST), axis=-1)
-    return heads_dot(dropout(module, weights, rate), v, 3, 2, HIGHEST)
+    weights = attention_weights(q, k, scale, bias)
+    return heads_dot(dropout(module, weights, rate), v.astype(wide), 3, 2, HIGHEST)
 
 
 class Attention(nn.Module):
@@ -60,44 +54,78 @@ class Attention(nn.Module):
     precision: Precision = Precision()
     attn_drop: float = 0.0
     proj_drop: float = 0.0
+    head_dim: int | None = None  # width of q, k and v of a head; None: features / num_heads
+    key_bias: bool | None = None  # None: as qkv_bias, which else is of queries and values
+    use_proj: bool = True
+    position: Positions = Positions()  # how it learns where a token is
 
     def setup(self) -> None:
         """Builds the two projections and the norms."""
-        if self.features % self.num_heads:
+        if self.head_dim is None and self.features % self.num_heads:
             raise ValueError(f"attention width {self.features} is not divisible by num_heads {self.num_heads}")
+        width = self.num_heads * self.head_width
         linear = partial(Linear, precision=self.precision)
-        self.qkv = linear(3 * self.features, use_bias=self.qkv_bias)
-        self.proj = linear(self.features, use_bias=self.proj_bias)
+        key_bias = self.qkv_bias if self.key_bias is None else self.key_bias
+        self.qkv = linear(3 * width, use_bias=self.qkv_bias and key_bias)
+        self.biases = None if self.qkv_bias == key_bias else self._own_biases(width, key_bias)
+        if self.use_proj:
+            self.proj = linear(self.features, use_bias=self.proj_bias)
         norm = partial(NORM_LAYERS[self.norm_layer], self.norm_eps, self.precision)
         if self.qk_norm:
             self.q_norm, self.k_norm = norm(), norm()
         if self.scale_norm:
             self.norm = norm()
+        self.position.setup_attention(self)
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n e"]:
-        """Returns the attended tokens, `features` wide."""
-        batch, tokens, _ = x.shape
-        head_dim = self.features // self.num_heads
+    def _own_biases(self, width: int, key_bias: bool) -> list[Array]:
+        there = {"q_bias": self.qkv_bias, "k_bias": key_bias, "v_bias": self.qkv_bias}
+        zeros, dtype = nn.initializers.zeros, self.precision.params
+        return [
+            self.param(name, zeros, (width,), dtype) if has else jnp.zeros((width,), dtype)
+            for name, has in there.items()
+        ]
+
+    @property
+    def head_width(self) -> int:
+        """Width of q, k and v of a head."""
+        return self.head_dim or self.features // self.num_heads
+
+    def _project(self, x: Array) -> tuple[Array, Array, Array, Array]:
+        """Returns the (B, H, N, E) heads of queries, keys and values, and the values (B, N, H E)."""
         if self.precision.stored is None:
             qkv = self.qkv(x)
-            values = qkv[..., 2 * self.features :]
-            # (B, N, 3 H E) -> (3, B, H, N, E)
-            q, k, v = qkv.reshape(batch, tokens, 3, self.num_heads, head_dim).transpose(2, 0, 3, 1, 4)
-        else:
-            *_, values = parts = self.qkv.parts(x, 3)
-            # (B, N, H E) -> (B, H, N, E) each
-            q, k, v = (part.reshape(batch, tokens, self.num_heads, head_dim).swapaxes(1, 2) for part in parts)
-        compute_dtype = self.precision.operand_dtype(values)
-        q, k, v = (part.astype(compute_dtype) for part in (q, k, v))
+            qkv = qkv if self.biases is None else qkv + jnp.concatenate(self.biases)
+            q, k, v = split_qkv(qkv, self.num_heads)
+            return q, k, v, qkv[..., 2 * self.num_heads * self.head_width :]
+        parts = self.qkv.parts(x, 3)
+        if self.biases is not None:
+            parts = [self.precision.keep(part + bias) for part, bias in zip(parts, self.biases, strict=True)]
+        q, k, v = (split_heads(part, self.num_heads) for part in parts)
+        return q, k, v, parts[2]
+
+    def __call__(self, x: Float[Array, "b n d"], given: Any = None) -> Float[Array, "b n e"]:
+        """Returns the attended tokens, `features` wide; `given` is what `position` made for this block."""
+        q, k, v, values = self._project(x)
+        dtype = self.precision.operand_dtype(values)
         if self.qk_norm:
-            q, k = self.q_norm(q).astype(compute_dtype), self.k_norm(k).astype(compute_dtype)
-        scale = self.qk_scale or head_dim**-0.5
+            q, k = self.q_norm(q), self.k_norm(k)
+        scale = self.qk_scale or self.head_width**-0.5
+        q, k, bias = self.position.apply(self, q, k, scale, given)
+        q, k, v = (part.astype(dtype) for part in (q, k, v))
+        record_weights(self, lambda: attention_weights(q, k, scale, bias))
         if is_dropping(self, self.attn_drop):
-            out: Any = self.precision.keep(dropped_attention(self, q, k, v, scale, self.attn_drop))
+            out: Any = self.precision.keep(dropped_attention(self, q, k, v, scale, self.attn_drop, bias))
         else:
-            out = dot_product_attention(q, k, v, scale, self.precision)
-        out = out.transpose(0, 2, 1, 3).reshape(batch, tokens, self.features)
-        out = dropout(self, self.proj(self.norm(out) if self.scale_norm else out), self.proj_drop)
+            out = dot_product_attention(q, k, v, scale, self.precision, bias)
+        out = merge_heads(out)
+        out = self.norm(out) if self.scale_norm else out
+        out = dropout(self, self.proj(out), self.proj_drop) if self.use_proj else out
         if self.value_skip:
             out = out + values
         return out
+
+
+def record_weights(module: nn.Module, weights: Callable[[], Array]) -> None:
+    """Sows the weights (B, H, N, N) of an attention where the caller makes the collection `WEIGHTS` mutable."""
+    if module.is_mutable_collection(WEIGHTS) and not module.is_initializing():
+        module.sow(WEIGHTS, "weights", weights())

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array
 
 from vit_flax.models.fence import fence
-from vit_flax.models.precision import Precision, Target, accumulator_dtype, target
+from vit_flax.models.precision import HIGHEST, Precision, Target, accumulator_dtype, target
 
 # Of so many tokens, logits of bfloat16 stay in a TPU's fast memory or are fewer bytes than the kernel's own: it pads
 # tokens to 256 and writes a float32 a row for the backward pass, 128 times.
@@ -178,6 +178,13 @@ def _stored_backward(scale: float, precision: Any, residuals: Any, g: Array) -> 
 
 
 stored_attention.defvjp(_stored_kept, _stored_backward)
+
+
+def attention_weights(q: Array, k: Array, scale: float, bias: Array | None = None) -> Array:
+    """Computes the weights (B, H, N, N) of attention, softmax(q k^T scale + bias), in float32 or wider."""
+    wide = accumulator_dtype(q.dtype)
+    logits = heads_dot(q.astype(wide) * scale, k.astype(wide), 3, 3, HIGHEST)
+    return jax.nn.softmax(logits if bias is None else logits + bias, axis=-1)
 
 
 def plain_attention(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:

@@ -7,11 +7,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vit_flax.models.attention import dot_product_attention, hide_keys
+from vit_flax.models.attention import dot_product_attention
+from vit_flax.models.key_mask import hide_keys
 from vit_flax.models.linear import Linear, matmul
 from vit_flax.models.mlp import Mlp
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.precision import Precision
+from vit_flax.models.qkv import split_qkv
 
 
 class AttentionPool(nn.Module):
@@ -32,7 +34,7 @@ class AttentionPool(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None) -> Float[Array, "b d"]:
         """Returns one vector an image, of the tokens that `mask` does not hide."""
-        batch, tokens, dim = x.shape
+        batch, _, dim = x.shape
         head_dim = dim // self.num_heads
         latent = self.param("latent", nn.initializers.normal(dim**-0.5), (1, 1, dim), self.precision.params)
         kernel, bias = Projections(dim, self.precision, name="qkv")()
@@ -40,9 +42,9 @@ class AttentionPool(nn.Module):
         product = partial(matmul, dtype=dtype, precision=self.precision.products)
         q = product(latent, kernel[:, :dim]) + bias[:dim]
         kv = product(x, kernel[:, dim:]) + bias[dim:]
-        # (1, 1, D) -> (B, H, 1, E) and (B, N, 2 D) -> (2, B, H, N, E)
+        # (1, 1, D) -> (B, H, 1, E)
         q = jnp.broadcast_to(q.reshape(1, self.num_heads, 1, head_dim), (batch, self.num_heads, 1, head_dim))
-        k, v = kv.reshape(batch, tokens, 2, self.num_heads, head_dim).transpose(2, 0, 3, 1, 4).astype(dtype)
+        k, v = (part.astype(dtype) for part in split_qkv(kv, self.num_heads, parts=2))
         q = q.astype(dtype)
         if mask is not None:
             q, k = hide_keys(q, k, mask, head_dim**-0.5)

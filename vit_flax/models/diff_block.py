@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vit_flax.config import ViTConfig
-from vit_flax.models.attention import dot_product_attention
+from vit_flax.models.attention import attention_weights, dot_product_attention, record_weights
 from vit_flax.models.block import Block
 from vit_flax.models.drop import refuse_drops
 from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS, RMSNorm
-from vit_flax.models.parallel_scaling_block import ParallelScalingBlock, merge_heads, split_heads
+from vit_flax.models.parallel_scaling_block import ParallelScalingBlock
 from vit_flax.models.precision import Precision
+from vit_flax.models.qkv import merge_heads, split_qkv
 
 SUB_NORM_EPS = 1e-5
 
@@ -35,11 +36,10 @@ class DiffMixing(nn.Module):
 
     @nn.compact
     def __call__(self, q: Array, k: Array, v: Array) -> Float[Array, "b n d"]:
-        """Returns the mixed values of (B, N, D) queries, keys and values, heads merged."""
+        """Returns the mixed values of (B, H, N, E) queries, keys and values, heads merged."""
         cfg = self.config
         width = cfg.head_dim // 2
-        q, k = split_heads(q, 2 * cfg.num_heads), split_heads(k, 2 * cfg.num_heads)
-        v = split_heads(v, cfg.num_heads)
+        q, k = (part.reshape(*part.shape[:3], 2, width) for part in (q, k))
         if cfg.qk_norm:
             norm = partial(NORM_LAYERS[cfg.norm_layer], cfg.norm_eps, self.precision)
             q, k = norm(name="q_norm")(q).astype(v.dtype), norm(name="k_norm")(k).astype(v.dtype)
@@ -50,7 +50,11 @@ class DiffMixing(nn.Module):
         )
         weight = jnp.exp((q1 * k1).sum()) - jnp.exp((q2 * k2).sum()) + start
         scale = cfg.qk_scale or width**-0.5
-        mixed: Any = [dot_product_attention(q[:, i::2], k[:, i::2], v, scale, self.precision) for i in (0, 1)]
+        halves = [(q[..., i, :], k[..., i, :]) for i in (0, 1)]
+        record_weights(
+            self, lambda: attention_weights(*halves[0], scale) - weight * attention_weights(*halves[1], scale)
+        )
+        mixed: Any = [dot_product_attention(*half, v, scale, self.precision) for half in halves]
         out = RMSNorm(SUB_NORM_EPS, self.precision, name="sub_norm")(mixed[0] - weight * mixed[1])
         return merge_heads(out * (1 - start))
 
@@ -65,12 +69,17 @@ class DiffAttention(nn.Module):
     index: int
     precision: Precision = Precision()
 
+    @property
+    def num_heads(self) -> int:
+        """Heads of the values."""
+        return self.config.num_heads
+
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], given: None = None) -> Float[Array, "b n d"]:
         """Returns the attended tokens."""
         cfg = self.config
         qkv = Linear(3 * cfg.embed_dim, cfg.qkv_bias, self.precision, name="qkv")(x)
-        q, k, v = jnp.split(qkv.astype(self.precision.operand_dtype(qkv)), 3, axis=-1)
+        q, k, v = split_qkv(qkv.astype(self.precision.operand_dtype(qkv)), cfg.num_heads)
         x = DiffMixing(cfg, self.index, self.precision, name="mixing")(q, k, v)
         if cfg.scale_attn_norm:
             x = NORM_LAYERS[cfg.norm_layer](cfg.norm_eps, self.precision, name="norm")(x)
@@ -83,12 +92,10 @@ class DiffBlock(Block):
     Reference: timm's Block with attn_layer='diff'.
     """
 
-    index: int = 0  # the block's place, from 0
-
-    def setup_attention(self) -> None:
-        """Builds the attention."""
+    def make_attention(self) -> nn.Module:
+        """Returns the attention."""
         refuse_drops(self.config.block, self.drop, "attn_drop_rate", "proj_drop_rate")
-        self.attn = DiffAttention(self.config, self.index, self.precision)
+        return DiffAttention(self.config, self.index, self.precision)
 
 
 class DiffParallelScalingBlock(ParallelScalingBlock):
@@ -96,8 +103,6 @@ class DiffParallelScalingBlock(ParallelScalingBlock):
 
     Reference: timm's DiffParallelScalingBlock.
     """
-
-    index: int = 0  # the block's place, from 0
 
     def setup_mixing(self) -> None:
         """Builds the attention and the last layer."""

@@ -4,18 +4,22 @@ from typing import Any
 
 from flax.traverse_util import path_aware_map
 
-from vit_flax.config import FIXED_POS_EMBEDS, RopeViTConfig, ViTConfig
+from vit_flax.config import FIXED_POS_EMBEDS, ViTConfig
 
 
 def no_weight_decay(config: ViTConfig) -> set[str]:
     """Returns the parameters that weight decay spares.
 
     Reference: ViT_Backbone.no_weight_decay() of the tutorial; timm spares the other prefix tokens, a learned
-    position table and learned frequencies of rotation as well.
+    position table, learned frequencies of rotation and tables of relative position bias as well.
     """
     learned = ["pos_embed"] * (config.pos_embed == "learned")
-    learned += ["rope_freqs"] * (isinstance(config, RopeViTConfig) and config.rope_type == "mixed")
-    return {"cls_token", "dist_token", "reg_token", *learned}
+    return {"cls_token", "dist_token", "reg_token", *learned, *config.tokens.spared, *config.position.spared}
+
+
+def _never_trained(config: ViTConfig) -> set[str]:
+    table = ["pos_embed"] * (config.pos_embed in FIXED_POS_EMBEDS)
+    return {*table, *config.tokens.fixed, *config.position.fixed}
 
 
 def weight_decay_mask(config: ViTConfig, params: Any) -> Any:
@@ -23,11 +27,11 @@ def weight_decay_mask(config: ViTConfig, params: Any) -> Any:
 
     What is stored but never trained is no parameter of the torch optimiser, so it is not decayed either.
     """
-    spared = no_weight_decay(config) | {"pos_embed", "random_features"}
+    spared = no_weight_decay(config) | _never_trained(config)
     return path_aware_map(lambda path, _: path[-1] not in spared, params)
 
 
 def trainable_mask(config: ViTConfig, params: Any) -> Any:
     """Returns False for each parameter that is stored but never trained: a fixed position table, random features."""
-    fixed = {"random_features", *(["pos_embed"] if config.pos_embed in FIXED_POS_EMBEDS else [])}
+    fixed = _never_trained(config)
     return path_aware_map(lambda path, _: path[-1] not in fixed, params)

@@ -4,17 +4,17 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vit_flax.config import NO_DROPS, DropRates, ViTConfig
 from vit_flax.models.activations import get_activation
-from vit_flax.models.attention import dot_product_attention
+from vit_flax.models.attention import attention_weights, dot_product_attention, record_weights
 from vit_flax.models.drop import drop_path, refuse_drops
 from vit_flax.models.layer_scale import LayerScale
 from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.precision import Precision
+from vit_flax.models.qkv import merge_heads, split_qkv
 
 
 class ParallelScalingBlock(nn.Module):
@@ -27,6 +27,7 @@ class ParallelScalingBlock(nn.Module):
     precision: Precision = Precision()
     drop: DropRates = NO_DROPS
     drop_path: Any = 0.0
+    index: int = 0  # the block's place, from 0
 
     def setup(self) -> None:
         """Builds the layers."""
@@ -50,31 +51,22 @@ class ParallelScalingBlock(nn.Module):
     def _linear(self, features: int, use_bias: bool = True) -> Linear:
         return Linear(features, use_bias, self.precision)
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], given: None = None) -> Float[Array, "b n d"]:
         """Returns the tokens after the residual step."""
         cfg = self.config
         y = self.in_proj(self.in_norm(x))
         hidden = y[..., : cfg.mlp_dim] if cfg.qkv_bias else self.precision.keep(y[..., : cfg.mlp_dim] + self.mlp_bias)
-        q, k, v = jnp.split(y[..., cfg.mlp_dim :].astype(self.precision.operand_dtype(y)), 3, axis=-1)
+        qkv = y[..., cfg.mlp_dim :].astype(self.precision.operand_dtype(y))
+        q, k, v = split_qkv(qkv, cfg.num_heads)
         y = self.mix(q, k, v, get_activation(cfg.activation)(hidden))
         return x + drop_path(self, y if cfg.init_values is None else self.ls(y), self.drop_path)
 
     def mix(self, q: Array, k: Array, v: Array, hidden: Float[Array, "b n h"]) -> Float[Array, "b n d"]:
         """Returns what the block adds."""
         cfg = self.config
-        q, k, v = (split_heads(part, cfg.num_heads) for part in (q, k, v))
         if cfg.qk_norm:
             q, k = self.q_norm(q).astype(v.dtype), self.k_norm(k).astype(v.dtype)
-        out = dot_product_attention(q, k, v, cfg.qk_scale or cfg.head_dim**-0.5, self.precision)
+        scale = cfg.qk_scale or cfg.head_dim**-0.5
+        record_weights(self, lambda: attention_weights(q, k, scale))
+        out = dot_product_attention(q, k, v, scale, self.precision)
         return self.attn_out_proj(merge_heads(out)) + self.mlp_out_proj(hidden)
-
-
-def split_heads(x: Float[Array, "b n d"], num_heads: int) -> Float[Array, "b h n e"]:
-    """Cuts the last axis into heads."""
-    return x.reshape(*x.shape[:2], num_heads, -1).transpose(0, 2, 1, 3)
-
-
-def merge_heads(x: Any) -> Float[Array, "b n d"]:
-    """Joins (B, H, N, E) heads."""
-    x = x.transpose(0, 2, 1, 3)
-    return x.reshape(*x.shape[:2], -1)

@@ -25,6 +25,7 @@ class ParallelThingsBlock(nn.Module):
     precision: Precision = Precision()
     drop: DropRates = NO_DROPS
     drop_path: Any = 0.0
+    index: int = 0  # the block's place, from 0
 
     def setup(self) -> None:
         """Builds the branches."""
@@ -32,7 +33,7 @@ class ParallelThingsBlock(nn.Module):
         self.attns = [Branch(self.config, "attn", *runtime) for _ in range(NUM_PARALLEL)]
         self.ffns = [Branch(self.config, "mlp", *runtime) for _ in range(NUM_PARALLEL)]
 
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], given: None = None) -> Float[Array, "b n d"]:
         """Returns the tokens after both residual steps."""
         x = x + sum(branch(x) for branch in self.attns)
         return x + sum(branch(x) for branch in self.ffns)
@@ -53,7 +54,7 @@ class Branch(nn.Module):
         cfg = self.config
         x = NORM_LAYERS[cfg.norm_layer](cfg.norm_eps, self.precision, name="norm")(x)
         build = build_attention if self.layer == "attn" else build_mlp
-        x = build(cfg, self.drop, precision=self.precision, name=self.layer)(x)
+        x = build(cfg, self.precision, self.drop, name=self.layer)(x)
         if cfg.init_values is not None:
             x = LayerScale(cfg.init_values, self.precision, name="ls")(x)
         return drop_path(self, x, self.drop_path)

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from vit_flax.config import ViTConfig
 from vit_flax.models.linear import matmul
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.precision import Precision
@@ -61,6 +62,14 @@ class PatchEmbed(nn.Module):
             images = images[:, :height, :width]
         tokens = self.proj(images)
         return tokens if self.norm_layer is None else self.norm(tokens)
+
+
+def build_patch_embed(config: ViTConfig, precision: Precision) -> PatchEmbed:
+    """Returns the patch embedding that `config` describes."""
+    cfg = config
+    norm = (cfg.norm_layer if cfg.patch_norm else None, cfg.norm_eps)
+    fields = (cfg.image_size, cfg.patch_size, cfg.embed_dim, cfg.in_chans, cfg.patch_bias, cfg.crop_to_patches)
+    return PatchEmbed(*fields, *norm, precision)
 
 
 class PatchProjection(nn.Module):

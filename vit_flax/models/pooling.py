@@ -1,13 +1,19 @@
 """From tokens to one vector an image."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 def pool_tokens(
-    tokens: Float[Array, "b n d"], global_pool: str, num_prefix_tokens: int, include_prefix: bool = False
+    tokens: Float[Array, "b n d"],
+    global_pool: str,
+    num_prefix_tokens: int,
+    include_prefix: bool = False,
+    mask: Bool[Array, "b n"] | None = None,
 ) -> Array:
     """Reduces tokens to one vector an image; 'none' returns them as they are, 'token_avg' a vector twice as wide.
+
+    `mask` is of the tokens that are no padding.
 
     Reference: timm.models.vision_transformer.global_pool_nlc; 'token_avg' is the input of DINOv2's linear classifier.
     """
@@ -15,13 +21,25 @@ def pool_tokens(
         return tokens
     if global_pool == "token":
         return tokens[:, 0]
-    pooled = tokens if include_prefix else tokens[:, num_prefix_tokens:]
+    first = 0 if include_prefix else num_prefix_tokens
+    pooled, mask = tokens[:, first:], None if mask is None else mask[:, first:, None]
     if global_pool == "avg":
-        return pooled.mean(axis=1)
+        return _mean(pooled, mask)
     if global_pool == "max":
-        return pooled.max(axis=1)
+        return _max(pooled, mask)
     if global_pool == "avgmax":
-        return 0.5 * (pooled.max(axis=1) + pooled.mean(axis=1))
+        return 0.5 * (_max(pooled, mask) + _mean(pooled, mask))
     if global_pool == "token_avg":
-        return jnp.concatenate([tokens[:, 0], pooled.mean(axis=1)], axis=-1)
+        return jnp.concatenate([tokens[:, 0], _mean(pooled, mask)], axis=-1)
     raise ValueError(f"no pooling named {global_pool!r}")
+
+
+def _mean(tokens: Array, mask: Array | None) -> Array:
+    if mask is None:
+        return tokens.mean(axis=1)
+    kept = mask.astype(tokens.dtype)
+    return (tokens * kept).sum(1) / kept.sum(1)
+
+
+def _max(tokens: Array, mask: Array | None) -> Array:
+    return (tokens if mask is None else jnp.where(mask, tokens, -jnp.inf)).max(axis=1)

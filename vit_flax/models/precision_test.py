@@ -18,7 +18,7 @@ from vit_flax.models.precision import compiled_for
 SMALL: dict[str, Any] = {
     "image_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 5, "in_chans": 1,
 }  # fmt: skip
-T2T: dict[str, Any] = {**SMALL, "patch_size": 16, "token_chan": 4}
+T2T: dict[str, Any] = {**{k: v for k, v in SMALL.items() if k != "patch_size"}, "token_chan": 4}
 MODELS: dict[str, ViTConfig] = {
     **{
         block: ViTConfig(**SMALL, block=block, qk_norm=block != "res_post")

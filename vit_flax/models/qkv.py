@@ -1,32 +1,25 @@
-"""The projection to queries, keys and values where keys have no bias of their own."""
+"""Heads of queries, keys and values."""
 
-import flax.linen as nn
-import jax.numpy as jnp
+from __future__ import annotations
+
+from typing import Any
+
 from jaxtyping import Array, Float
 
-from vit_flax.models.linear import Linear
-from vit_flax.models.precision import Precision
+
+def split_qkv(x: Float[Array, "b n d"], num_heads: int, parts: int = 3) -> tuple[Array, ...]:
+    """Returns the (B, H, N, E) heads of `parts` tensors that lie side by side in the last axis."""
+    batch, tokens, _ = x.shape
+    # (B, N, 3 H E) -> (3, B, H, N, E)
+    return tuple(x.reshape(batch, tokens, parts, num_heads, -1).transpose(2, 0, 3, 1, 4))
 
 
-def project_qkv(
-    module: nn.Module,
-    x: Float[Array, "b n d"],
-    bias: bool,
-    key_bias: bool,
-    precision: Precision,
-) -> Float[Array, "b n e"]:
-    """Returns queries, keys and values side by side, with parameters of `module`.
+def split_heads(x: Float[Array, "b n d"], num_heads: int) -> Float[Array, "b h n e"]:
+    """Returns the heads of one tensor."""
+    return x.reshape(*x.shape[:2], num_heads, -1).swapaxes(1, 2)
 
-    `bias` is that of queries and values. Where keys have the same, all is one Linear `qkv`; else the kernel is, and the
-    biases are `q_bias`, `k_bias` and `v_bias`, those that there are.
-    """
-    dim, dtype = x.shape[-1], precision.params
-    qkv = Linear(3 * dim, bias and key_bias, precision, name="qkv")(x)
-    if bias == key_bias:
-        return qkv
-    there = {"q_bias": bias, "k_bias": key_bias, "v_bias": bias}
-    parts = [
-        module.param(name, nn.initializers.zeros, (dim,), dtype) if has else jnp.zeros((dim,), dtype)
-        for name, has in there.items()
-    ]
-    return precision.keep(qkv + jnp.concatenate(parts))
+
+def merge_heads(x: Any) -> Float[Array, "b n d"]:
+    """Joins (B, H, N, E) heads."""
+    x = x.transpose(0, 2, 1, 3)
+    return x.reshape(*x.shape[:2], -1)

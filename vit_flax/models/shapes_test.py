@@ -20,13 +20,14 @@ from vit_flax.models import build_model
 from vit_flax.models.shapes import expected_shapes
 
 SMALL: dict[str, Any] = {"image_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 12, "num_heads": 2}
+SOFT_SPLITS = {name: value for name, value in SMALL.items() if name != "patch_size"}
 CONFIGS: dict[str, ViTConfig] = {
     **{block: ViTConfig(**SMALL, block=block) for block in BLOCKS},
     "rope": RopeViTConfig(**SMALL, rope_type="mixed", rope_rotate_half=False, rope_theta=10.0, key_bias=True),
     "beit": BeitConfig(**SMALL, shared_rel_pos_bias=True, rel_pos_bias=True),
     "naflex": NaFlexViTConfig(**SMALL),
     "lucidrains": LucidrainsViTConfig(**SMALL),
-    "t2t": T2TViTConfig(**SMALL, softsplit_kernels=(3, 3, 3), token_chan=16),
+    "t2t": T2TViTConfig(**SOFT_SPLITS, softsplit_kernels=(3, 3, 3), token_chan=16),
 }
 
 

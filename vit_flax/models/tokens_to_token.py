@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from vit_flax.config import T2TViTConfig, softsplit_size
+from vit_flax.config import SoftSplits, ViTConfig, softsplit_size
 from vit_flax.models.attention import Attention
 from vit_flax.models.linear import Linear
 from vit_flax.models.mlp import Mlp
@@ -13,7 +13,6 @@ from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.patch_embed import check_images
 from vit_flax.models.precision import Precision
 from vit_flax.models.token_performer import TokenPerformer
-from vit_flax.models.vision_transformer import VisionTransformer
 
 
 def soft_split(images: Float[Array, "b h w c"], kernel: int) -> Float[Array, "b i j d"]:
@@ -86,7 +85,7 @@ class TokensToToken(nn.Module):
     Reference: the tutorial's Tokens2Token; T2T_module of T2T-ViT, arXiv 2101.11986.
     """
 
-    config: T2TViTConfig
+    config: ViTConfig
     precision: Precision = Precision()
 
     def setup(self) -> None:
@@ -99,13 +98,14 @@ class TokensToToken(nn.Module):
         self.project = Linear(cfg.embed_dim, precision=self.precision)
 
     def _token_block(self, width: int) -> nn.Module:
-        cfg = self.config
+        cfg, soft_splits = self.config, self.config.tokens
+        assert isinstance(soft_splits, SoftSplits)
         norm_fields = (cfg.activation, cfg.norm_layer, cfg.norm_eps)
         if cfg.tokens_type == "performer":
             return TokenPerformer(cfg.token_chan, *norm_fields, self.precision)
         qkv_bias = cfg.qkv_bias if cfg.token_qkv_bias is None else cfg.token_qkv_bias
         scale = width**-0.5 if cfg.token_input_scale else cfg.qk_scale
-        fields = (cfg.token_chan, cfg.token_heads, cfg.token_mlp_ratio, qkv_bias, scale)
+        fields = (cfg.token_chan, soft_splits.heads(cfg), cfg.token_mlp_ratio, qkv_bias, scale)
         return TokenTransformer(*fields, *norm_fields, self.precision)
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
@@ -119,21 +119,3 @@ class TokensToToken(nn.Module):
             x = transformer(x.reshape(batch, height * width, dim)).reshape(batch, height, width, -1)
         x = soft_split(x, cfg.softsplit_kernels[2])
         return self.project(x.reshape(x.shape[0], -1, x.shape[-1]))
-
-
-class T2TViT(VisionTransformer):
-    """A Vision Transformer on tokens from `TokensToToken`.
-
-    Reference: the tutorial's T2T_ViT; T2T_ViT of yitu-opensource/T2T-ViT.
-    """
-
-    config: T2TViTConfig
-
-    def setup(self) -> None:
-        """Builds the soft splits and the backbone."""
-        self.tokens_to_token = TokensToToken(self.config, self.policy)
-        self.setup_backbone()
-
-    def embed(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
-        """Returns the tokens after the three soft splits."""
-        return self.tokens_to_token(images)

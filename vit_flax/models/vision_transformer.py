@@ -14,10 +14,11 @@ from vit_flax.config import FIXED_POS_EMBEDS, NO_DROPS, DropRates, ViTConfig
 from vit_flax.models.attention_pool import AttentionPool
 from vit_flax.models.blocks import build_block
 from vit_flax.models.drop import dropout
-from vit_flax.models.layers import NO_REMAT, run_blocks
 from vit_flax.models.linear import Linear
+from vit_flax.models.loop import NO_REMAT, run_blocks
 from vit_flax.models.norm import NORM_LAYERS
-from vit_flax.models.patch_embed import PatchEmbed
+from vit_flax.models.padded_patches import resize_to_each
+from vit_flax.models.parts import build_positions, build_tokenizer
 from vit_flax.models.pooling import pool_tokens
 from vit_flax.models.pos_embed import simple_sincos_2d, sincos_2d, sinusoid_1d
 from vit_flax.models.precision import HIGHEST, Precision, accumulator_dtype
@@ -42,7 +43,7 @@ class VisionTransformer(nn.Module):
     param_dtype: DTypeLike = jnp.float32
     precision: Any = HIGHEST  # of float32 products, or a whole Precision
     drop: DropRates = NO_DROPS  # acts only in an apply with rngs={"dropout": key}
-    remat: str = NO_REMAT  # what the backward pass of a block does not recompute: see vit_flax.models.layers
+    remat: str = NO_REMAT  # what the backward pass of a block does not recompute: see vit_flax.models.loop
     scan: bool = False  # the blocks as one scanned loop
 
     @property
@@ -51,19 +52,12 @@ class VisionTransformer(nn.Module):
         return Precision.of(self.dtype, self.param_dtype, self.precision)
 
     def setup(self) -> None:
-        """Builds the patch embedding and the backbone."""
-        cfg = self.config
-        norm = (cfg.norm_layer if cfg.patch_norm else None, cfg.norm_eps)
-        fields = (cfg.image_size, cfg.patch_size, cfg.embed_dim, cfg.in_chans, cfg.patch_bias, cfg.crop_to_patches)
-        self.patch_embed = PatchEmbed(*fields, *norm, self.policy)
-        self.setup_backbone()
-
-    def setup_backbone(self) -> None:
-        """Builds everything after the tokens."""
-        cfg = self.config
-        norm = partial(NORM_LAYERS[cfg.norm_layer], cfg.norm_eps, self.policy)
-        wide = self.policy.wide  # what leaves the blocks is not rounded again
+        """Builds the layers, in the order in which they run."""
+        cfg, policy = self.config, self.policy
+        norm = partial(NORM_LAYERS[cfg.norm_layer], cfg.norm_eps, policy)
+        wide = policy.wide  # what leaves the blocks is not rounded again
         last_norm = partial(NORM_LAYERS[cfg.norm_layer], cfg.norm_eps, wide)
+        setattr(self, cfg.tokens.path, build_tokenizer(cfg, policy))
         if cfg.class_token:
             self.cls_token = self._token("cls_token", 1)
         if cfg.dist_token:
@@ -76,7 +70,9 @@ class VisionTransformer(nn.Module):
             self.pos_embed = self.param("pos_embed", self._init_pos_embed)
         if cfg.pre_norm:
             self.norm_pre = norm()
-        self.blocks = [self.make_block(index) for index in range(cfg.depth)]
+        self.positions = build_positions(cfg)
+        self.positions.setup_model(self)
+        self.blocks = [build_block(cfg, index, policy, self.drop) for index in range(cfg.depth)]
         if cfg.final_norm and not cfg.fc_norm:
             self.norm = last_norm()
         if cfg.global_pool == "map":
@@ -91,81 +87,61 @@ class VisionTransformer(nn.Module):
             if cfg.head_dist:
                 self.head_dist = Linear(cfg.num_classes, cfg.head_bias, wide)
 
-    def make_block(self, index: int) -> nn.Module:
-        """Returns block number `index`; a family with a block of its own says so here."""
-        rate = self.drop.block_rates(self.config.depth)[index]
-        return build_block(self.config, index, self.policy, self.drop, rate)
-
     def _token(self, name: str, count: int) -> Float[Array, "1 n d"]:
         return self.param(name, nn.initializers.normal(0.02), (1, count, self.config.embed_dim), self.policy.params)
 
     def _init_pos_embed(self, key: Array) -> Array:
-        cfg = self.config
+        cfg, dtype = self.config, self.policy.params
         shape = (1, cfg.num_embed_prefix_tokens + cfg.num_patches, cfg.embed_dim)
         if cfg.pos_embed == "sinusoid":
-            return jnp.asarray(sinusoid_1d(*shape[1:]), self.policy.params)
+            return jnp.asarray(sinusoid_1d(*shape[1:]), dtype)
         if cfg.pos_embed == "sincos_2d":
-            return jnp.asarray(sincos_2d(cfg.grid_size, cfg.embed_dim, cfg.num_embed_prefix_tokens), self.policy.params)
-        return nn.initializers.normal(0.02)(key, shape, self.policy.params)
+            return jnp.asarray(sincos_2d(cfg.grid_size, cfg.embed_dim, cfg.num_embed_prefix_tokens), dtype)
+        return nn.initializers.normal(0.02)(key, shape, dtype)
 
-    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
-        """Returns the logits, or the pooled features when `num_classes` is 0."""
-        return self.backbone(self.embed(images))
+    def __call__(self, images: Array, mask: Array | None = None, spatial_shapes: Array | None = None) -> Array:
+        """Returns the logits (B, K), or the pooled features when `num_classes` is 0.
 
-    def embed(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
-        """Returns the patch tokens."""
-        return self.patch_embed(images)
-
-    def features(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
-        """Returns all tokens after the final norm, prefix tokens first."""
-        return self.encode(self.embed(images))
-
-    def both_heads(self, images: Float[Array, "b h w c"]) -> tuple[Float[Array, "b k"], Float[Array, "b k"]]:
-        """Returns the logits of the class token and of the distillation token, which distillation trains apart."""
-        return self._distilled(self.features(images))
+        Args:
+            images: (B, H, W, C); or patches (B, N, p p C) where the config's tokens are `PaddedPatches`.
+            mask: (B, N), False for padding patches.
+            spatial_shapes: (B, 2), patches along height and width of each image.
+        """
+        return self.classify(self.features(images, mask, spatial_shapes), mask)
 
     def backbone(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b k"]:
         """Returns the logits from patch tokens."""
         return self.classify(self.encode(tokens))
 
-    def encode(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def both_heads(self, images: Array) -> tuple[Float[Array, "b k"], Float[Array, "b k"]]:
+        """Returns the logits of the class token and of the distillation token, which distillation trains apart."""
+        return self._distilled(self.features(images))
+
+    def features(self, images: Array, mask: Array | None = None, spatial_shapes: Array | None = None) -> Array:
+        """Returns all tokens (B, N, D) after the final norm, prefix tokens first, those of the padding too."""
+        return self.encode(self.embed(images, mask, spatial_shapes), mask, spatial_shapes)
+
+    def embed(self, images: Array, mask: Array | None = None, spatial_shapes: Array | None = None) -> Array:
+        """Returns the patch tokens (B, N, D)."""
+        tokenizer: Any = getattr(self, self.config.tokens.path)
+        return tokenizer(images) if mask is None and spatial_shapes is None else tokenizer(images, mask, spatial_shapes)
+
+    def encode(
+        self, tokens: Float[Array, "b n d"], mask: Array | None = None, spatial_shapes: Array | None = None
+    ) -> Float[Array, "b n d"]:
         """Adds prefix tokens and positions to patch tokens, runs the blocks and the final norm."""
         cfg = self.config
         expected = (cfg.num_patches, cfg.embed_dim)
-        if tokens.ndim != 3 or tuple(tokens.shape[1:]) != expected:
+        if tokens.ndim != 3 or (spatial_shapes is None and tuple(tokens.shape[1:]) != expected):
             raise ValueError(f"tokens must have shape (batch, {expected[0]}, {expected[1]}), got {tokens.shape}")
-        tokens = dropout(self, self.policy.flow(self._add_prefix(tokens)), self.drop.pos_drop_rate)
+        tokens = dropout(self, self.policy.flow(self._add_prefix(tokens, spatial_shapes)), self.drop.pos_drop_rate)
         if cfg.pre_norm:
             tokens = self.policy.flow(self.norm_pre(tokens))
-        tokens = self._run_blocks(tokens, self.block_inputs())
+        tokens = self._run_blocks(tokens, self.positions.block_inputs(self, self._with_prefix(mask)))
         tokens = self.norm(tokens) if cfg.final_norm and not cfg.fc_norm else tokens
         return tokens.astype(accumulator_dtype(tokens.dtype))
 
-    def block_inputs(self) -> list[tuple[Any, ...]]:
-        """Returns what each block needs beside tokens; a family whose blocks need more says so here."""
-        return [()] * self.config.depth
-
-    def _run_blocks(self, tokens: Float[Array, "b n d"], inputs: list[tuple[Any, ...]]) -> Float[Array, "b n d"]:
-        is_random = self.has_rng("dropout")
-        if self.is_initializing() or not (is_random or self.scan or self.remat != NO_REMAT):
-            for block, more in zip(self.blocks, inputs, strict=True):
-                tokens = block(tokens, *more)
-            return tokens
-        if self.scan and self.config.block.startswith("diff"):
-            raise ValueError(f"scan needs blocks that are alike, and those of block={self.config.block!r} are not")
-        depth = self.config.depth
-        params = [self.variables["params"][f"blocks_{i}"] for i in range(depth)]
-        keys = jax.random.split(self.make_rng("dropout"), depth) if is_random else None
-        blocks = [block.clone() for block in self.blocks]
-        return run_blocks(blocks, params, inputs, keys, tokens, self.remat, self.scan)
-
-    def _pos_table(self) -> Array:
-        cfg = self.config
-        if cfg.pos_embed == "simple_sincos_2d":
-            return jnp.asarray(simple_sincos_2d(cfg.grid_size, cfg.embed_dim, cfg.num_embed_prefix_tokens))
-        return lax.stop_gradient(self.pos_embed) if cfg.pos_embed in FIXED_POS_EMBEDS else self.pos_embed
-
-    def _add_prefix(self, tokens: Float[Array, "b p d"]) -> Float[Array, "b n d"]:
+    def _add_prefix(self, tokens: Float[Array, "b p d"], spatial_shapes: Array | None = None) -> Float[Array, "b n d"]:
         cfg = self.config
         names = ("cls_token",) * cfg.class_token + ("dist_token",) * cfg.dist_token
         names += ("reg_token",) * bool(cfg.reg_tokens)
@@ -174,7 +150,7 @@ class VisionTransformer(nn.Module):
         if cfg.pos_embed != "none":
             rows = cfg.num_embed_prefix_tokens
             table = self._pos_table()
-            tokens = tokens + table[:, rows:]
+            tokens = tokens + self._for_each(table[:, rows:], spatial_shapes, tokens.shape[1])
             if prefix is not None and rows:
                 prefix = jnp.concatenate([prefix[:, :rows] + table[:, :rows], prefix[:, rows:]], axis=1)
         if prefix is None:
@@ -182,20 +158,52 @@ class VisionTransformer(nn.Module):
         prefix = jnp.broadcast_to(prefix, (tokens.shape[0], *prefix.shape[1:]))
         return jnp.concatenate([prefix.astype(tokens.dtype), tokens], axis=1)
 
-    def classify(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b k"]:
-        """Pools the tokens of `encode` and applies the head."""
+    def _pos_table(self) -> Array:
+        cfg = self.config
+        if cfg.pos_embed == "simple_sincos_2d":
+            return jnp.asarray(simple_sincos_2d(cfg.grid_size, cfg.embed_dim, cfg.num_embed_prefix_tokens))
+        return lax.stop_gradient(self.pos_embed) if cfg.pos_embed in FIXED_POS_EMBEDS else self.pos_embed
+
+    def _for_each(self, table: Float[Array, "1 p d"], spatial_shapes: Array | None, length: int) -> Array:
+        if spatial_shapes is None:
+            return table
+        return resize_to_each(table[0].reshape(*self.config.grid_size, -1), spatial_shapes, length)
+
+    def _with_prefix(self, mask: Array | None) -> Array | None:
+        """Returns the mask (B, N) of all tokens from that of the patches."""
+        if mask is None:
+            return None
+        return jnp.pad(mask.astype(bool), ((0, 0), (self.config.num_prefix_tokens, 0)), constant_values=True)
+
+    def _run_blocks(self, tokens: Float[Array, "b n d"], inputs: list[Any]) -> Float[Array, "b n d"]:
+        is_random = self.has_rng("dropout") and not self.is_initializing()
+        if self.is_initializing() or not (is_random or self.scan or self.remat != NO_REMAT):
+            return run_blocks(self.blocks, None, inputs, None, tokens, NO_REMAT, scan=False)
+        if self.scan and self.config.block.startswith("diff"):
+            raise ValueError(f"scan needs blocks that are alike, and those of block={self.config.block!r} are not")
+        depth = self.config.depth
+        params = [self.variables["params"][f"blocks_{i}"] for i in range(depth)]
+        keys = jax.random.split(self.make_rng("dropout"), depth) if is_random else None
+        blocks = [block.clone() for block in self.blocks]
+        return run_blocks(blocks, params, inputs, keys, tokens, self.remat, self.scan)
+
+    def classify(self, tokens: Float[Array, "b n d"], mask: Array | None = None) -> Array:
+        """Pools the tokens of `encode` and applies the head; `mask` is of the patches that are no padding."""
         cfg = self.config
         if cfg.head_dist:
             class_logits, dist_logits = self._distilled(tokens)
             return (class_logits + dist_logits) / 2
-        return self._head(self.pool(tokens))
+        pooled = self._pre_head(self.pool(tokens, mask))
+        return self.head(pooled) if cfg.num_classes else pooled
 
-    def pool(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b e"]:
-        """Reduces the tokens of `encode` to one vector an image, before the last norm and the head."""
+    def pool(self, tokens: Float[Array, "b n d"], mask: Array | None = None) -> Float[Array, "b *n e"]:
+        """Reduces the tokens of `encode` to one vector an image; to themselves where global_pool is 'none'."""
         cfg = self.config
+        mask = self._with_prefix(mask)
         if cfg.global_pool == "map":
-            return self.attn_pool(tokens if cfg.pool_include_prefix else tokens[:, cfg.num_prefix_tokens :])
-        return pool_tokens(tokens, cfg.global_pool, cfg.num_prefix_tokens, cfg.pool_include_prefix)
+            first = 0 if cfg.pool_include_prefix else cfg.num_prefix_tokens
+            return self.attn_pool(tokens[:, first:], None if mask is None else mask[:, first:])
+        return pool_tokens(tokens, cfg.global_pool, cfg.num_prefix_tokens, cfg.pool_include_prefix, mask)
 
     def _distilled(self, tokens: Array) -> tuple[Array, Array]:
         cfg = self.config
@@ -209,7 +217,3 @@ class VisionTransformer(nn.Module):
         pooled = self.fc_norm(pooled) if cfg.fc_norm else pooled
         pooled = pooled if cfg.representation_size is None else jnp.tanh(self.pre_logits(pooled))
         return dropout(self, pooled, self.drop.drop_rate)
-
-    def _head(self, pooled: Array) -> Array:
-        pooled = self._pre_head(pooled)
-        return self.head(pooled) if self.config.num_classes else pooled

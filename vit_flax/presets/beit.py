@@ -8,7 +8,7 @@ from vit_flax.presets.preset import IMAGENET, INCEPTION, Weights, collect, weigh
 GAP = {"global_pool": "avg", "fc_norm": True}
 
 
-def beit(width: int, depth: int, heads: int, patch: int, image: int, **fields: Any) -> BeitConfig:
+def beit(width: int, depth: int, heads: int, patch: int, image: int, **fields: Any) -> ViTConfig:
     """Returns the config of a row."""
     size = {"patch_size": (patch, patch), "image_size": (image, image)}
     return BeitConfig(embed_dim=width, depth=depth, num_heads=heads, **size, **fields)

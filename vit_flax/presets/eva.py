@@ -31,7 +31,7 @@ GATED = {"mlp_layer": "swiglu", "activation": "silu"}
 SATELLITE: Normalisation = (0.43, 0.411, 0.296), (0.213, 0.156, 0.143)
 
 
-def eva(width: int, depth: int, heads: int, patch: int, image: int, **fields: Any) -> RopeViTConfig:
+def eva(width: int, depth: int, heads: int, patch: int, image: int, **fields: Any) -> ViTConfig:
     """Returns the config of a row."""
     size = {"patch_size": (patch, patch), "image_size": (image, image)}
     return RopeViTConfig(embed_dim=width, depth=depth, num_heads=heads, **size, **fields)

@@ -37,7 +37,7 @@ def _row(config: ViTConfig, normalisation: Normalisation, licence: str | None = 
     return Preset(config=config, mean=mean, std=std, licence=licence, **fields)
 
 
-def _rope(width: int, depth: int, heads: int, **fields: Any) -> RopeViTConfig:
+def _rope(width: int, depth: int, heads: int, **fields: Any) -> ViTConfig:
     return RopeViTConfig(embed_dim=width, depth=depth, num_heads=heads, **fields)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from vit_flax.config import ViTConfig, config_from_dict
+from vit_flax.config import PlainViTConfig, ViTConfig, config_from_dict
 from vit_flax.suggestions import nearest
 from vit_flax.train.spellings import ELSEWHERE
 
@@ -33,9 +33,16 @@ def frozen(value: Any) -> Any:
     return tuple(frozen(v) for v in value) if isinstance(value, tuple | list) else value
 
 
+def field_names(config_class: type) -> list[str]:
+    """Returns the names of the fields; of a ViTConfig those of its parts too."""
+    if issubclass(config_class, ViTConfig):
+        return list(PlainViTConfig.fields)
+    return [field.name for field in dataclasses.fields(config_class)]
+
+
 def check_names(config_class: type, names: Mapping[str, Any], prefix: str = "") -> None:
     """Raises ValueError for the first name that is no field, suggesting the nearest one."""
-    fields = [field.name for field in dataclasses.fields(config_class)]
+    fields = field_names(config_class)
     for name in names:
         if name not in fields:
             near = suggest(config_class, str(name))
@@ -52,7 +59,7 @@ def suggest(config_class: type, name: str) -> list[str]:
         return [path]
     if same := [path for path in paths if path.split(".")[-1] == name]:
         return same
-    fields = [field.name for field in dataclasses.fields(config_class)]
+    fields = field_names(config_class)
     if "." not in name and (near := nearest(name, fields)):
         return near
     if near := nearest(name, paths, cutoff=0.8):
@@ -65,11 +72,11 @@ def dotted_paths(config_class: type, prefix: str = "") -> list[str]:
     """Returns the paths of every field, of nested configs and of the model as well, as `replace_dotted` takes them."""
     nested = getattr(config_class, "NESTED", {})
     paths = []
-    for field in dataclasses.fields(config_class):
-        inner = ViTConfig if field.name == "model" else nested.get(field.name)
-        paths.append(prefix + field.name)
+    for name in field_names(config_class):
+        inner = ViTConfig if name == "model" else nested.get(name)
+        paths.append(prefix + name)
         if inner is not None:
-            paths += dotted_paths(inner, f"{prefix}{field.name}.")
+            paths += dotted_paths(inner, f"{prefix}{name}.")
     return paths
 
 

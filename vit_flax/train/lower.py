@@ -12,7 +12,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vit_flax.models import attention_backend
 from vit_flax.models.precision import compiled_for
 from vit_flax.train.config import ResolvedConfig
-from vit_flax.train.sharding import AnyMesh, batch_sharding, check_mesh, partitioned, place_params, state_shardings
+from vit_flax.train.sharding import (
+    AnyMesh,
+    batch_sharding,
+    check_mesh,
+    partitioned,
+    place_params,
+    sharding_rules,
+    state_shardings,
+)
 from vit_flax.train.step import TrainState, batch_shapes, eval_step, init_state, train_step
 
 
@@ -23,7 +31,7 @@ def abstract_state(config: ResolvedConfig, mesh: AnyMesh) -> TrainState:
         ValueError: the mesh does not divide a parameter.
     """
     shapes = jax.eval_shape(partial(init_state, config=config), jax.random.key(0))
-    return _with_shardings(shapes, state_shardings(shapes, mesh, config.sharding))
+    return _with_shardings(shapes, state_shardings(shapes, mesh, config.sharding or sharding_rules(config.model)))
 
 
 def create_state(config: ResolvedConfig, mesh: Mesh, params: Any = None) -> TrainState:

@@ -18,7 +18,7 @@ from vit_flax.train.config import OptimizerConfig, ResolvedConfig, TrainConfig
 from vit_flax.train.patterns import match_tree, paths_of, select
 
 _TORCH_CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
-_STEM = r"(cls_token|dist_token|reg_token|mask_token|pos_embed|(patch_embed|tokens_to_token|norm_pre)/.*)"
+_STEM = r"(cls_token|dist_token|reg_token|mask_token|pos_embed|norm_pre/.*)"
 
 
 def make_optimizer(config: ResolvedConfig, params: Any) -> optax.GradientTransformation:
@@ -137,7 +137,8 @@ def layer_decay_rules(model: ViTConfig, decay: float) -> tuple[tuple[str, float]
     Reference: timm.optim.param_groups_layer_decay; the final norm counts as part of the last block.
     """
     blocks = [(rf"blocks_{i}/.*", decay ** (model.depth - i)) for i in range(model.depth)]
-    return ((_STEM, decay ** (model.depth + 1)), *blocks, (r"norm/.*", decay), (r".*", 1.0))
+    stem = "|".join((_STEM, *model.tokens.stem, *model.position.stem))
+    return ((stem, decay ** (model.depth + 1)), *blocks, (r"norm/.*", decay), (r".*", 1.0))
 
 
 def scale_by_rules(rules: tuple[tuple[str, float], ...], params: Any) -> optax.GradientTransformation:

@@ -19,9 +19,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from vit_flax.config import ViTConfig
-from vit_flax.models import Attention
 from vit_flax.models.linear import Linear, matmul
-from vit_flax.models.rope import RopeAttention
 from vit_flax.train.config import MeshConfig, TrainConfig
 from vit_flax.train.patterns import match
 
@@ -44,7 +42,7 @@ RULES: tuple[tuple[str, *tuple[Axes, ...]], ...] = (
     (r"blocks_\d+/(.*/)?kernel", (_BOTH, None)),
     # small beside the blocks: however it divides
     (r"(.*/)?kernel", (_BOTH, None), (_BOTH,), ("fsdp", None), ("fsdp",), ("tensor",), ()),
-    (r"pos_embed|(.*/)?random_features", (_BOTH,), ("fsdp",), ()),
+    (r"pos_embed", (_BOTH,), ("fsdp",), ()),
     (r".*", ()),
 )
 
@@ -93,6 +91,11 @@ def _size(axis: str | Sequence[str] | None, mesh: AnyMesh) -> int:
         if name not in mesh.shape:
             raise ValueError(f"a sharding rule names the axis {name!r}; the mesh has {', '.join(mesh.shape)}")
     return math.prod(mesh.shape[name] for name in names)
+
+
+def sharding_rules(config: ViTConfig) -> tuple[Any, ...]:
+    """Returns the rules for a model's parameters: those of its config's parts before those of all models."""
+    return (*config.tokens.sharding, *config.position.sharding, *RULES)
 
 
 def parameter_specs(params: Any, mesh: AnyMesh, rules: Any = None) -> dict[str, PartitionSpec]:
@@ -222,11 +225,7 @@ def _intercept(mesh: Mesh) -> Any:
         module = context.module
         if context.method_name not in ("__call__", "parts") or module.is_initializing():
             return call(*args, **kwargs)
-        if (
-            module.name == "qkv"
-            and isinstance(module.parent, Attention | RopeAttention)
-            and _splits_heads(module, mesh)
-        ):
+        if module.name == "qkv" and isinstance(module, Linear) and _splits_heads(module, mesh):
             y = project_by_heads(module, args[0])
             return y if context.method_name == "__call__" else jnp.split(y, args[1], axis=-1)
         if len(module.path) > 1 or context.method_name != "__call__":
@@ -238,8 +237,7 @@ def _intercept(mesh: Mesh) -> Any:
 
 
 def _splits_heads(module: Linear, mesh: Mesh) -> bool:
-    owner: Any = module.parent
-    heads = owner.num_heads if isinstance(owner, Attention) else owner.config.num_heads
+    heads = module.parent.num_heads  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
     return mesh.shape["tensor"] > 1 and heads % mesh.shape["tensor"] == 0
 
 

@@ -32,34 +32,47 @@ def checkpoint_policy(remat: str) -> Any:
 
 def run_blocks(
     blocks: Sequence[nn.Module],
-    params: Sequence[Any],
-    inputs: Sequence[tuple[Any, ...]],
+    params: Sequence[Any] | None,
+    inputs: Sequence[Any],
     keys: Array | None,
     tokens: Float[Array, "b n d"],
     remat: str,
     scan: bool,
 ) -> Float[Array, "b n d"]:
-    """Returns the tokens after all blocks; each gets its own `inputs`, and key of `keys` for what it leaves out.
+    """Returns the tokens after all blocks; each gets its own of `inputs`, and key of `keys` for dropout.
 
     A scanned loop compiles one block instead of all of them. It stacks their parameters on the way in, so that the
     parameters of the model keep their names.
+
+    Args:
+        blocks: modules; bound to the model where `params` is None, and then called as they are.
+        params: of each block.
+        inputs: what tells attention where the tokens are, a tree of arrays or None.
+        keys: one a block, or None.
+        tokens: that go in.
+        remat: what the backward pass keeps; see `checkpoint_policy`.
+        scan: as one scanned loop.
     """
 
-    def call(block: nn.Module, more: tuple[Any, ...]) -> Callable[[Array, Any, Any], Array]:
+    def call(block: nn.Module, given: Any) -> Callable[[Array, Any, Any], Array]:
         def run(tokens: Array, own: Any, key: Any) -> Array:
+            if own is None:
+                return block(tokens, given)  # pyright: ignore[reportCallIssue]
             rngs = {} if key is None else {"dropout": key}
-            out: Any = block.apply({"params": own}, tokens, *more, rngs=rngs)
+            out: Any = block.apply({"params": own}, tokens, given, rngs=rngs)
             return out
 
         return run if remat == NO_REMAT else jax.checkpoint(run, policy=checkpoint_policy(remat))
 
     if not scan:
         for i, block in enumerate(blocks):
-            tokens = call(block, inputs[i])(tokens, params[i], None if keys is None else keys[i])
+            own, key = (None if rows is None else rows[i] for rows in (params, keys))
+            tokens = call(block, inputs[i])(tokens, own, key)
         return tokens
 
+    assert params is not None
     # what all blocks get stays out of the loop, and a constant
-    alike = all(more is inputs[0] for more in inputs)
+    alike = all(given is inputs[0] for given in inputs)
     different = None if alike else jax.tree.map(lambda *leaves: jnp.stack(leaves), *inputs)
     rates = [getattr(block, "drop_path", 0.0) for block in blocks]
 

@@ -1,0 +1,90 @@
+"""How attention learns where a token is, beside the position table: not at all, by rotation, bias or mask."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, ClassVar
+
+from vit_flax.config.checks import Pair, pair, require_choice
+from vit_flax.config.part import Part
+
+if TYPE_CHECKING:
+    from vit_flax.config.vit import ViTConfig
+
+ROPE_TYPES = ("dinov3", "cat", "mixed", "none")
+GRID_INDEXINGS = ("ij", "xy")
+_ATTENDING = ("standard", "res_post")  # the blocks whose attention takes positions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Position(Part):
+    """How attention learns where a token is."""
+
+    def check(self, config: ViTConfig) -> None:
+        """Raises ValueError where the blocks' attention cannot take it."""
+        if config.block not in _ATTENDING:
+            raise ValueError(f"{type(self).__name__} needs block={' or '.join(_ATTENDING)}, got {config.block!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoPosition(Position):
+    """Attention knows nothing of places: tokens carry them, from a position table."""
+
+    def check(self, config: ViTConfig) -> None:
+        """Raises nothing: every block does without."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rotation(Position):
+    """Rotary position embedding: queries and keys of patches are rotated; DINOv3, EVA, arXiv 2403.13298."""
+
+    # 'dinov3' turns by where a patch is in the image, 'cat' by its number; 'mixed' by its number, in learned directions
+    rope_type: str = "dinov3"
+    rope_theta: float = 100.0  # of the periods of rotation the longest, the shortest being 1 (patch, or half side)
+    rope_rotate_half: bool = True  # turns channel j with j + head_dim / 2; False: channel 2 j with 2 j + 1
+    rope_grid_indexing: str = "ij"  # the first channels follow the row; 'xy': the column
+    rope_grid_offset: float = 0.0  # the first patch's number
+    rope_ref_grid: Pair | None = None  # numbers are stretched to a grid of this (height, width)
+
+    spared: ClassVar[tuple[str, ...]] = ("rope_freqs",)
+
+    def __post_init__(self) -> None:
+        """Checks what stands by itself."""
+        if self.rope_ref_grid is not None:
+            object.__setattr__(self, "rope_ref_grid", pair("rope_ref_grid", self.rope_ref_grid))
+        require_choice("rope_type", self.rope_type, ROPE_TYPES)
+        require_choice("rope_grid_indexing", self.rope_grid_indexing, GRID_INDEXINGS)
+        if not self.rope_theta > 0:
+            raise ValueError(f"rope_theta must be positive, got {self.rope_theta!r}")
+        if self.rope_type == "mixed" and self.rope_rotate_half:
+            raise ValueError("rope_type='mixed' needs rope_rotate_half=False")
+        if self.rope_type == "dinov3" and (self.rope_grid_offset or self.rope_ref_grid):
+            raise ValueError("rope_type='dinov3' takes neither rope_grid_offset nor rope_ref_grid")
+
+    def check(self, config: ViTConfig) -> None:
+        """Raises ValueError where heads are of a width that two axes cannot share."""
+        super().check(config)
+        if self.rope_type != "none" and config.head_dim % 4:
+            raise ValueError(f"a rotation in two axes needs heads of a width divisible by 4, got {config.head_dim}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RelativeBias(Position):
+    """Relative position bias: a learned number for every step from patch to patch, added to the logits; BEiT."""
+
+    rel_pos_bias: bool = True  # every block has a table
+    shared_rel_pos_bias: bool = False  # all blocks have one together, beside their own if they have any
+
+    spared: ClassVar[tuple[str, ...]] = ("relative_position_bias_table",)
+    stem: ClassVar[tuple[str, ...]] = ("rel_pos_bias/.*",)
+
+    def check(self, config: ViTConfig) -> None:
+        """Raises ValueError for other prefix tokens than the class token, which the tables' last rows are of."""
+        super().check(config)
+        if config.num_prefix_tokens != 1 or not config.class_token:
+            raise ValueError("relative position bias is of one class token and the patches: no dist_token, reg_tokens")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeyMask(Position):
+    """A mask of keys: nothing attends to the padding of `PaddedPatches`."""

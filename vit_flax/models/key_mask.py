@@ -1,0 +1,37 @@
+"""Attention that does not see padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from vit_flax.models.position import Positions
+
+
+class MaskedKeys(Positions):
+    """Hides the keys of padding tokens from every query.
+
+    Reference: transformers' Siglip2Attention.
+    """
+
+    def block_inputs(self, model: Any, mask: Array | None) -> list[Any]:
+        """Returns the mask for each block."""
+        return [mask] * model.config.depth
+
+    def apply(self, attention: Any, q: Array, k: Array, scale: float, given: Any) -> tuple[Array, Array, Array | None]:
+        """Returns queries and keys with one channel more, which hides what the mask says."""
+        q, k = (q, k) if given is None else hide_keys(q, k, given, scale)
+        return q, k, None
+
+
+def hide_keys(q: Array, k: Array, mask: Array, scale: float) -> tuple[Array, Array]:
+    """Returns (B, H, N, E + 1) queries and keys whose products are as before, hugely negative where `mask` is False.
+
+    The additional channel keeps `dot_product_attention` and its backward pass as they are; `mask` is (B, N) of keys.
+    """
+    ones = jnp.full((*q.shape[:-1], 1), 1 / scale, q.dtype)
+    hidden = jnp.where(mask[:, None, :, None], 0.0, -1e30).astype(k.dtype)
+    hidden = jnp.broadcast_to(hidden, (*k.shape[:-1], 1))
+    return jnp.concatenate([q, ones], axis=-1), jnp.concatenate([k, hidden], axis=-1)
