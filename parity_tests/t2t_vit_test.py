@@ -100,7 +100,7 @@ def test_another_image_size_as_the_original_resizes(size):
 
 def test_asks_for_the_scale():
     theirs, _, _ = build("performer")
-    with pytest.raises(vit_flax.ConversionError, match="qk_scale=None"):
+    with pytest.raises(vit_flax.ConversionError, match=r"`qk_scale=NUMBER` \(None: head_dim"):
         vit_flax.from_state_dict(theirs.state_dict(), num_heads=4)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vit_flax.config import ViTConfig
 from vit_flax.image_sizes import at_image_size
-from vit_flax.inference import Predictor, attention_rollout
+from vit_flax.inference import Predictor, attention_maps, attention_rollout
 from vit_flax.models import VisionTransformer, build_model
 from vit_flax.models.precision import compiled_for
 from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_RELATIVE
@@ -134,6 +134,14 @@ def test_attention_rollout(model: tuple[VisionTransformer, Any]) -> None:
     np.testing.assert_allclose(maps.sum((1, 2)), 1, rtol=1e-6)
     even = jax.tree.map(jnp.zeros_like, model[1])  # no query differs from another
     np.testing.assert_allclose(attention_rollout(model[0], even, IMAGES[:1]), 1 / 6, rtol=1e-6)
-    pooled = build_model(CONFIG.replace(class_token=False, global_pool="avg"))
-    with pytest.raises(ValueError, match="class token"):
-        attention_rollout(pooled, model[1], IMAGES)
+    averaged = build_model(CONFIG.replace(class_token=False, global_pool="avg"))
+    params = jax.jit(averaged.init)(jax.random.key(0), IMAGES[:1])["params"]
+    assert attention_rollout(averaged, params, IMAGES[:1]).shape == (1, 2, 3)
+    differential = build_model(CONFIG.replace(block="diff"))
+    params = jax.jit(differential.init)(jax.random.key(0), IMAGES[:1])["params"]
+    with pytest.raises(ValueError, match="differences"):
+        attention_rollout(differential, params, IMAGES[:1])
+    maps = attention_maps(differential, params, IMAGES[:1], layers=[-1])
+    assert maps[CONFIG.depth - 1].shape == (1, CONFIG.num_heads, 7, 7)
+    with pytest.raises(ValueError, match="no layer 9"):
+        attention_maps(differential, params, IMAGES[:1], layers=[9])

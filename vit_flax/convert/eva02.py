@@ -74,6 +74,7 @@ EVA02 = dataclasses.replace(
     fixed={
         **EVA.fixed, "mask_token": (False, True), "mlp_layer": ("swiglu", "swiglu_packed"), "block": ("standard",),
         "rope_type": ("cat", "none"), "key_bias": (False,), "global_pool": ("token", "avg"), "reg_tokens": (0,),
+        "no_embed_class": (False,),
     },
     components=_components,
     belongs=None,
