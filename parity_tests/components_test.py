@@ -69,9 +69,12 @@ def _check(
         flat = flatten_dict(tree, sep="/")
         return {f"inner.{n}": rule.operation.inverse(np.asarray(flat[path]))[0] for n, (rule, path) in moves.items()}
 
+    def run(params: Any, x: Any) -> Any:
+        return flax_module.apply({"params": params}, x)
+
     subject = Subject(
         Wrapped(module, prefix),
-        lambda p, x: flax_module.apply({"params": p}, x),
+        run,
         jax.tree.map(jnp.asarray, unflatten_dict(params, sep="/")),
         (("inner", ""),),
         export,

@@ -30,7 +30,7 @@ class Target:
 _target = jax.make_user_context(Target())
 
 
-def compiled_for(platform: str, devices: int = 1) -> AbstractContextManager[None]:
+def compiled_for(platform: str | None, devices: int = 1) -> AbstractContextManager[None]:
     """Makes models traced in this context store what is best on that platform: see `Precision.of`."""
     return _target(Target(platform, devices))
 
