@@ -77,7 +77,7 @@ def _presets() -> list[Row]:
         {
             "name": name,
             "image_size": preset.config.image_size,
-            "patch_size": preset.config.patch_size,
+            "patch_size": preset.config.fields().get("patch_size"),  # soft splits have none
             "embed_dim": preset.config.embed_dim,
             "depth": preset.config.depth,
             "num_heads": preset.config.num_heads,

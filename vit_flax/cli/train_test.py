@@ -67,6 +67,8 @@ def _leaves(config: Any, prefix: str = "") -> dict[str, Any]:
         value, path = getattr(config, field.name), prefix + field.name
         if value is None and field.name in getattr(config, "NESTED", {}):
             value = config.NESTED[field.name]()
+        if isinstance(value, ViTConfig):  # its fields and those of its parts, by both their names
+            found |= {f"{path}.{name}": inner for name, inner in value.fields().items()}
         found |= _leaves(value, f"{path}.") if dataclasses.is_dataclass(value) else {path: value}
     return found
 

@@ -102,7 +102,8 @@ def replace_dotted(config: T, changes: Mapping[str, Any], prefix: str = "") -> T
         if current is None:
             current = _default(type(config), name)
         if isinstance(current, ViTConfig):
-            direct[name] = current.replace(**inner)
+            # model.tokens.patch_size is model.patch_size
+            direct[name] = current.replace(**{field.rpartition(".")[2]: value for field, value in inner.items()})
         elif dataclasses.is_dataclass(current):
             direct[name] = replace_dotted(current, inner, f"{prefix}{name}.")
         else:
