@@ -77,6 +77,7 @@ class Attention(nn.Module):
             self.norm = norm()
         self.position.setup_attention(self)
 
+    @nn.nowrap
     def _own_biases(self, width: int, key_bias: bool) -> list[Array]:
         there = {"q_bias": self.qkv_bias, "k_bias": key_bias, "v_bias": self.qkv_bias}
         zeros, dtype = nn.initializers.zeros, self.precision.params

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array
 
 from vit_flax.models.fence import fence
+from vit_flax.models.placed import custom_vjp
 from vit_flax.models.precision import HIGHEST, Precision, Target, accumulator_dtype, target
 
 # Of so many tokens, logits of bfloat16 stay in a TPU's fast memory or are fewer bytes than the kernel's own: it pads
@@ -72,7 +73,7 @@ def _choose(q: Array, k: Array, v: Array, precision: Precision, bias: Array | No
     return "splash" if one_tpu and alike and bias is None and q.shape[2] > MOST_STORED_TOKENS else "stored"
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(custom_vjp, nondiff_argnums=(3, 4))
 def late_attention(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
     """Computes attention normalised after the product with the values, on (N, E) numbers instead of (N, N).
 
@@ -131,7 +132,7 @@ def _late_backward(scale: float, precision: Any, residuals: Any, g: Array) -> tu
 late_attention.defvjp(_late_forward, _late_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(custom_vjp, nondiff_argnums=(3, 4))
 def stored_attention(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
     """Computes `late_attention` with all that is as large as (N, N) stored in the dtype of the queries.
 

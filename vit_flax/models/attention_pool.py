@@ -12,6 +12,7 @@ from vit_flax.models.key_mask import hide_keys
 from vit_flax.models.linear import Linear, matmul
 from vit_flax.models.mlp import Mlp
 from vit_flax.models.norm import NORM_LAYERS
+from vit_flax.models.placed import as_batch_of, reshape
 from vit_flax.models.precision import Precision
 from vit_flax.models.qkv import split_qkv
 
@@ -43,14 +44,15 @@ class AttentionPool(nn.Module):
         q = product(latent, kernel[:, :dim]) + bias[:dim]
         kv = product(x, kernel[:, dim:]) + bias[dim:]
         # (1, 1, D) -> (B, H, 1, E)
-        q = jnp.broadcast_to(q.reshape(1, self.num_heads, 1, head_dim), (batch, self.num_heads, 1, head_dim))
+        q = q.reshape(1, self.num_heads, 1, head_dim)
+        q = jnp.broadcast_to(q, (batch, *q.shape[1:]), out_sharding=as_batch_of(x, 4))
         k, v = (part.astype(dtype) for part in split_qkv(kv, self.num_heads, parts=2))
         q = q.astype(dtype)
         if mask is not None:
             q, k = hide_keys(q, k, mask, head_dim**-0.5)
         out: Any = dot_product_attention(q, k, v, head_dim**-0.5, self.precision)
         # (B, H, 1, E) -> (B, 1, D)
-        out = Linear(dim, precision=self.precision, name="proj")(out.reshape(batch, 1, dim))
+        out = Linear(dim, precision=self.precision, name="proj")(reshape(out, batch, 1, dim))
         normed = NORM_LAYERS[self.norm_layer](self.norm_eps, self.precision, name="norm")(out)
         out = out + Mlp(self.mlp_dim, activation=self.activation, precision=self.precision, name="mlp")(normed)
         return out[:, 0]

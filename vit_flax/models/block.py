@@ -66,6 +66,7 @@ class Block(nn.Module):
             self.ls1 = LayerScale(cfg.init_values, self.precision)
             self.ls2 = LayerScale(cfg.init_values, self.precision)
 
+    @nn.nowrap
     def make_attention(self) -> nn.Module:
         """Returns the attention."""
         return build_attention(self.config, self.precision, self.drop)

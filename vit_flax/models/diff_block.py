@@ -15,6 +15,7 @@ from vit_flax.models.drop import refuse_drops
 from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS, RMSNorm
 from vit_flax.models.parallel_scaling_block import ParallelScalingBlock
+from vit_flax.models.placed import reshape
 from vit_flax.models.precision import Precision
 from vit_flax.models.qkv import merge_heads, split_qkv
 
@@ -39,7 +40,7 @@ class DiffMixing(nn.Module):
         """Returns the mixed values of (B, H, N, E) queries, keys and values, heads merged."""
         cfg = self.config
         width = cfg.head_dim // 2
-        q, k = (part.reshape(*part.shape[:3], 2, width) for part in (q, k))
+        q, k = (reshape(part, *part.shape[:3], 2, width) for part in (q, k))
         if cfg.qk_norm:
             norm = partial(NORM_LAYERS[cfg.norm_layer], cfg.norm_eps, self.precision)
             q, k = norm(name="q_norm")(q).astype(v.dtype), norm(name="k_norm")(k).astype(v.dtype)
@@ -92,6 +93,7 @@ class DiffBlock(Block):
     Reference: timm's Block with attn_layer='diff'.
     """
 
+    @nn.nowrap
     def make_attention(self) -> nn.Module:
         """Returns the attention."""
         refuse_drops(self.config.block, self.drop, "attn_drop_rate", "proj_drop_rate")
@@ -104,6 +106,7 @@ class DiffParallelScalingBlock(ParallelScalingBlock):
     Reference: timm's DiffParallelScalingBlock.
     """
 
+    @nn.nowrap
     def setup_mixing(self) -> None:
         """Builds the attention and the last layer."""
         self.mixing = DiffMixing(self.config, self.index, self.precision)

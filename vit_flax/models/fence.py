@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -18,7 +19,7 @@ def fence(x: Array) -> Array:
     looks at one bit of the first number, whose value is below two. With several CPU devices that number would have to
     travel between them, so there is no fence then: `compiled_for` says so.
     """
-    if target().devices > 1:
+    if target().devices > 1 or jax.typeof(x).sharding.mesh.size > 1:
         return x
     return lax.platform_dependent(x, cpu=_stored, default=lambda x: x)
 

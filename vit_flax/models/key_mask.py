@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vit_flax.models.placed import as_batch_of
 from vit_flax.models.position import Positions
 
 
@@ -31,7 +32,7 @@ def hide_keys(q: Array, k: Array, mask: Array, scale: float) -> tuple[Array, Arr
 
     The additional channel keeps `dot_product_attention` and its backward pass as they are; `mask` is (B, N) of keys.
     """
-    ones = jnp.full((*q.shape[:-1], 1), 1 / scale, q.dtype)
+    ones = jnp.full_like(q[..., :1], 1 / scale)
     hidden = jnp.where(mask[:, None, :, None], 0.0, -1e30).astype(k.dtype)
-    hidden = jnp.broadcast_to(hidden, (*k.shape[:-1], 1))
+    hidden = jnp.broadcast_to(hidden, (*k.shape[:-1], 1), out_sharding=as_batch_of(k, 4))
     return jnp.concatenate([q, ones], axis=-1), jnp.concatenate([k, hidden], axis=-1)

@@ -4,23 +4,25 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.models.fence import fence
+from vit_flax.models.placed import custom_vjp, explicit_sharding
 from vit_flax.models.precision import Precision, accumulator_dtype
 
 
-def contract(a: Array, b: Array, a_axes: tuple[int, ...], b_axes: tuple[int, ...], precision: Any) -> Array:
+def contract(
+    a: Array, b: Array, a_axes: tuple[int, ...], b_axes: tuple[int, ...], precision: Any, out_sharding: Any = None
+) -> Array:
     """Sums the product of `a` and `b` over the named axes, accumulating in float32 or wider."""
-    dims = ((a_axes, b_axes), ((), ()))
-    return lax.dot_general(a, b, dims, precision, preferred_element_type=accumulator_dtype(a.dtype))
+    dims, wide = ((a_axes, b_axes), ((), ())), accumulator_dtype(a.dtype)
+    return lax.dot_general(a, b, dims, precision, preferred_element_type=wide, out_sharding=out_sharding)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@partial(custom_vjp, nondiff_argnums=(2, 3))
 def matmul(x: Array, kernel: Array, dtype: DTypeLike, precision: Any) -> Array:
     """Multiplies the last axis of `x` with a (in, out ...) kernel; operands in `dtype`, the sum in float32 or wider.
 
@@ -41,8 +43,9 @@ def _matmul_backward(dtype: DTypeLike, precision: Any, residuals: Any, g: Array)
     operand, kernel, like_x = residuals
     g = fence(g.astype(dtype))
     leading, out = tuple(range(operand.ndim - 1)), tuple(range(operand.ndim - 1, g.ndim))
-    dx = contract(g, kernel.astype(dtype), out, tuple(range(1, kernel.ndim)), precision)
-    dkernel = contract(operand, g, leading, leading, precision)  # operands stay (batch, tokens, width)
+    lies = explicit_sharding(operand), explicit_sharding(kernel)  # gradients lie where their values do
+    dx = contract(g, kernel.astype(dtype), out, tuple(range(1, kernel.ndim)), precision, lies[0])
+    dkernel = contract(operand, g, leading, leading, precision, lies[1])  # operands stay (batch, tokens, width)
     return dx.astype(like_x.dtype), dkernel.astype(kernel.dtype)
 
 

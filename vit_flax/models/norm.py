@@ -3,16 +3,16 @@
 from functools import partial
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vit_flax.models.placed import custom_vjp
 from vit_flax.models.precision import Precision, accumulator_dtype, recomputed
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     """Centres and scales the last axis, statistics in float32 or wider.
 

@@ -7,6 +7,7 @@ from vit_flax.config import ViTConfig
 from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.patch_embed import check_images
+from vit_flax.models.placed import reshape
 from vit_flax.models.precision import Precision
 
 
@@ -38,6 +39,8 @@ class NormedPatchEmbed(nn.Module):
         check_images(images, cfg.image_size, cfg.in_chans)
         (rows, columns), (height, width) = cfg.grid_size, cfg.patch_size
         # (B, H, W, C) -> (B, N, p p C)
-        patches = images.reshape(-1, rows, height, columns, width, cfg.in_chans).transpose(0, 1, 3, 2, 4, 5)
-        patches = patches.reshape(images.shape[0], rows * columns, height * width * cfg.in_chans)
+        patches = reshape(images, images.shape[0], rows, height, columns, width, cfg.in_chans).transpose(
+            0, 1, 3, 2, 4, 5
+        )
+        patches = reshape(patches, images.shape[0], rows * columns, height * width * cfg.in_chans)
         return self.norm(self.proj(self.patch_norm(patches)))

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from vit_flax.config import ViTConfig
 from vit_flax.models.patch_embed import PatchProjection, check_images
+from vit_flax.models.placed import reshape
 from vit_flax.models.precision import HIGHEST, Precision
 
 
@@ -26,7 +27,7 @@ def resize_to_each(
     token = jnp.where(token < rows * columns, token, 0)
     weights = _weights(token // columns, rows, height, table.dtype)[..., :, None]
     weights = weights * _weights(token % columns, columns, width, table.dtype)[..., None, :]
-    flat = weights.reshape(*weights.shape[:2], height * width)
+    flat = reshape(weights, *weights.shape[:2], height * width)
     return jnp.matmul(flat, table.reshape(height * width, dim), precision=HIGHEST)
 
 
@@ -71,4 +72,4 @@ class PaddedPatchEmbed(nn.Module):
             raise ValueError("patches need their mask (batch, patches) and spatial_shapes (batch, 2)")
         batch, count, _ = patches.shape
         # one above the other, an image of one column of patches
-        return self.proj(patches.reshape(batch, count * height, width, cfg.in_chans))
+        return self.proj(reshape(patches, batch, count * height, width, cfg.in_chans))

@@ -44,10 +44,12 @@ class ParallelScalingBlock(nn.Module):
         if cfg.init_values is not None:
             self.ls = LayerScale(cfg.init_values, self.precision)
 
+    @nn.nowrap
     def setup_mixing(self) -> None:
         """Builds what follows the first layer."""
         self.attn_out_proj, self.mlp_out_proj = self._linear(self.config.embed_dim), self._linear(self.config.embed_dim)
 
+    @nn.nowrap
     def _linear(self, features: int, use_bias: bool = True) -> Linear:
         return Linear(features, use_bias, self.precision)
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from vit_flax.config import ViTConfig
 from vit_flax.models.linear import matmul
 from vit_flax.models.norm import NORM_LAYERS
+from vit_flax.models.placed import reshape
 from vit_flax.models.precision import Precision
 
 
@@ -90,8 +91,8 @@ class PatchProjection(nn.Module):
         dtype = self.precision.operand_dtype(images, kernel)
         images = images.astype(dtype)  # before they are moved, so that less is
         # (B, H, W, C) -> (B, N, ph pw C)
-        patches = images.reshape(batch, height // ph, ph, width // pw, pw, chans).transpose(0, 1, 3, 2, 4, 5)
-        patches = patches.reshape(batch, -1, ph * pw * chans)
+        patches = reshape(images, batch, height // ph, ph, width // pw, pw, chans).transpose(0, 1, 3, 2, 4, 5)
+        patches = reshape(patches, batch, -1, ph * pw * chans)
         tokens: Any = matmul(patches, kernel.reshape(-1, self.features), dtype, self.precision.products)
         if self.use_bias:
             tokens = tokens + self.param("bias", nn.initializers.zeros, (self.features,), self.precision.params)

@@ -14,6 +14,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from vit_flax.models.placed import custom_vjp
+
 # of float32 products: in full unless the caller says otherwise, for the default of TPU and of recent GPUs is not
 HIGHEST = lax.Precision.HIGHEST
 
@@ -91,7 +93,7 @@ class Precision:
         return x.astype(self.stream or accumulator_dtype(x.dtype))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(custom_vjp, nondiff_argnums=(0,))
 def recomputed(function: Callable[..., Array], *args: Array) -> Array:
     """Computes an elementwise function in float32 and returns the first argument's dtype.
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vit_flax.config import ViTConfig
+from vit_flax.models.placed import reshape
 from vit_flax.models.position import Positions
 from vit_flax.models.precision import accumulator_dtype
 
@@ -76,7 +77,7 @@ def rotate(x: Float[Array, "b h p e"], angles: Any, half: bool) -> Float[Array, 
         first, second = jnp.split(x, 2, axis=-1)
         turned = jnp.concatenate([-second, first], axis=-1)
     else:
-        turned = jnp.stack([-x[..., 1::2], x[..., ::2]], axis=-1).reshape(x.shape)
+        turned = reshape(jnp.stack([-x[..., 1::2], x[..., ::2]], axis=-1), *x.shape)
     return x * cos + turned * sin
 
 

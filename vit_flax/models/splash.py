@@ -12,6 +12,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jaxtyping import Array
 
 from vit_flax.models.attention_backends import matmul_precision
+from vit_flax.models.placed import custom_vjp
 from vit_flax.models.precision import target
 
 LANES = 128  # the kernel takes multiples of that many tokens
@@ -47,7 +48,7 @@ def _rows(x: Array) -> Array:
     return jnp.pad(x.reshape(-1, *x.shape[2:]), ((0, 0), (0, -x.shape[2] % LANES), (0, 0)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(custom_vjp, nondiff_argnums=(3, 4))
 def _attend(q: Array, k: Array, v: Array, keys: int, precision: Any) -> Array:
     # the kernel's products name no precision, its backward pass's neither, which is traced when this has returned
     with matmul_precision(_of_kernel(q, precision)):

@@ -41,6 +41,7 @@ class TokenPerformer(nn.Module):
         self.norm2 = norm(self.norm_eps, self.precision)
         self.mlp = Mlp(self.features, activation=self.activation, precision=self.precision)
 
+    @nn.nowrap
     def _draw(self, key: Array) -> Float[Array, "m e"]:
         count = max(1, self.features // 2)
         rows = jax.nn.initializers.orthogonal()(key, (count, self.features), jnp.float32)

@@ -11,6 +11,7 @@ from vit_flax.models.linear import Linear
 from vit_flax.models.mlp import Mlp
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.patch_embed import check_images
+from vit_flax.models.placed import reshape
 from vit_flax.models.precision import Precision
 from vit_flax.models.token_performer import TokenPerformer
 
@@ -26,7 +27,7 @@ def soft_split(images: Float[Array, "b h w c"], kernel: int) -> Float[Array, "b 
     rows, columns = softsplit_size(height, kernel), softsplit_size(width, kernel)
     # (B, H, W, C) -> (B, rows, k, W, C) -> (B, rows, k, columns, k, C)
     x = _windows(_windows(images, 1, rows, kernel), 3, columns, kernel)
-    return x.transpose(0, 1, 3, 5, 2, 4).reshape(batch, rows, columns, chans * kernel * kernel)
+    return reshape(x.transpose(0, 1, 3, 5, 2, 4), batch, rows, columns, chans * kernel * kernel)
 
 
 def _windows(x: Array, axis: int, count: int, kernel: int) -> Array:
@@ -37,7 +38,7 @@ def _windows(x: Array, axis: int, count: int, kernel: int) -> Array:
     after = max(0, length - padding - x.shape[axis])
     x = jnp.pad(x, [(padding, after) if i == axis else (0, 0) for i in range(x.ndim)])
     x = lax.slice_in_dim(x, 0, length, axis=axis)
-    x = x.reshape(*x.shape[:axis], count + 1, stride, *x.shape[axis + 1 :])
+    x = reshape(x, *x.shape[:axis], count + 1, stride, *x.shape[axis + 1 :])
     this, following = (lax.slice_in_dim(x, i, i + count, axis=axis) for i in (0, 1))
     return lax.slice_in_dim(jnp.concatenate([this, following], axis + 1), 0, kernel, axis=axis + 1)
 
@@ -97,6 +98,7 @@ class TokensToToken(nn.Module):
         )
         self.project = Linear(cfg.embed_dim, precision=self.precision)
 
+    @nn.nowrap
     def _token_block(self, width: int) -> nn.Module:
         cfg, soft_splits = self.config, self.config.tokens
         assert isinstance(soft_splits, SoftSplits)
@@ -116,6 +118,6 @@ class TokensToToken(nn.Module):
         for kernel, transformer in zip(cfg.softsplit_kernels, (self.transformer1, self.transformer2), strict=False):
             x = soft_split(x, kernel)
             batch, height, width, dim = x.shape
-            x = transformer(x.reshape(batch, height * width, dim)).reshape(batch, height, width, -1)
+            x = reshape(transformer(reshape(x, batch, height * width, dim)), batch, height, width, -1)
         x = soft_split(x, cfg.softsplit_kernels[2])
-        return self.project(x.reshape(x.shape[0], -1, x.shape[-1]))
+        return self.project(reshape(x, x.shape[0], -1, x.shape[-1]))

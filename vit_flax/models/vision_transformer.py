@@ -19,6 +19,7 @@ from vit_flax.models.loop import NO_REMAT, run_blocks
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.padded_patches import resize_to_each
 from vit_flax.models.parts import build_positions, build_tokenizer
+from vit_flax.models.placed import as_batch_of
 from vit_flax.models.pooling import pool_tokens
 from vit_flax.models.pos_embed import simple_sincos_2d, sincos_2d, sinusoid_1d
 from vit_flax.models.precision import HIGHEST, Precision, accumulator_dtype
@@ -87,9 +88,11 @@ class VisionTransformer(nn.Module):
             if cfg.head_dist:
                 self.head_dist = Linear(cfg.num_classes, cfg.head_bias, wide)
 
+    @nn.nowrap
     def _token(self, name: str, count: int) -> Float[Array, "1 n d"]:
         return self.param(name, nn.initializers.normal(0.02), (1, count, self.config.embed_dim), self.policy.params)
 
+    @nn.nowrap
     def _init_pos_embed(self, key: Array) -> Array:
         cfg, dtype = self.config, self.policy.params
         shape = (1, cfg.num_embed_prefix_tokens + cfg.num_patches, cfg.embed_dim)
@@ -155,7 +158,7 @@ class VisionTransformer(nn.Module):
                 prefix = jnp.concatenate([prefix[:, :rows] + table[:, :rows], prefix[:, rows:]], axis=1)
         if prefix is None:
             return tokens
-        prefix = jnp.broadcast_to(prefix, (tokens.shape[0], *prefix.shape[1:]))
+        prefix = jnp.broadcast_to(prefix, (tokens.shape[0], *prefix.shape[1:]), out_sharding=as_batch_of(tokens, 3))
         return jnp.concatenate([prefix.astype(tokens.dtype), tokens], axis=1)
 
     def _pos_table(self) -> Array:
