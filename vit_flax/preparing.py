@@ -187,7 +187,9 @@ def beside_weights(
     names = value.class_names if len(value.class_names or ()) == config.num_classes else None
     if layout.startswith("huggingface"):
         value = as_transformers(value)
-        written = write_processor(value)
+        written: Mapping[str, Any] | str = write_processor(value)
+        if layout.startswith("huggingface_siglip2"):  # whose models take patches
+            written = "Siglip2ImageProcessor makes no images of one size"
         if config_file is not None and names:
             shown = value.class_descriptions or names
             labels = {"id2label": {str(number): name for number, name in enumerate(shown)},
@@ -216,7 +218,12 @@ def _timm_file(
     if names and value.class_descriptions:
         named["label_descriptions"] = dict(zip(names, value.class_descriptions, strict=True))
     cfg = {**written, "num_classes": config.num_classes, "fixed_input_size": True}
-    return {**told, **named, "pretrained_cfg": cfg}, []
+    notes = []
+    if value.resizer != "pillow":
+        notes.append("timm resizes with Pillow, these images are resized as transformers does: answers differ a little")
+    if value.exif:
+        notes.append("timm does not turn photographs as their EXIF data say, as is done here")
+    return {**told, **named, "pretrained_cfg": cfg}, notes
 
 
 def as_transformers(value: Preprocessing) -> Preprocessing:

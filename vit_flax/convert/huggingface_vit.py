@@ -195,7 +195,8 @@ VIT_LAYOUTS: tuple[Layout, ...] = (
         "vit.",
         "ViT",
         ("embeddings.cls_token",),
-        hf.fixed("representation_size", "mask_token", global_pool=("token",)),
+        # MAE's fixed table is stored as the learned ones are: its classifiers are of this family
+        hf.fixed("representation_size", "mask_token", global_pool=("token",), pos_embed=("learned", "sincos_2d")),
     ),
     *_family(
         "deit",

@@ -55,6 +55,8 @@ class Layout:
     config_file: Callable[[ViTConfig], Mapping[str, Any]] | None = None  # the config.json of the layout's own library
     # where a classifier stands: (the module that people replace, the layer that rules know), without prefixes
     heads: tuple[tuple[str, str], ...] = ()
+    # what of a model's config its own library's classifier has otherwise than its models without one
+    classifier: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def read(self, checkpoint: Checkpoint) -> Checkpoint:
         """Returns the checkpoint under the names that the rules know.

@@ -27,6 +27,10 @@ _ARGUMENTS = (
 )  # fmt: skip
 _OTHERS = ("patch_size", "global_pool")
 _FREE = ("num_classes", "image_size", "in_chans")  # an architecture has any
+# what every constructor takes on top of an architecture's own arguments
+_SIZES = {"embed_dim": "embed_dim", "depth": "depth", "num_heads": "num_heads", "mlp_ratio": "mlp_ratio",
+          "init_values": "init_values"}  # fmt: skip
+_REGISTERS = {"ViTConfig": "reg_tokens", "RopeViTConfig": "num_reg_tokens", "BeitConfig": "reg_tokens"}
 _ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 _NORMS = ("layernorm", "rmsnorm")
 
@@ -41,18 +45,33 @@ def timm_config(config: ViTConfig) -> dict[str, Any] | None:
         if {**preset.config.to_dict(), **{field: told[field] for field in _FREE}} == told:
             return {"architecture": name.split(".")[0], **shared, "model_args": size}
     if not _is_plain(told):
-        return None
+        sized = _other_sizes(told)
+        return sized and {"architecture": sized[0], **shared, "model_args": {**sized[1], **size}}
     arguments = {name: told[name] for name in _ARGUMENTS}
     arguments |= {"patch_size": config.patch_size[0], "global_pool": pool, "act_layer": config.activation}
-    arguments |= {"pos_embed": "learn" if config.pos_embed == "learned" else "none", "norm_layer": config.norm_layer}
+    arguments |= {"pos_embed": "none" if config.pos_embed == "none" else "learn", "norm_layer": config.norm_layer}
     return {"architecture": _GENERIC, **shared, "model_args": {**arguments, **size}}
+
+
+def _other_sizes(told: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Returns the first architecture that differs in nothing but its sizes, and the arguments that give these."""
+    for name, preset in _MODELS.items():
+        own = preset.config.to_dict()
+        other = {field for field in told.keys() | own.keys() if told.get(field) != own.get(field)} - {*_FREE}
+        names = {**_SIZES, "patch_size": "patch_size", "reg_tokens": _REGISTERS[own["model_config"]]}
+        if other <= names.keys() and not any(told[field] is None or own[field] is None for field in other):
+            arguments = {names[field]: told[field] for field in sorted(other)}
+            if "patch_size" in arguments and len({*arguments["patch_size"]}) == 1:
+                arguments["patch_size"] = arguments["patch_size"][0]
+            return name.split(".")[0], arguments
+    return None
 
 
 def _is_plain(told: Mapping[str, Any]) -> bool:
     """Returns whether the arguments say everything: what is no argument has the value that timm has."""
     # norms have an epsilon of 1e-6 where they are told by name; patches have no bias before a first norm
     plain = {**ViTConfig().to_dict(), "patch_bias": not told.get("pre_norm"), "mlp_bias": told.get("proj_bias")}
-    choices = {"activation": _ACTIVATIONS, "norm_layer": _NORMS, "pos_embed": ("learned", "none")}
+    choices = {"activation": _ACTIVATIONS, "norm_layer": _NORMS, "pos_embed": ("learned", "sincos_2d", "none")}
     return (
         told.keys() == plain.keys()
         and all(told[name] in known for name, known in choices.items())

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_flax.config import DropRates, ViTConfig
-from vit_flax.convert import Wish, layout_to_write, open_checkpoint
+from vit_flax.convert import LAYOUTS, Wish, get_layout, layout_to_write, open_checkpoint
 from vit_flax.presets.preset import IMAGENET
 from vit_flax.train.config import (
     AugmentConfig,
@@ -121,15 +121,18 @@ def _adapted(
 def classifier_of(model: ViTConfig, classes: int, layout: str) -> tuple[ViTConfig, str | None]:
     """Returns a checkpoint's model with a head for so many classes, and the layout that it is written in.
 
-    It is the classifier of the checkpoint's own family, if its layout has one: with the pooling that goes with a head
-    there, and without what only pre-training uses (the mask token, the tanh layer behind the class token). Where that
-    layout holds no classifier it is the model as it is, in the first layout that holds it; None: there is none.
+    It is the classifier of the checkpoint's own family, if its layout has one: with the pooling and the norms that go
+    with a head there, and without what only pre-training uses (the mask token, the tanh layer behind the class token).
+    Where that layout holds no classifier it is the model as it is, in the first layout of the same library that holds
+    it, else in the first of all; None: there is none.
     """
-    model = model.replace(num_classes=classes)
+    model = model.replace(num_classes=classes, **get_layout(layout).classifier)
     if model.representation_size is not None:
         model = model.replace(representation_size=None)
     poolings = dict.fromkeys((model.global_pool, "token_avg", "avg"))
-    for name, pools in ((layout, poolings), (None, (model.global_pool,))):
+    library = layout.split("_")[0] + "_"
+    siblings = [name for name in LAYOUTS if name.startswith(library)] if library == "huggingface_" else []
+    for name, pools in ((layout, poolings), *((name, (model.global_pool,)) for name in (*siblings, None))):
         for pool in pools:
             for mask_token in dict.fromkeys((False, model.mask_token)):
                 try:

@@ -22,7 +22,7 @@ from vit_flax.train.step import init_params
 
 _HEADS = ("head", "head_dist")  # a new one where the number of classes differs
 # what a checkpoint may have that a classifier of its family has not: pre-training's, or another pooling's
-_LEFT = ("pre_logits", "mask_token", "attn_pool")
+_LEFT = ("pre_logits", "mask_token", "attn_pool", "fc_norm")
 _SHOWN = 10
 
 
