@@ -58,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
     reading = read_model(checkpoint, wish)
     target = options.layout or reading.layout.name
     preprocessing, notes = _preprocessing(checkpoint, reading, options.config)
+    notes = [*reading.checkpoint.notes[len(checkpoint.notes) :], *notes]
     notes += save(options.target, *reading.build(), target, preprocessing)
     tell_notes(notes)
     if options.json:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -111,6 +112,8 @@ def run(options: argparse.Namespace) -> int:
     from vit_flax.train.data.loader import make_loader
 
     name, _, path = options.data.partition(":")
+    if Path(options.data).is_dir():
+        raise ValueError(f"--data {options.data} is a folder; did you mean --data image_folder:{options.data}?")
     data = DataConfig(
         name=name, path=path or None, batch_size=options.batch_size, workers=options.workers,
         image_key=options.image_key, label_key=options.label_key, max_bad_share=options.max_bad_share,

@@ -72,6 +72,7 @@ class Loaded:
     origin: str  # what told how images are prepared
     reading: Reading
     notes: list[str]
+    shown: int  # how many of the notes have been printed
 
     @property
     def class_names(self) -> labels.Names | None:
@@ -82,7 +83,7 @@ class Loaded:
         """Prints to stderr what told how images are prepared, and whatever else matters."""
         if self.origin not in self.notes:
             print(f"... {self.origin}", file=sys.stderr)
-        tell_notes(self.notes[len(self.reading.checkpoint.notes) :])
+        tell_notes(self.notes[self.shown :])
 
     def require_classes(self, command: str) -> int:
         """Returns the number of classes.
@@ -93,6 +94,9 @@ class Loaded:
         source, config = self.reading.checkpoint.source, self.predictor.model.config
         if not config.num_classes:
             raise ValueError(f"{source}: has no head, so there is nothing to {command}: use vit-flax features")
+        if self.reading.fresh:
+            told = self.reading.checkpoint.notes[-1]
+            raise ValueError(f"{source}: {told}, so there is nothing to {command}: leave num_classes out")
         if is_projection(self.reading):
             raise ValueError(
                 f"{source}: is the image tower of a model of images and texts: its {config.num_classes} outputs are an "
@@ -137,8 +141,8 @@ def load_model(options: argparse.Namespace) -> Loaded:
     from vit_flax.inference import Predictor
     from vit_flax.reading import read_model
 
-    notes = list(checkpoint.notes)  # those have been shown
     reading, sized = read_model(checkpoint, wish), None
+    notes, shown = list(reading.checkpoint.notes), len(checkpoint.notes)
     if options.preprocessing is None:
         sized = _resized_for(prepared, reading, wish)
     if sized is not None:
@@ -161,7 +165,7 @@ def load_model(options: argparse.Namespace) -> Loaded:
         model = model.clone(config=model.config.replace(crop_to_patches=True))
     resample = (reading.layout.resample(model.config) or "bicubic") if anysize else None
     predictor = Predictor(model, params, options.batch_size, dtype, transform, resample=resample)
-    return Loaded(predictor, transform, origin, reading, notes)
+    return Loaded(predictor, transform, origin, reading, notes, shown)
 
 
 def _prepared(options: argparse.Namespace, checkpoint: Checkpoint) -> Prepared:

@@ -46,7 +46,9 @@ def run(options: argparse.Namespace) -> int:
     jax.config.update("jax_platforms", "cpu")
     from vit_flax.reading import read_model
 
-    found = read_model(checkpoint, wish).to_dict()
+    reading = read_model(checkpoint, wish)
+    tell_notes(reading.checkpoint.notes[len(checkpoint.notes) :])
+    found = reading.to_dict()
     found["problems"] = [spelled(problem, options.spelling) for problem in found["problems"]]
     if options.json:
         print(json.dumps(found, indent=1))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from vit_flax.cli.spelling import options_of
-from vit_flax.config import ViTConfig
+from vit_flax.config import PlainViTConfig
 from vit_flax.suggestions import nearest
 
 if TYPE_CHECKING:
@@ -37,13 +36,17 @@ class Parser(argparse.ArgumentParser):
         self.error(f"no option {name}{self._as_field(field, value or following) or hint}")
 
     def _as_field(self, name: str, value: str) -> str:
-        """Returns the hint that a field of the model's config goes after --set; nothing where it is none."""
-        fields = [field.name for field in dataclasses.fields(ViTConfig)]
+        """Returns the hint that a field of a config goes after --set; nothing where it is none."""
         options = options_of(self)
-        if name not in fields or not {"overrides", "changes"} & options.keys():
-            return ""
-        prefix = "" if "overrides" in options else "model."
-        return f"; did you mean --set {prefix}{name}={value}?"
+        field = name if "overrides" in options and name in PlainViTConfig.fields else None
+        if "changes" in options:  # train's, for which other libraries have other words
+            from vit_flax.train.config import TrainConfig
+            from vit_flax.train.fields import suggest
+            from vit_flax.train.spellings import ELSEWHERE
+
+            near = suggest(TrainConfig, name)
+            field = next((path for path in near if path.split(".")[-1] == name or name in ELSEWHERE), None)
+        return f"; did you mean --set {field}={value}?" if field else ""
 
 
 def known_layout(text: str) -> str:

@@ -73,7 +73,10 @@ def build_config(recipe: str, changes: dict[str, Any], out: str | None) -> Any:
 
     if recipe.endswith(".json"):
         with open(recipe, encoding="utf-8") as file:
-            config = config_from_json(file.read())
+            try:
+                config = config_from_json(file.read())
+            except ValueError as error:
+                raise ValueError(f"{recipe}: {error}") from error
     else:
         function = get_recipe(recipe)
         parameters = inspect.signature(function).parameters

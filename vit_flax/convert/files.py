@@ -48,7 +48,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
                 return special
             path = find_weights(path)
         if not path.is_file():
-            raise ConversionError(f"{path}: no such file or folder{_repository_hint(address)}")
+            raise ConversionError(f"{address}: no such file or folder{_repository_hint(address)}")
         if path.name.endswith(".index.json"):
             checkpoint = read_shards(path, _read_file)
         else:
@@ -62,6 +62,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 def _repository_hint(address: str) -> str:
     """Returns what to type for owner/name, as the hub names its repositories; nothing where it looks like a file's."""
+    if page := re.match(r"https?://(?:www\.)?huggingface\.co/([\w-][\w.-]*/[\w-][\w.-]*)", address):
+        return f"; did you mean {HUB}{page[1]}?"
+    if re.match(r"\w+://", address):
+        return ": download it first"
     owner, slash, name = address.partition("/")
     if not (slash and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", address)):
         return ""
@@ -91,6 +95,16 @@ def _read_special(folder: Path) -> Checkpoint | None:
     return None
 
 
+# how other files begin, in small letters
+_OTHERS = {
+    b"\x89png": "an image (PNG)", b"\xff\xd8\xff": "an image (JPEG)", b"gif8": "an image (GIF)",
+    b"\x89hdf": "an HDF5 file (Keras; read it with h5py and give the arrays to from_state_dict)",
+    b"gguf": "a GGUF file", b"<!doctype": "a page of the web: the download failed",
+    b"<html": "a page of the web: the download failed", b"{": "text (JSON)", b"%pdf": "a PDF",
+    b"\x1f\x8b": "packed with gzip: unpack it", b"\x93numpy": "a single array (.npy): several, by name, make an .npz",
+}  # fmt: skip
+
+
 def _read_file(path: Path) -> Checkpoint:
     with path.open("rb") as file:
         head = file.read(32)
@@ -102,6 +116,9 @@ def _read_file(path: Path) -> Checkpoint:
         return read_safetensors(path)
     if head[:1] == b"\x80":
         return read_torch_legacy(path)
+    for start, kind in _OTHERS.items():
+        if head.lstrip().lower().startswith(start):
+            raise ConversionError(f"{path}: is {kind}, no file of weights that is read here")
     if is_msgpack(head):
         return read_msgpack(path)
     if head.startswith(b"version https://git-lfs"):

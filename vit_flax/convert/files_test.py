@@ -335,7 +335,7 @@ class TestOtherThings:
             ("text", b"hello world, I am a text\n", "neither safetensors, a PyTorch file, .npz nor .msgpack"),
             ("short", b"\x08", "neither"),
             ("pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-            ("npy", saved(np.ones(2)), "neither"),
+            ("npy", saved(np.ones(2)), "is a single array (.npy)"),
         ):
             (tmp_path / name).write_bytes(content)
             assert fault in refused(tmp_path / name)

@@ -94,6 +94,8 @@ def open_image(
         raise
     except FileNotFoundError:
         raise BadImageError("no such file") from None
+    except IsADirectoryError:
+        raise BadImageError("is a folder: name the images in it") from None
     except Exception as error:  # Pillow's decoders raise OSError, ValueError, SyntaxError, struct.error and others
         raise BadImageError(f"not a readable image ({' '.join(str(error).split())[:120]})") from error
 

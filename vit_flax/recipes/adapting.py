@@ -91,8 +91,8 @@ def _adapted(
     opened = open_checkpoint(checkpoint, wish)
     reading = read_model(opened, wish)
     if reading.resolved is None:
-        told = "(to a recipe: --set config=PRESET, or `vit-flax convert` the file first)"
-        raise ValueError(f"{reading.obstacle} {told}")
+        told = " (to a recipe: --set config=PRESET, or `vit-flax convert` the file first)"
+        raise ValueError(f"{reading.obstacle}{told if 'pass `' in reading.obstacle else ''}")
     model = reading.config
     found = find_preprocessing(opened, config, model.image_size)
     fields: dict[str, Any] = {"name": data, "path": folder, "multi_label": multi_label}

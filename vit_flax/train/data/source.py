@@ -9,6 +9,7 @@ from typing import Protocol, TypedDict
 import numpy as np
 
 from vit_flax.preprocessing.decode import Decoding
+from vit_flax.suggestions import suggest
 
 SPLITS = ("train", "val", "test")
 # what people call them, in folders' and files' names; the first that is there is taken
@@ -109,7 +110,9 @@ def require_folder(source: str, path: str | None) -> Path:
 def check_split(source: str, split: str, known: Sequence[str]) -> None:
     """Raises DataError unless the source has the split."""
     if split not in known:
-        raise DataError(f"{source} has no split {split!r}, only {' and '.join(known)}")
+        meant = next((name for name in known if split.lower() in SPELLINGS.get(name, ())), None)
+        hint = f"; did you mean {meant!r}?" if meant else f"; {near}" if (near := suggest(split, known)) else ""
+        raise DataError(f"{source} has no split {split!r}, only {' and '.join(known)}{hint}")
 
 
 def match_splits(names: Iterable[str]) -> dict[str, str]:
