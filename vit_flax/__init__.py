@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vit_flax.config import LucidrainsViTConfig, T2TViTConfig, ViTConfig
     from vit_flax.convert import ConversionError
     from vit_flax.image_sizes import at_image_size
-    from vit_flax.inference import Predictor
+    from vit_flax.inference import Predictor, attention_maps
     from vit_flax.models import LucidrainsViT, T2TViT, VisionTransformer, trainable_mask, weight_decay_mask
     from vit_flax.preparing import read_preprocessing
     from vit_flax.preprocessing.evaluation import Preprocessing
@@ -30,6 +30,7 @@ __all__ = [
     "ViTConfig",
     "VisionTransformer",
     "at_image_size",
+    "attention_maps",
     "create_model",
     "from_state_dict",
     "load",
@@ -46,7 +47,7 @@ _MODULES = {
     "vit_flax.config": ("LucidrainsViTConfig", "T2TViTConfig", "ViTConfig"),
     "vit_flax.convert": ("ConversionError",),
     "vit_flax.image_sizes": ("at_image_size",),
-    "vit_flax.inference": ("Predictor",),
+    "vit_flax.inference": ("Predictor", "attention_maps"),
     "vit_flax.models": ("LucidrainsViT", "T2TViT", "VisionTransformer", "trainable_mask", "weight_decay_mask"),
     "vit_flax.preparing": ("read_preprocessing",),
     "vit_flax.preprocessing.evaluation": ("Preprocessing",),

@@ -1,4 +1,4 @@
-"""`vit-flax attention`: a picture of what the class token draws from."""
+"""`vit-flax attention`: a picture of what the class token draws from, or the weights themselves."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 SIDE = 448  # pixels of the picture's height, at least
 BAR = 96  # pixels of the colour bar's width
 MARGIN = 24
+NUM_PARALLEL = 2  # attentions in a block of two
 COLOURS = ((0, 0, 10), (85, 15, 110), (185, 55, 85), (250, 140, 10), (252, 255, 165))  # even steps of brightness
 EXAMPLE = """example:
-  vit-flax attention vit.safetensors --config vit_tiny_patch16_224 photo.jpg -o attention.png"""
+  vit-flax attention vit.safetensors --config vit_tiny_patch16_224 photo.jpg -o attention.png
+  vit-flax attention vit.safetensors --config vit_tiny_patch16_224 photo.jpg -o last.png --layer -1 --head 0
+  vit-flax attention vit.safetensors --config vit_tiny_patch16_224 photo.jpg -o maps.npz"""
 
 
 def add_parser(commands: Commands) -> None:
@@ -29,40 +32,95 @@ def add_parser(commands: Commands) -> None:
         "attention",
         help="draw what the class token looks at",
         description="Writes the image as the model sees it, and beside it the attention that reaches the class token "
-        "through all blocks (rollout), in colours from the least patch to the most.",
+        "through all blocks (rollout), in colours from the least patch to the most. With --layer it is the attention "
+        "of that block, with --head that of one of its heads. Where there is no class token, it is the mean over the "
+        "queries of all patches. A .npz file gets the weights (heads, queries, keys) of each block as 'layer_0' and "
+        "so on, prefix tokens first.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add_model_options(parser)
     parser.add_argument("image", help="image file")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="picture to write")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="picture, or .npz file, to write")
+    parser.add_argument("--layer", type=int, metavar="N", help="block, from 0, or negative from the end (default: all)")
+    parser.add_argument("--head", type=int, metavar="N", help="head of that block, from 0 (default: mean of all)")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    from vit_flax.inference import attention_rollout
+    from vit_flax.inference import attention_maps
 
     target = Path(options.output)
     if not target.absolute().parent.is_dir():
         raise ValueError(f"{target}: its folder does not exist")
+    if options.head is not None and options.layer is None:
+        raise ValueError("--head N is of one block: say which with --layer N (-1 is the last)")
     loaded = load_model(options)
     transform, predictor = loaded.transform, loaded.predictor
+    _check_numbers(options, predictor.model.config)
     try:
         image = transform.crop(options.image)
     except BadImageError as error:
         raise ValueError(f"{options.image}: {error}") from error
     loaded.show_notes()
     prepared = transform(options.image)[None]
-    shares = attention_rollout(predictor.model, predictor.params, prepared)[0]
+    told: dict[str, Any] = {"file": str(target), "layer": options.layer, "head": options.head}
+    if target.suffix == ".npz":
+        layers = None if options.layer is None else [options.layer]
+        maps = attention_maps(predictor.model, predictor.params, prepared, layers)
+        chosen = slice(None) if options.head is None else slice(options.head, options.head + 1 or None)
+        arrays = {f"layer_{number}": weights[0, chosen] for number, weights in maps.items()}
+        np.savez(target, **arrays)  # pyright: ignore[reportArgumentType]
+        shapes = {name: list(array.shape) for name, array in arrays.items()}
+        if options.json:
+            print(json.dumps({**told, "shapes": shapes, "notes": loaded.notes}))
+        else:
+            first = " x ".join(map(str, next(iter(shapes.values()))))
+            print(f"wrote {target}: the weights of {len(arrays)} blocks, {first} (heads, queries, keys) each")
+        return 0
+    shares = _shares(options, predictor, prepared)
     draw(image, shares).save(target)
-    told = {"file": str(target), "smallest": float(shares.min()), "largest": float(shares.max())}
+    told |= {"smallest": float(shares.min()), "largest": float(shares.max())}
     if options.json:
         print(json.dumps({**told, "attention": shares.tolist(), "notes": loaded.notes}))
     else:
         print(f"wrote {target}: a patch has {told['smallest']:.2%} to {told['largest']:.2%} of the attention")
     return 0
+
+
+def _check_numbers(options: argparse.Namespace, config: Any) -> None:
+    """Raises ValueError where there is no such block or head."""
+    heads = config.num_heads * (NUM_PARALLEL if config.block == "parallel_things" else 1)
+    for name, value, count in (("layer", options.layer, config.depth), ("head", options.head, heads)):
+        if value is not None and not -count <= value < count:
+            raise ValueError(
+                f"no --{name} {value}: the model has {count}, numbered 0 to {count - 1}, or -1 to -{count} from the end"
+            )
+
+
+def _shares(options: argparse.Namespace, predictor: Any, prepared: np.ndarray) -> np.ndarray:
+    """Returns what the picture shows of each patch, (rows, columns), of sum 1.
+
+    Raises:
+        ValueError: attention is differential, so that there are no shares.
+    """
+    from vit_flax.inference import attention_maps, attention_rollout
+
+    model, config = predictor.model, predictor.model.config
+    if config.block.startswith("diff"):
+        raise ValueError(
+            f"block={config.block!r} mixes values by differences of weights, which are no shares to draw: "
+            "-o FILE.npz writes the weights"
+        )
+    if options.layer is None:
+        return attention_rollout(model, predictor.params, prepared)[0]
+    (weights,) = attention_maps(model, predictor.params, prepared, [options.layer]).values()
+    weights = weights[0].mean(0) if options.head is None else weights[0, options.head]
+    first = config.num_prefix_tokens
+    patches = weights[0, first:] if config.class_token else weights[first:, first:].mean(0)
+    return (patches / patches.sum()).reshape(config.grid_size)
 
 
 def draw(image: np.ndarray, shares: np.ndarray) -> Any:

@@ -144,3 +144,35 @@ def test_attention_writes_a_picture(checkpoint: str, tmp_path: Path, capsys: pyt
         assert seen.max() - seen.min() > 100  # however flat the attention is: from its least to its most
     assert main(["attention", checkpoint, str(tmp_path / "nowhere.png"), "-o", str(target)]) == 2
     assert "nowhere.png: no such file" in capsys.readouterr().err
+
+
+def test_attention_of_a_layer_and_a_head(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo, picture, maps = (str(tmp_path / name) for name in ("photo.png", "map.png", "maps.npz"))
+    Image.fromarray(np.random.default_rng(3).integers(0, 255, (8, 8)).astype(np.uint8)).save(photo)
+
+    def told(*options: str) -> Any:
+        assert main(["attention", checkpoint, photo, *options, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    last, heads = CONFIG.depth - 1, CONFIG.num_heads
+    shapes = told("-o", maps)["shapes"]
+    assert list(shapes) == [f"layer_{i}" for i in range(CONFIG.depth)]
+    with np.load(maps) as found:
+        weights = found[f"layer_{last}"]
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+    first = CONFIG.num_prefix_tokens
+    for options, expected in (
+        (("--layer", "-1"), weights.mean(0)[0, first:]),
+        (("--layer", str(last), "--head", "-1"), weights[heads - 1, 0, first:]),
+    ):
+        drawn = np.ravel(told("-o", picture, *options)["attention"])
+        np.testing.assert_allclose(drawn, expected / expected.sum(), rtol=1e-4)
+    assert told("-o", maps, "--layer", "0", "--head", "0")["shapes"] == {"layer_0": [1, *weights.shape[1:]]}
+    for options, words in (
+        (("--layer", "9"), f"no --layer 9: the model has {CONFIG.depth}, numbered 0 to {last}"),
+        (("--layer", "0", "--head", "-9"), f"no --head -9: the model has {heads}, numbered 0 to {heads - 1}"),
+        (("--head", "0"), "say which with --layer N"),
+    ):
+        assert main(["attention", checkpoint, photo, "-o", picture, *options]) == 2
+        error = capsys.readouterr().err
+        assert words in error, error
