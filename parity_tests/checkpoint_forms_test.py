@@ -87,8 +87,10 @@ def test_several_layers_are_no_head():
     theirs = timm_model("vit_tiny_patch16_224")
     theirs.head = nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 3))
     told = {**SIZE, "image_size": 32, "patch_size": 16}
-    with pytest.raises(vit_flax.ConversionError, match=r"unexpected: head\.0\.weight"):
+    with pytest.raises(vit_flax.ConversionError, match=r"unexpected: head\.0\.weight") as raised:
         vit_flax.from_state_dict(theirs.state_dict(), config="vit_tiny_patch16_224", **told)
+    assert "(head.0, head.2): pass `num_classes=0` to leave it out" in str(raised.value)
+    # as it says: test_a_head_of_several_layers_gives_way_to_none
 
 
 # --- what pre-training leaves behind ---

@@ -164,6 +164,22 @@ def test_leaves_the_text_tower_out_and_says_so():
         vit_flax.from_state_dict({**tensors, "visual.other": torch.zeros(2)}, **values)
 
 
+@pytest.mark.parametrize("case", ["CLIPA", "mean of normed tokens"])
+def test_what_is_asked_for_suffices(case):
+    theirs, right, images = build(case)
+    given = {}
+    with pytest.raises(vit_flax.ConversionError, match="do not tell"):
+        vit_flax.from_state_dict(theirs.state_dict())
+    for _ in range(3):  # each time the caller answers all that is asked for, and nothing else
+        try:
+            model, params = vit_flax.from_state_dict(theirs.state_dict(), **given)
+            break
+        except vit_flax.ConversionError as error:
+            given |= {field: right[field] for field in right if f"`{field}=" in str(error)}
+    assert "fc_norm" in given
+    assert_agrees(run_flax(model, params, images), run_torch(theirs, images))
+
+
 @pytest.mark.parametrize("field", ["num_heads", "activation", "global_pool", "norm_eps"])
 def test_asks_for_what_the_tensors_do_not_tell(field):
     theirs, values, _ = build("OpenAI")

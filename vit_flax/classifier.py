@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,6 +63,18 @@ def find_replacement(
 def is_head(path: str) -> bool:
     """Returns whether a parameter is the classifier's."""
     return path.split("/")[0] in HEADS
+
+
+def several_layers(layout: Layout, unexpected: Collection[str]) -> str:
+    """Returns what to do about a classifier of several layers, which no layout holds; '' where there is none."""
+    for root, _ in layout.heads:
+        layers = sorted({name.rpartition(".")[0] for name in unexpected if root and name.startswith(f"{root}.")})
+        if layers:
+            return (
+                f"the classifier {root!r} has other layers than this layout's ({', '.join(layers[:4])}): pass "
+                "`num_classes=0` to leave it out, or another number of classes for a new one"
+            )
+    return ""
 
 
 def _named(rules: Sequence[Rule], name: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from flax.traverse_util import unflatten_dict
 
-from vit_flax.classifier import find_replacement, fresh_parameters, is_head
+from vit_flax.classifier import find_replacement, fresh_parameters, is_head, several_layers
 from vit_flax.config import ViTConfig
 from vit_flax.convert import (
     Beside,
@@ -141,6 +141,8 @@ def read_model(checkpoint: Checkpoint, wish: Wish) -> Reading:
             checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, other.note))
     changes, obstacle = find_resizes(layout, resolved, rules, tensors.shapes, expected, wish)
     steps = plan(tensors.shapes, rules, expected, changes)
+    left = [fate.name for fate in steps.fates if not fate.target and not fate.dropped]
+    obstacle = obstacle or several_layers(layout, left)
     found = partial(found, checkpoint=checkpoint, tensors=tensors, fresh=fresh)
     return found(resolved=resolved, plan=steps, obstacle=obstacle)
 

@@ -177,3 +177,23 @@ def test_a_new_head_is_told_wherever_it_is_made(
         status, _, err = _run([*command, "--set", "num_classes=5"], capsys)
         assert status == 0, err
         assert err.count("a new one of 5 classes has random weights") == 1
+
+
+@pytest.mark.parametrize(("width", "heads", "said"), [(192, 3, "(3 if heads are 64 wide)"), (96, 4, "num_heads=N")])
+def test_a_number_of_heads_is_suggested_only_as_far_as_it_is_known(
+    width: int, heads: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = CONFIG.replace(embed_dim=width, num_heads=heads)
+    file = str(tmp_path / "w.npz")  # carries no config
+    save(file, build_model(config), init_params(jax.random.key(0), config), "timm")
+    status, out, _ = _run(["inspect", file, "--layout", "timm"], capsys)
+    assert status == 1
+    assert said in out
+    assert "num_heads=12" not in out
+    assert ("64 wide" in out) == (width == 192)
+    told = [f"num_heads={heads}", "norm_eps=1e-6", "activation=gelu", "global_pool=token"]  # what it asks for
+    given = [part for field in told for part in ("--set", field)]
+    given += ["--set", "image_size=8,8"]  # asked for once the pooling is known
+    assert all(f"--set {field.split('=')[0]}=" in out for field in told)
+    status, out, _ = _run(["inspect", file, "--layout", "timm", *given], capsys)
+    assert status == 0, out
