@@ -12,9 +12,10 @@ from vit_flax.models.attention_backends import attention_weights, dot_product_at
 from vit_flax.models.drop import dropout, is_dropping
 from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS
+from vit_flax.models.placed import reshape
 from vit_flax.models.position import Positions
 from vit_flax.models.precision import HIGHEST, Precision, accumulator_dtype
-from vit_flax.models.qkv import merge_heads, split_heads, split_qkv
+from vit_flax.models.qkv import merge_heads, split_qkv
 
 WEIGHTS = "attention"  # the collection of attention's weights
 
@@ -98,11 +99,12 @@ class Attention(nn.Module):
             qkv = qkv if self.biases is None else qkv + jnp.concatenate(self.biases)
             q, k, v = split_qkv(qkv, self.num_heads)
             return q, k, v, qkv[..., 2 * self.num_heads * self.head_width :]
-        parts = self.qkv.parts(x, 3)
+        parts = self.qkv.parts(x, 3, self.num_heads)  # (B, N, H, E)
         if self.biases is not None:
-            parts = [self.precision.keep(part + bias) for part, bias in zip(parts, self.biases, strict=True)]
-        q, k, v = (split_heads(part, self.num_heads) for part in parts)
-        return q, k, v, parts[2]
+            biases = (bias.reshape(self.num_heads, -1) for bias in self.biases)
+            parts = [self.precision.keep(part + bias) for part, bias in zip(parts, biases, strict=True)]
+        q, k, v = (part.swapaxes(1, 2) for part in parts)
+        return q, k, v, reshape(parts[2], *x.shape[:-1], -1)
 
     def __call__(self, x: Float[Array, "b n d"], given: Any = None) -> Float[Array, "b n e"]:
         """Returns the attended tokens, `features` wide; `given` is what `position` made for this block."""
@@ -118,9 +120,13 @@ class Attention(nn.Module):
             out: Any = self.precision.keep(dropped_attention(self, q, k, v, scale, self.attn_drop, bias))
         else:
             out = dot_product_attention(q, k, v, scale, self.precision, bias)
-        out = merge_heads(out)
-        out = self.norm(out) if self.scale_norm else out
-        out = dropout(self, self.proj(out), self.proj_drop) if self.use_proj else out
+        if self.precision.stored is not None and self.use_proj and not self.scale_norm:
+            out = self.proj.join(out.swapaxes(1, 2))
+        else:
+            out = merge_heads(out)
+            out = self.norm(out) if self.scale_norm else out
+            out = self.proj(out) if self.use_proj else out
+        out = dropout(self, out, self.proj_drop) if self.use_proj else out
         if self.value_skip:
             out = out + values
         return out

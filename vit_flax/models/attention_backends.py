@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from vit_flax.models.fence import fence
 from vit_flax.models.placed import custom_vjp
-from vit_flax.models.precision import HIGHEST, Precision, Target, accumulator_dtype, target
+from vit_flax.models.precision import GPUS, HIGHEST, Precision, Target, accumulator_dtype, target
 
 # Of so many tokens, logits of bfloat16 stay in a TPU's fast memory or are fewer bytes than the kernel's own: it pads
 # tokens to 256 and writes a float32 a row for the backward pass, 128 times.
@@ -82,10 +82,10 @@ def late_attention(q: Array, k: Array, v: Array, scale: float, precision: Any, b
     return _late_forward(q, k, v, scale, precision, bias)[0]
 
 
-def heads_dot(a: Array, b: Array, a_axis: int, b_axis: int, precision: Any) -> Array:
-    """Contracts one axis of each (B, H, _, _) operand, accumulating in float32 or wider."""
+def heads_dot(a: Array, b: Array, a_axis: int, b_axis: int, precision: Any, stored: Any = None) -> Array:
+    """Contracts one axis of each (B, H, _, _) operand in float32 or wider; the result is that sum as it is stored."""
     dims = (((a_axis,), (b_axis,)), ((0, 1), (0, 1)))
-    return lax.dot_general(a, b, dims, precision, preferred_element_type=accumulator_dtype(a.dtype))
+    return lax.dot_general(a, b, dims, precision, preferred_element_type=stored or accumulator_dtype(a.dtype))
 
 
 def _rows_dot(a: Array, b: Array, precision: Any, scale: float = 1.0) -> Array:
@@ -132,53 +132,64 @@ def _late_backward(scale: float, precision: Any, residuals: Any, g: Array) -> tu
 late_attention.defvjp(_late_forward, _late_backward)
 
 
-@partial(custom_vjp, nondiff_argnums=(3, 4))
 def stored_attention(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
-    """Computes `late_attention` with all that is as large as (N, N) stored in the dtype of the queries.
+    """Computes attention with all that is as large as (N, N) stored in the dtype of the queries; softmax in float32.
 
-    Softmax is computed in float32 from the stored logits.
+    A GPU's products want their operands' rows to be multiples of 16 bytes, or copies are made which are: for a GPU the
+    tokens are padded instead, before anything is as large as (N, N).
     """
-    return _stored_forward(q, k, v, scale, precision, bias)[0]
+    queries, keys = q.shape[2], k.shape[2]
+    if target().platform in GPUS:
+        q, k, v = (_padded(part, 2) for part in (q, k, v))
+        bias = None if bias is None else _padded(_padded(bias, 2), 3)
+    out: Any = _stored(q, k, v, scale, precision, keys, bias)
+    return out[:, :, :queries]
+
+
+def _padded(x: Array, axis: int) -> Array:
+    return jnp.pad(x, [(0, -size % 8 if i == axis else 0) for i, size in enumerate(x.shape)])
+
+
+@partial(custom_vjp, nondiff_argnums=(3, 4, 5))
+def _stored(q: Array, k: Array, v: Array, scale: float, precision: Any, keys: int, bias: Array | None) -> Array:
+    return _stored_forward(q, k, v, scale, precision, keys, bias)[0]
 
 
 def _stored_forward(
-    q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None
+    q: Array, k: Array, v: Array, scale: float, precision: Any, keys: int, bias: Array | None
 ) -> tuple[Array, Any]:
     dtype, wide = q.dtype, accumulator_dtype(q.dtype)
-    logits = heads_dot(q, k, 3, 3, precision) * scale
-    logits = (logits if bias is None else logits + bias).astype(dtype)
-    largest = logits.max(-1, keepdims=True).astype(wide)
-    weights = jnp.exp(logits.astype(wide) - largest).astype(dtype)
-    total = weights.astype(wide).sum(-1, keepdims=True)
-    out = (heads_dot(weights, v, 3, 2, precision) / total).astype(dtype)
+    logits = heads_dot(q, k, 3, 3, precision, dtype).astype(wide) * scale
+    logits = logits if bias is None else logits + bias
+    if keys < k.shape[2]:
+        logits = jnp.where(lax.broadcasted_iota(jnp.int32, logits.shape, 3) < keys, logits, -jnp.inf)
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    if target().platform in GPUS:  # one kernel computes the softmax; a division afterwards is another
+        weights, total = (weights / weights.sum(-1, keepdims=True)).astype(dtype), None
+        out = heads_dot(weights, v, 3, 2, precision, dtype)
+    else:
+        weights = weights.astype(dtype)
+        total = weights.astype(wide).sum(-1, keepdims=True)
+        out = (heads_dot(weights, v, 3, 2, precision) / total).astype(dtype)
     return out, (q, k, v, weights, total, out, bias)
 
 
-def _stored_kept(
-    q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None
-) -> tuple[Array, Any]:
-    _, (*kept, out, bias) = _stored_forward(q, k, v, scale, precision, bias)
-    # a barrier: else XLA, which may compute more exactly than told, keeps the float32 that was rounded
-    out = lax.optimization_barrier(out)
-    return out, (*kept, out, bias)
-
-
-def _stored_backward(scale: float, precision: Any, residuals: Any, g: Array) -> tuple[Array | None, ...]:
+def _stored_backward(scale: float, precision: Any, keys: int, residuals: Any, g: Array) -> tuple[Array | None, ...]:
     q, k, v, weights, total, out, bias = residuals
     dtype, wide = q.dtype, accumulator_dtype(q.dtype)
-    g = lax.optimization_barrier(g.astype(dtype)).astype(wide) / total
+    g = g.astype(wide) if total is None else g.astype(wide) / total
     row = (g * out.astype(wide)).sum(-1, keepdims=True)
     g = g.astype(dtype)
-    dv = heads_dot(weights, g, 2, 2, precision)
-    dlogits = weights.astype(wide) * (heads_dot(g, v, 3, 3, precision) - row)
+    dv = heads_dot(weights, g, 2, 2, precision, dtype)
+    dlogits = weights.astype(wide) * (heads_dot(g, v, 3, 3, precision, dtype).astype(wide) - row)
     dbias = None if bias is None else dlogits.sum(0, keepdims=True).astype(bias.dtype)
-    dlogits = dlogits.astype(dtype)
-    dq = heads_dot(dlogits, k, 3, 2, precision) * scale
-    dk = heads_dot(dlogits, q, 2, 2, precision) * scale
-    return dq.astype(dtype), dk.astype(dtype), dv.astype(dtype), dbias
+    dlogits = (dlogits * scale).astype(dtype)
+    dq = heads_dot(dlogits, k, 3, 2, precision, dtype)
+    dk = heads_dot(dlogits, q, 2, 2, precision, dtype)
+    return dq, dk, dv, dbias
 
 
-stored_attention.defvjp(_stored_kept, _stored_backward)
+_stored.defvjp(_stored_forward, _stored_backward)
 
 
 def attention_weights(q: Array, k: Array, scale: float, bias: Array | None = None) -> Array:

@@ -1,5 +1,6 @@
 """A linear layer that names its products, forward and backward."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -11,15 +12,24 @@ from jaxtyping import Array, Float
 
 from vit_flax.models.fence import fence
 from vit_flax.models.placed import custom_vjp, explicit_sharding
-from vit_flax.models.precision import Precision, accumulator_dtype
+from vit_flax.models.precision import GPUS, Precision, accumulator_dtype, target
 
 
 def contract(
-    a: Array, b: Array, a_axes: tuple[int, ...], b_axes: tuple[int, ...], precision: Any, out_sharding: Any = None
+    a: Array,
+    b: Array,
+    a_axes: tuple[int, ...],
+    b_axes: tuple[int, ...],
+    precision: Any,
+    out_sharding: Any = None,
+    stored: DTypeLike | None = None,
 ) -> Array:
-    """Sums the product of `a` and `b` over the named axes, accumulating in float32 or wider."""
-    dims, wide = ((a_axes, b_axes), ((), ())), accumulator_dtype(a.dtype)
-    return lax.dot_general(a, b, dims, precision, preferred_element_type=wide, out_sharding=out_sharding)
+    """Sums the product of `a` and `b` over the named axes in float32 or wider, and returns the sum as it is stored.
+
+    TPUs and GPUs round to a narrower `stored` as they write; a conversion afterwards is a pass of its own on a GPU.
+    """
+    dims, dtype = ((a_axes, b_axes), ((), ())), stored or accumulator_dtype(a.dtype)
+    return lax.dot_general(a, b, dims, precision, preferred_element_type=dtype, out_sharding=out_sharding)
 
 
 @partial(custom_vjp, nondiff_argnums=(2, 3))
@@ -52,6 +62,59 @@ def _matmul_backward(dtype: DTypeLike, precision: Any, residuals: Any, g: Array)
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+def stored_linear(
+    x: Array, kernel: Array, bias: Array | None, dtype: DTypeLike, precision: Any, inner: int = 1
+) -> Array:
+    """Computes `x @ kernel + bias` with operands, result and the gradient of `x` in `dtype`, sums in float32.
+
+    The kernel is (in ..., out ...), the first `inner` of its axes, and the bias (out ...): axes of heads stay apart,
+    for to join them is a copy on a TPU. A GPU's compiler moves an operand to contract two axes: there all are matrices.
+    """
+    if target().platform not in GPUS or explicit_sharding(x) is not None:
+        return _stored_linear(x, kernel, bias, dtype, precision, inner)
+    inputs, outputs = kernel.shape[:inner], kernel.shape[inner:]
+    kernel = kernel.reshape(math.prod(inputs), -1)
+    bias = None if bias is None else bias.reshape(-1)
+    y: Any = _stored_linear(x.reshape(-1, kernel.shape[0]), kernel, bias, dtype, precision, 1)
+    return y.reshape(*x.shape[: x.ndim - inner], *outputs)
+
+
+@partial(custom_vjp, nondiff_argnums=(3, 4, 5))
+def _stored_linear(x: Array, kernel: Array, bias: Array | None, dtype: DTypeLike, precision: Any, inner: int) -> Array:
+    return _stored_linear_forward(x, kernel, bias, dtype, precision, inner)[0]
+
+
+def _stored_linear_forward(
+    x: Array, kernel: Array, bias: Array | None, dtype: DTypeLike, precision: Any, inner: int
+) -> tuple[Array, Any]:
+    operand = x.astype(dtype)
+    y = contract(operand, kernel.astype(dtype), _last(x, inner), tuple(range(inner)), precision, stored=dtype)
+    y = y if bias is None else (y + bias).astype(dtype)
+    return y, (operand, kernel, bias, jnp.zeros(0, x.dtype))
+
+
+def _last(x: Array, count: int) -> tuple[int, ...]:
+    return tuple(range(x.ndim - count, x.ndim))
+
+
+def _stored_linear_backward(
+    dtype: DTypeLike, precision: Any, inner: int, residuals: Any, g: Array
+) -> tuple[Array, Array, Array | None]:
+    operand, kernel, bias, like_x = residuals
+    outer = kernel.ndim - inner
+    # a barrier: else the gradient is computed once more, in float32, for the sum over tokens
+    g = lax.optimization_barrier(g)
+    lies = explicit_sharding(operand), explicit_sharding(kernel)  # gradients lie where their values do
+    dx = contract(g, kernel.astype(dtype), _last(g, outer), _last(kernel, outer), precision, lies[0], dtype)
+    leading = tuple(range(g.ndim - outer))
+    dbias = None if bias is None else g.astype(accumulator_dtype(dtype)).sum(leading).astype(bias.dtype)
+    dkernel = contract(operand, g, leading, leading, precision, lies[1]).astype(kernel.dtype)
+    return dx.astype(like_x.dtype), dkernel, dbias
+
+
+_stored_linear.defvjp(_stored_linear_forward, _stored_linear_backward)
+
+
 class Linear(nn.Module):
     """Multiplies the last axis with a kernel and adds a bias.
 
@@ -66,22 +129,34 @@ class Linear(nn.Module):
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... e"]:
         """Returns `x @ kernel + bias`."""
-        kernel, bias = self._parameters(x)
+        kernel, bias = self._parameters(x.shape[-1])
         return self._apply(x, kernel, bias)
 
-    def parts(self, x: Float[Array, "... d"], count: int) -> list[Float[Array, "... e"]]:
-        """Returns the result in `count` parts, each a product of its own: parts of one would have to be copied out."""
-        kernel, bias = self._parameters(x)
-        kernels = jnp.split(kernel, count, axis=-1)
-        biases = [None] * count if bias is None else jnp.split(bias, count)
+    def parts(self, x: Float[Array, "... d"], count: int, heads: int) -> list[Float[Array, "... h e"]]:
+        """Returns `count` results, each of its own part of the kernel, with an axis of heads.
+
+        Parts of one result would have to be copied out, as heads are that are split afterwards.
+        """
+        kernel, bias = self._parameters(x.shape[-1])
+        kernels = jnp.split(kernel.reshape(kernel.shape[0], count * heads, -1), count, axis=1)
+        biases = [None] * count if bias is None else jnp.split(bias.reshape(count * heads, -1), count)
         return [self._apply(x, *part) for part in zip(kernels, biases, strict=True)]
 
+    def join(self, x: Float[Array, "... h d"]) -> Float[Array, "... e"]:
+        """Returns the result of heads that lie in an axis of their own."""
+        kernel, bias = self._parameters(x.shape[-2] * x.shape[-1])
+        return self._apply(x, kernel.reshape(*x.shape[-2:], -1), bias, inner=2)
+
     @nn.compact
-    def _parameters(self, x: Array) -> tuple[Array, Array | None]:
+    def _parameters(self, inputs: int) -> tuple[Array, Array | None]:
         params = self.precision.params
-        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), params)
+        kernel = self.param("kernel", nn.initializers.normal(0.02), (inputs, self.features), params)
         return kernel, self.param("bias", nn.initializers.zeros, (self.features,), params) if self.use_bias else None
 
-    def _apply(self, x: Array, kernel: Array, bias: Array | None) -> Array:
-        y: Any = matmul(x, kernel, self.precision.operand_dtype(x, kernel), self.precision.products)
-        return self.precision.keep(y if bias is None else y + bias)
+    def _apply(self, x: Array, kernel: Array, bias: Array | None, inner: int = 1) -> Array:
+        dtype, products = self.precision.operand_dtype(x, kernel), self.precision.products
+        if self.precision.stored is None:
+            y: Any = matmul(x, kernel, dtype, products)
+            return y if bias is None else y + bias
+        y = stored_linear(x, kernel, bias, dtype, products, inner)
+        return self.precision.keep(y)

@@ -6,7 +6,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from vit_flax.config import ViTConfig
-from vit_flax.models.linear import matmul
+from vit_flax.models.linear import matmul, stored_linear
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.placed import reshape
 from vit_flax.models.precision import Precision
@@ -93,7 +93,13 @@ class PatchProjection(nn.Module):
         # (B, H, W, C) -> (B, N, ph pw C)
         patches = reshape(images, batch, height // ph, ph, width // pw, pw, chans).transpose(0, 1, 3, 2, 4, 5)
         patches = reshape(patches, batch, -1, ph * pw * chans)
-        tokens: Any = matmul(patches, kernel.reshape(-1, self.features), dtype, self.precision.products)
-        if self.use_bias:
-            tokens = tokens + self.param("bias", nn.initializers.zeros, (self.features,), self.precision.params)
-        return self.precision.keep(tokens)
+        bias = (
+            self.param("bias", nn.initializers.zeros, (self.features,), self.precision.params)
+            if self.use_bias
+            else None
+        )
+        kernel, products = kernel.reshape(-1, self.features), self.precision.products
+        if self.precision.stored is not None:
+            return self.precision.keep(stored_linear(patches, kernel, bias, dtype, products))
+        tokens: Any = matmul(patches, kernel, dtype, products)
+        return tokens if bias is None else tokens + bias

@@ -1,6 +1,13 @@
 """Position tables."""
 
+from typing import Any
+
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Float
+
+from vit_flax.models.placed import custom_vjp
 
 
 def sinusoid_1d(num_tokens: int, token_len: int) -> np.ndarray:
@@ -56,3 +63,24 @@ def simple_sincos_2d(
     parts = [wave(axis * frequencies) for axis in (columns, rows) for wave in (np.sin, np.cos)]
     table = np.concatenate(parts, axis=1)
     return np.concatenate([np.zeros((prefix_tokens, token_len)), table])[None].astype(np.float32)
+
+
+@custom_vjp
+def add_to_each(tokens: Float[Array, "b n d"], table: Float[Array, "1 n d"]) -> Float[Array, "b n d"]:
+    """Adds a table to every image of a batch, and sums its gradient from tokens that lie as they are written.
+
+    XLA's compiler for GPUs would sum over the fastest axis, and for that lay out all tokens of the model images last.
+    """
+    return tokens + table
+
+
+def _add_forward(tokens: Array, table: Array) -> tuple[Array, tuple[Array, Array]]:
+    return tokens + table, (jnp.zeros(0, tokens.dtype), jnp.zeros(0, table.dtype))
+
+
+def _add_backward(likes: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    lying: Any = with_layout_constraint(g, Layout(tuple(range(g.ndim))))
+    return g.astype(likes[0].dtype), lying.sum(0, keepdims=True).astype(likes[1].dtype)
+
+
+add_to_each.defvjp(_add_forward, _add_backward)

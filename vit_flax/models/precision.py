@@ -19,6 +19,8 @@ from vit_flax.models.placed import custom_vjp
 # of float32 products: in full unless the caller says otherwise, for the default of TPU and of recent GPUs is not
 HIGHEST = lax.Precision.HIGHEST
 
+GPUS = ("gpu", "cuda", "rocm")  # platforms
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:
@@ -70,7 +72,8 @@ class Precision:
         are 1.4 times as far from float64. A whole Precision is taken as it is.
         """
         if not isinstance(precision, cls):
-            narrow = dtype if dtype == jnp.bfloat16 and target().platform != "cpu" else None
+            is_narrow = dtype is not None and jnp.dtype(dtype) == jnp.bfloat16  # it may be a name
+            narrow = dtype if is_narrow and target().platform != "cpu" else None
             return cls(params=param_dtype, compute=dtype, stored=narrow, products=precision)
         params = precision.params if jnp.dtype(param_dtype) == jnp.float32 else param_dtype
         return dataclasses.replace(precision, params=params, compute=precision.compute if dtype is None else dtype)

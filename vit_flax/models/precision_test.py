@@ -70,7 +70,9 @@ def test_bfloat16_is_stored_but_on_a_cpu() -> None:
         with compiled_for(platform):
             assert (model.policy.stored, model.policy.stream) == (jnp.bfloat16, None)
             assert model.clone(dtype=None).policy.stored is None
+            assert model.clone(dtype="bfloat16").policy.stored == "bfloat16"
     with compiled_for("cpu"):
+        assert model.clone(dtype="bfloat16").policy.stored is None
         assert model.policy == Precision(compute=jnp.bfloat16)
         assert model.clone(precision=Precision(stored=jnp.bfloat16)).policy.stored == jnp.bfloat16
 

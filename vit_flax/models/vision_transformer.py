@@ -19,10 +19,10 @@ from vit_flax.models.loop import NO_REMAT, run_blocks
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.padded_patches import resize_to_each
 from vit_flax.models.parts import build_positions, build_tokenizer
-from vit_flax.models.placed import as_batch_of
+from vit_flax.models.placed import as_batch_of, explicit_sharding
 from vit_flax.models.pooling import pool_tokens
-from vit_flax.models.pos_embed import simple_sincos_2d, sincos_2d, sinusoid_1d
-from vit_flax.models.precision import HIGHEST, Precision, accumulator_dtype
+from vit_flax.models.pos_embed import add_to_each, simple_sincos_2d, sincos_2d, sinusoid_1d
+from vit_flax.models.precision import GPUS, HIGHEST, Precision, accumulator_dtype, target
 
 
 class VisionTransformer(nn.Module):
@@ -153,7 +153,11 @@ class VisionTransformer(nn.Module):
         if cfg.pos_embed != "none":
             rows = cfg.num_embed_prefix_tokens
             table = self._pos_table()
-            tokens = tokens + self._for_each(table[:, rows:], spatial_shapes, tokens.shape[1])
+            own = self._for_each(table[:, rows:], spatial_shapes, tokens.shape[1])
+            # the compiler does not divide a named layout among several
+            one_gpu = self.policy.stored is not None and target().platform in GPUS and target().devices == 1
+            is_shared = own.shape[0] == 1 and explicit_sharding(tokens) is None
+            tokens = add_to_each(tokens, own) if one_gpu and is_shared else tokens + own
             if prefix is not None and rows:
                 prefix = jnp.concatenate([prefix[:, :rows] + table[:, :rows], prefix[:, rows:]], axis=1)
         if prefix is None:

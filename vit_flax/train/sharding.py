@@ -227,7 +227,10 @@ def _intercept(mesh: Mesh) -> Any:
             return call(*args, **kwargs)
         if module.name == "qkv" and isinstance(module, Linear) and _splits_heads(module, mesh):
             y = project_by_heads(module, args[0])
-            return y if context.method_name == "__call__" else jnp.split(y, args[1], axis=-1)
+            if context.method_name == "__call__":
+                return y
+            _, count, heads = args
+            return [part.reshape(*part.shape[:-1], heads, -1) for part in jnp.split(y, count, axis=-1)]
         if len(module.path) > 1 or context.method_name != "__call__":
             return call(*args, **kwargs)
         # the model's own parts, and its blocks where each is applied by itself
