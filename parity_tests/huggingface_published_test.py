@@ -77,7 +77,7 @@ def ways(folder, registers) -> Iterator[tuple[Any, Any]]:
 def test_every_way_gives_the_same_model(published):
     folder, registers, theirs = published
     state = theirs.state_dict()
-    expected = None
+    expected, params = None, {}
     for path, arguments in ways(folder, registers):
         model, params = vit_flax.load(path, **arguments)
         params = {name: leaf for name, leaf in params.items() if name != "mask_token"}  # evaluation does not read it

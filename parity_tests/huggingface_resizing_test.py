@@ -49,6 +49,7 @@ def test_another_image_size(kind, tmp_path):
     model_class = getattr(transformers, kind)
     theirs = randomise(model_class(model_class.config_class(**KINDS[kind])))
     theirs.save_pretrained(tmp_path)
+    size, images, expected = (0, 0), np.zeros(0), torch.zeros(0)
     for size in IMAGES.values():
         images = random_images(size)
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))

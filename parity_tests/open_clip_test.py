@@ -176,6 +176,8 @@ def test_what_is_asked_for_suffices(case):
             break
         except vit_flax.ConversionError as error:
             given |= {field: right[field] for field in right if f"`{field}=" in str(error)}
+    else:
+        pytest.fail(f"what was asked for does not suffice: {given}")
     assert "fc_norm" in given
     assert_agrees(run_flax(model, params, images), run_torch(theirs, images))
 

@@ -124,7 +124,7 @@ def _train_torch(
     losses, norms = [], []
     for step, rows in enumerate(batches):
         for group in optimizer.param_groups:
-            group["lr"] = float(rate(step)) * group.get("lr_scale", 1.0)
+            group["lr"] = np.asarray(rate(step)).item() * group.get("lr_scale", 1.0)
         x = torch.from_numpy((images[rows] - config.data.mean[0]) / config.data.std[0]).permute(0, 3, 1, 2)
         targets = torch.from_numpy(labels[rows]).long()
         loss = torch.nn.functional.cross_entropy(module(x), targets, label_smoothing=config.loss.label_smoothing)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from vit_flax.config import ViTConfig
 from vit_flax.convert import Drop, Layout, Rule
@@ -85,7 +86,9 @@ def _probe(shape: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(np.zeros((), np.int8), shape)
 
 
-def fresh_parameters(shapes: Mapping[str, tuple[int, ...]], dtype: Any = jnp.float32, seed: int = 0) -> dict[str, Any]:
+def fresh_parameters(
+    shapes: Mapping[str, tuple[int, ...]], dtype: DTypeLike = jnp.float32, seed: int = 0
+) -> dict[str, PyTree]:
     """Returns new parameters of layers by path: normal weights and no bias."""
     keys = jax.random.split(jax.random.key(seed), max(1, len(shapes)))
     return {
@@ -95,8 +98,8 @@ def fresh_parameters(shapes: Mapping[str, tuple[int, ...]], dtype: Any = jnp.flo
 
 
 def reset_classifier(
-    model: VisionTransformer, params: Any, num_classes: int, global_pool: str | None = None, seed: int = 0
-) -> tuple[VisionTransformer, dict[str, Any]]:
+    model: VisionTransformer, params: PyTree, num_classes: int, global_pool: str | None = None, seed: int = 0
+) -> tuple[VisionTransformer, dict[str, PyTree]]:
     """Returns the model with a new classifier of `num_classes` (0: none), and its parameters; the rest is shared.
 
     Args:
@@ -112,14 +115,14 @@ def reset_classifier(
     Reference: timm.models.VisionTransformer.reset_classifier.
     """
     old = model.config
-    changes: dict[str, Any] = {"num_classes": num_classes}
+    changes: dict[str, PyTree] = {"num_classes": num_classes}
     if global_pool is not None and global_pool != old.global_pool:
         if global_pool == "map":
             raise ValueError("global_pool='map' cannot be added: its query and layers would be untrained")
         changes["global_pool"] = global_pool
     new = model.clone(config=old.replace(**changes))
     expected = expected_shapes(new)
-    flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
+    flat: dict[str, PyTree] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
     kept = {path: value for path, value in flat.items() if path in expected and not is_head(path)}
     dtype = next(iter(kept.values())).dtype
     heads = fresh_parameters({path: shape for path, shape in expected.items() if is_head(path)}, dtype, seed)

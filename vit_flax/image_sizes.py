@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
 
 from vit_flax.models import VisionTransformer
 from vit_flax.models.resample import resize_pos_embed, resize_windows
@@ -16,11 +17,11 @@ from vit_flax.resizing import TABLE, WINDOWS
 
 def at_image_size(
     model: VisionTransformer,
-    params: Any,
+    params: PyTree,
     image_size: tuple[int, int] | int,
     resample: str = "bicubic_antialias",
     resample_windows: str = "bicubic",
-) -> tuple[VisionTransformer, Any]:
+) -> tuple[VisionTransformer, PyTree]:
     """Returns the model and parameters for images of (height, width); what does not depend on it is shared.
 
     Args:

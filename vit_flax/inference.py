@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from vit_flax.image_sizes import at_image_size
-from vit_flax.microbatches import in_microbatches, microbatch_size
+from vit_flax.microbatches import Device, in_microbatches, microbatch_size
 from vit_flax.models import VisionTransformer
 from vit_flax.models.attention import WEIGHTS
 from vit_flax.models.loop import NO_REMAT
@@ -25,6 +26,7 @@ from vit_flax.preprocessing.decode import BadImageError
 from vit_flax.preprocessing.evaluation import Preprocessing
 
 Image = np.ndarray | jax.Array | bytes | str | os.PathLike[str]
+Images = np.ndarray | jax.Array | Iterable[Image]
 AHEAD = 2  # batches decoded, and batches computed, beyond the one that is waited for
 MAX_THREADS = 16
 
@@ -55,12 +57,12 @@ class Predictor:
     def __init__(
         self,
         model: VisionTransformer,
-        params: Any,
+        params: PyTree,
         batch_size: int = 64,
         dtype: DTypeLike | None = None,
         transform: Preprocessing | None = None,
         threads: int | None = None,
-        devices: Sequence[Any] | None = None,
+        devices: Sequence[Device] | None = None,
         resample: str | None = None,
     ) -> None:
         devices = list(devices or jax.devices()[:1])
@@ -102,19 +104,19 @@ class Predictor:
             self._sized[shape] = (self._compiled(model), jax.device_put(params, self._everywhere))
         return self._sized[shape]
 
-    def logits(self, images: Any) -> np.ndarray:
+    def logits(self, images: Images) -> np.ndarray:
         """Returns the logits (N, num_classes)."""
         return self.collect("logits", images)
 
-    def features(self, images: Any) -> np.ndarray:
+    def features(self, images: Images) -> np.ndarray:
         """Returns all tokens after the final norm, (N, tokens, embed_dim), prefix tokens first."""
         return self.collect("features", images)
 
-    def embeddings(self, images: Any) -> np.ndarray:
+    def embeddings(self, images: Images) -> np.ndarray:
         """Returns what the head reads: one vector an image."""
         return self.collect("embeddings", images)
 
-    def stream(self, method: str, images: Any, bad: dict[int, str] | None = None) -> Iterator[np.ndarray]:
+    def stream(self, method: str, images: Images, bad: dict[int, str] | None = None) -> Iterator[np.ndarray]:
         """Yields the results of a method batch by batch, never holding more than a few batches of images.
 
         Args:
@@ -137,7 +139,7 @@ class Predictor:
             result, size = waiting.popleft()
             yield np.asarray(result)[:size]
 
-    def collect(self, method: str, images: Any, bad: dict[int, str] | None = None) -> np.ndarray:
+    def collect(self, method: str, images: Images, bad: dict[int, str] | None = None) -> np.ndarray:
         """Returns the results of a method; those of images that are named in `bad` afterwards are left out."""
         parts = list(self.stream(method, images, bad))
         if parts:
@@ -149,7 +151,7 @@ class Predictor:
         shape = jax.eval_shape(self._methods[method], self.params, empty)
         return np.zeros((0, *shape.shape[1:]), shape.dtype)
 
-    def _batches(self, images: Any, bad: dict[int, str] | None) -> Iterator[tuple[np.ndarray, int]]:
+    def _batches(self, images: Images, bad: dict[int, str] | None) -> Iterator[tuple[np.ndarray, int]]:
         """Yields batches of images of one shape, padded where there are fewer, with the number of images in each."""
         chosen: list[np.ndarray] = []
         for image in self._prepared(images, bad):
@@ -169,7 +171,7 @@ class Predictor:
             batch[position] = image
         return batch, len(chosen)
 
-    def _prepared(self, images: Any, bad: dict[int, str] | None) -> Iterator[np.ndarray]:
+    def _prepared(self, images: Images, bad: dict[int, str] | None) -> Iterator[np.ndarray]:
         """Yields the images as the model reads them, in their order; threads work a few batches ahead."""
         if isinstance(images, jax.Array):
             images = np.asarray(images)
@@ -226,7 +228,7 @@ class Predictor:
 
 
 def attention_maps(
-    model: VisionTransformer, params: Any, images: Any, layers: Sequence[int] | None = None
+    model: VisionTransformer, params: PyTree, images: jax.Array | np.ndarray, layers: Sequence[int] | None = None
 ) -> dict[int, np.ndarray]:
     """Computes the attention weights (B, H, N, N) of blocks, softmax(q k^T scale + bias), prefix tokens first.
 
@@ -251,7 +253,7 @@ def attention_maps(
     numbers = sorted({index % depth for index in chosen})
     places = {f"blocks_{number}": number for number in numbers}
 
-    def run(params: Any, images: Any) -> dict[int, Any]:
+    def run(params: PyTree, images: jax.Array) -> dict[int, Any]:
         _, state = plain.apply({"params": params}, images, method="features", mutable=[WEIGHTS])
         weights: dict[int, list[Any]] = {number: [] for number in numbers}
         sown: dict[Any, Any] = flatten_dict(state[WEIGHTS])  # pyright: ignore[reportAssignmentType]
@@ -263,7 +265,7 @@ def attention_maps(
     return {number: np.asarray(array) for number, array in jax.jit(run)(params, images).items()}
 
 
-def attention_rollout(model: VisionTransformer, params: Any, images: np.ndarray) -> np.ndarray:
+def attention_rollout(model: VisionTransformer, params: PyTree, images: np.ndarray) -> np.ndarray:
     """Computes how much of each patch reaches the class token through all blocks, (N, rows, columns), of sum 1.
 
     Every block's attention, averaged over its heads, counts half and the skip around it the other half. Where there is
@@ -295,14 +297,14 @@ def _name(number: int, image: Image) -> str:
 def _jitted(model: VisionTransformer, size: int, machine: tuple[str, int], method: str | None = None) -> Any:
     """Returns the jitted function of (parameters, images) that applies a method to `size` images at a time."""
 
-    def apply(params: Any, images: Any) -> Any:
+    def apply(params: PyTree, images: jax.Array) -> Any:
         with compiled_for(*machine):
             return in_microbatches(lambda part: model.apply({"params": params}, part, method=method), images, size)
 
     return jax.jit(apply)
 
 
-def _with_kernels_in(params: Any, dtype: DTypeLike | None) -> Any:
+def _with_kernels_in(params: PyTree, dtype: DTypeLike | None) -> Any:
     """Returns the parameters with the kernels, which products cast anyhow, in the products' dtype."""
     if dtype is None:
         return params

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from vit_flax.config import ViTConfig
+
+
+class Device(Protocol):
+    """What is asked of a jax.Device."""
+
+    @property
+    def platform(self) -> str:
+        """Its kind: 'cpu', 'gpu', 'tpu'."""
+        ...
+
+    @property
+    def id(self) -> int:
+        """Its number among all processes' devices."""
+        ...
+
+    @property
+    def process_index(self) -> int:
+        """The process that it belongs to."""
+        ...
+
 
 # By measurement (`vit_flax_whole` in benchmarks/README.md): a part's largest activation, the hidden layer, has so many
 # bytes, or so many tokens where these are more, since products of fewer rows take longer a row.
@@ -19,7 +40,7 @@ CPU_TOKENS = 1600
 
 
 def microbatch_size(
-    config: ViTConfig, batch_size: int, dtype: DTypeLike | None = None, devices: Sequence[Any] | None = None
+    config: ViTConfig, batch_size: int, dtype: DTypeLike | None = None, devices: Sequence[Device] | None = None
 ) -> int:
     """Returns how many images of a batch to compute together; `batch_size` itself where parts are no gain.
 
@@ -47,7 +68,7 @@ def microbatch_size(
     return size if 3 * size > fitting else batch_size
 
 
-def in_microbatches(compute: Callable[[Any], Any], images: Any, size: int) -> Any:
+def in_microbatches(compute: Callable[[PyTree], PyTree], images: PyTree, size: int) -> PyTree:
     """Computes `compute(images)` for `size` images at a time, as one loop of a jitted function.
 
     Args:

@@ -40,7 +40,7 @@ def test_how_many_images_fit() -> None:
 
 
 def test_only_one_cpu_device_computes_in_parts() -> None:
-    accelerator = types.SimpleNamespace(platform="tpu")
+    accelerator: Any = types.SimpleNamespace(platform="tpu")
     assert microbatch_size(BASE, 64, devices=[accelerator]) == 64
     assert microbatch_size(BASE, 64, devices=CPU * 2) == 64
 

@@ -165,14 +165,16 @@ def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
 class BesideWeights:
     """What is written beside weights, so that their images are prepared and their classes named as before."""
 
-    config_file: Mapping[str, Any] | None  # the layout's own library's config.json; None: it has none, ours is written
-    files: Mapping[str, Mapping[str, Any]]
-    stored: Mapping[str, Any] | None  # what a file that can carry it carries
+    config_file: (
+        Mapping[str, object] | None
+    )  # the layout's own library's config.json; None: it has none, ours is written
+    files: Mapping[str, Mapping[str, object]]
+    stored: Mapping[str, object] | None  # what a file that can carry it carries
     notes: list[str]  # what the layout's own library will not be told
 
 
 def beside_weights(
-    layout: str, config: ViTConfig, config_file: Mapping[str, Any] | None, value: Preprocessing | None
+    layout: str, config: ViTConfig, config_file: Mapping[str, object] | None, value: Preprocessing | None
 ) -> BesideWeights:
     """Returns what is written beside weights of a layout.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from vit_flax.config import ViTConfig
 from vit_flax.convert import Wish, layout_to_write, open_checkpoint, write_checkpoint
@@ -18,7 +19,7 @@ from vit_flax.reading import Params, read_model
 from vit_flax.writing import flat_params
 
 
-def create_model(preset: str, **overrides: Any) -> VisionTransformer:
+def create_model(preset: str, **overrides: object) -> VisionTransformer:
     """Returns the linen module of a preset; `overrides` are fields of its config or dtype, param_dtype, precision.
 
     Raises:
@@ -29,14 +30,14 @@ def create_model(preset: str, **overrides: Any) -> VisionTransformer:
 
 
 def from_state_dict(
-    tensors: Mapping[str, Any],
+    tensors: Mapping[str, object],
     layout: str | None = None,
-    config: str | ViTConfig | Mapping[str, Any] | None = None,
+    config: str | ViTConfig | Mapping[str, object] | None = None,
     *,
     entry: str | None = None,
     resample: str | None = None,
     source_grid: tuple[int, int] | None = None,
-    **overrides: Any,
+    **overrides: object,
 ) -> tuple[VisionTransformer, Params]:
     """Returns the Flax model of named arrays (torch's or NumPy's) and its parameters, in the tensors' own dtypes.
 
@@ -67,12 +68,12 @@ def from_state_dict(
 def load(
     path: str | os.PathLike[str],
     layout: str | None = None,
-    config: str | ViTConfig | Mapping[str, Any] | None = None,
+    config: str | ViTConfig | Mapping[str, object] | None = None,
     *,
     entry: str | None = None,
     resample: str | None = None,
     source_grid: tuple[int, int] | None = None,
-    **overrides: Any,
+    **overrides: object,
 ) -> tuple[VisionTransformer, Params]:
     """Returns the Flax model of a weights file, a folder or hf://owner/name[@revision][/file], and its parameters.
 
@@ -95,7 +96,7 @@ def _build(source: str | os.PathLike[str] | Mapping[str, Any], wish: Wish) -> tu
     return reading.build()
 
 
-def to_state_dict(model: VisionTransformer, params: Any, layout: str | None = None) -> dict[str, np.ndarray]:
+def to_state_dict(model: VisionTransformer, params: PyTree, layout: str | None = None) -> dict[str, np.ndarray]:
     """Returns the parameters as NumPy arrays under a layout's names, every value bit for bit.
 
     Args:
@@ -112,7 +113,7 @@ def to_state_dict(model: VisionTransformer, params: Any, layout: str | None = No
 def save(
     path: str | os.PathLike[str],
     model: VisionTransformer,
-    params: Any,
+    params: PyTree,
     layout: str | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> list[str]:

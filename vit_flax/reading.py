@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from flax.traverse_util import unflatten_dict
+from jaxtyping import PyTree
 
 from vit_flax.classifier import find_replacement, fresh_parameters, is_head, several_layers
 from vit_flax.config import ViTConfig
@@ -31,7 +32,7 @@ from vit_flax.models import VisionTransformer, build_model
 from vit_flax.models.shapes import expected_shapes
 from vit_flax.resizing import find_resizes
 
-Params = dict[str, Any]
+Params = dict[str, PyTree]
 logger = logging.getLogger(__name__)
 
 

@@ -6,9 +6,9 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from vit_flax.config import ViTConfig
 from vit_flax.convert import ConversionError, Drop, Layout, Resolved, Rule, Wish
@@ -48,7 +48,7 @@ class Resize(_Change):
 
     num_prefix_tokens: int
 
-    def __call__(self, table: Any) -> np.ndarray:
+    def __call__(self, table: ArrayLike) -> np.ndarray:
         """Returns the table resized, computed in float64 whatever its dtype."""
         return resize_pos_embed(np.asarray(table), self.old, self.new, self.num_prefix_tokens, self.mode)
 
@@ -56,7 +56,7 @@ class Resize(_Change):
 class PatchResize(_Change):
     """A patch kernel's way from the checkpoint's patch size to the model's."""
 
-    def __call__(self, kernel: Any) -> np.ndarray:
+    def __call__(self, kernel: ArrayLike) -> np.ndarray:
         """Returns the kernel resized, computed in float64 whatever its dtype."""
         return resize_patch_embed(np.asarray(kernel), self.new, self.mode)
 
@@ -64,7 +64,7 @@ class PatchResize(_Change):
 class WindowResize(_Change):
     """The way of a table of relative positions from the checkpoint's grid of patches to the model's."""
 
-    def __call__(self, table: Any) -> np.ndarray:
+    def __call__(self, table: ArrayLike) -> np.ndarray:
         """Returns the table resized, computed in float64 whatever its dtype."""
         return resize_windows(np.asarray(table), self.old, self.new, self.mode)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jaxtyping import PyTree
 
 from vit_flax.convert import ConversionError
 from vit_flax.models import VisionTransformer
@@ -14,13 +13,13 @@ from vit_flax.models.shapes import expected_shapes
 _SHOWN = 50
 
 
-def flat_params(model: VisionTransformer, params: Any) -> dict[str, Any]:
+def flat_params(model: VisionTransformer, params: PyTree) -> dict[str, PyTree]:
     """Returns the parameters by path.
 
     Raises:
         ConversionError: they are not the model's; lists what is missing, unexpected or misshapen.
     """
-    flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
+    flat: dict[str, PyTree] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
     expected = expected_shapes(model)
     problems = [f"missing: {path}" for path in expected if path not in flat]
     problems += [f"unexpected: {path}" for path in flat if path not in expected]

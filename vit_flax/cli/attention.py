@@ -13,6 +13,8 @@ from vit_flax.cli.images import add_model_options, load_model
 from vit_flax.preprocessing.decode import BadImageError, import_pillow
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from vit_flax.cli.parser import Commands
 
 SIDE = 448  # pixels of the picture's height, at least
@@ -123,7 +125,7 @@ def _shares(options: argparse.Namespace, predictor: Any, prepared: np.ndarray) -
     return (patches / patches.sum()).reshape(config.grid_size)
 
 
-def draw(image: np.ndarray, shares: np.ndarray) -> Any:
+def draw(image: np.ndarray, shares: np.ndarray) -> Image.Image:
     """Returns the image and, beside it, the image in grey under colours from the smallest share to the largest.
 
     A bar tells the two in multiples of an even share: where attention is spread evenly, both are near 1.

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,7 @@ class Scores:
         return float(self.correct5.sum() / max(1, self.count.sum()))
 
 
-def count_correct(predictor: Predictor, loader: Any, numbers: np.ndarray) -> Scores:
+def count_correct(predictor: Predictor, loader: Iterable[Mapping[str, np.ndarray]], numbers: np.ndarray) -> Scores:
     """Returns the scores of a model on a loader's normalised batches, whose size is the predictor's.
 
     `numbers` is the model's class of every label; images of labels that have none (-1) are not counted.

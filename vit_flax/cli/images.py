@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from vit_flax.cli.options import add_checkpoint_options, tell_notes, wish_of
 from vit_flax.convert import open_checkpoint
@@ -114,7 +117,7 @@ def is_projection(reading: Reading) -> bool:
         return True
     from vit_flax.presets import PRESETS
 
-    cfg = reading.checkpoint.config or {}
+    cfg: Mapping[str, Any] = reading.checkpoint.config or {}
     told = cfg.get("pretrained_cfg") or cfg
     name = f"{cfg['architecture']}.{told.get('tag')}" if "architecture" in cfg else reading.wish.config
     if not isinstance(name, str) or not any(part in name for part in ("_clip_", "pe_core")) or "_ft_" in name:
@@ -246,7 +249,7 @@ def explain_bad(bad: dict[int, str], names: list[str], command: str) -> None:
         print(f"  {names[index]}: {reason}", file=sys.stderr)
 
 
-def compute(loaded: Loaded, method: str, images: list[str]) -> tuple[Any, dict[int, str]]:
+def compute(loaded: Loaded, method: str, images: list[str]) -> tuple[np.ndarray, dict[int, str]]:
     """Returns the results of a predictor's method for the images that can be read, and why the others cannot.
 
     Raises:

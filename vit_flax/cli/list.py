@@ -22,7 +22,7 @@ EXAMPLE = """example:
   vit-flax list layouts
   vit-flax list recipes --json"""
 
-Row = dict[str, Any]
+Row = dict[str, object]
 
 
 def add_parser(commands: Commands) -> None:

@@ -6,7 +6,6 @@ import argparse
 import ast
 import sys
 from collections.abc import Iterable
-from typing import Any
 
 from vit_flax.cli.parser import known_layout
 from vit_flax.convert import Wish
@@ -63,7 +62,7 @@ def _grid(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def assignment(text: str) -> tuple[str, Any]:
+def assignment(text: str) -> tuple[str, object]:
     """Returns name and value of FIELD=VALUE."""
     name, equals, value = text.partition("=")
     if not equals or not name.replace(".", "_").isidentifier():

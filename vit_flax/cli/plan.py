@@ -16,6 +16,8 @@ from vit_flax.gpu_compiler import quiet
 
 if TYPE_CHECKING:
     from vit_flax.cli.parser import Commands
+    from vit_flax.plan import Plan
+    from vit_flax.train.config import ResolvedConfig
 
 EXAMPLE = """example:
   vit-flax plan vit_base_patch16_224 --topology v5e:4x4 --batch 1024
@@ -76,7 +78,7 @@ def _mesh(text: str) -> dict[str, int]:
     return sizes
 
 
-def build_config(options: argparse.Namespace, chips: int) -> Any:
+def build_config(options: argparse.Namespace, chips: int) -> ResolvedConfig:
     """Returns the config of a preset or a recipe, with the options' changes."""
     from vit_flax.cli.train import build_config as of_recipe
     from vit_flax.presets import PRESETS, get_preset
@@ -131,12 +133,16 @@ def _gigabytes(count: float | None) -> str:
     return "-" if count is None else f"{count / 1e9:.2f} GB"
 
 
-def _line(made: Any) -> str:
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.2f}"
+
+
+def _line(made: Plan) -> str:
     verdict = "fits" if made.fits else f"lacks {_gigabytes(made.missing_bytes)}"
     return f"batch {made.batch_size}  remat {made.remat}: {_gigabytes(made.total_bytes)} a chip, {verdict}"
 
 
-def describe(made: Any) -> str:
+def describe(made: Plan) -> str:
     """Returns a plan as text."""
     mesh = " ".join(f"{name}={size}" for name, size in made.mesh.items())
     layers = "layers as a loop (--no-scan: unrolled)" if made.scan else "layers unrolled"
@@ -155,14 +161,14 @@ def describe(made: Any) -> str:
         ("  (of them state)", _gigabytes(made.state_bytes)),
         ("model FLOPs", f"{made.model_flops / 1e12:.3f} T a chip and step"),
     ]
-    if made.step_seconds is not None:
+    if made.step_seconds is not None and made.step_flops is not None:
         rows += [
             ("step FLOPs", f"{made.step_flops / 1e12:.3f} T a chip, in products"),
             ("memory traffic", f"{_gigabytes(made.device_bytes)} a chip through its memory, "
              f"{_gigabytes(made.bytes_accessed)} with what stays on it"),
-            ("step time", f"at least {made.step_seconds * 1e3:.2f} ms: operations {made.operation_seconds * 1e3:.2f}, "
-             f"copies that nothing hides {made.copy_seconds * 1e3:.2f}, collectives {made.exposed_seconds * 1e3:.2f} "
-             f"(and {made.hidden_seconds * 1e3:.2f} beside operations)"),
+            ("step time", f"at least {_ms(made.step_seconds)} ms: "
+             f"operations {_ms(made.operation_seconds)}, copies that nothing hides {_ms(made.copy_seconds)}, "
+             f"collectives {_ms(made.exposed_seconds)} (and {_ms(made.hidden_seconds)} beside operations)"),
             ("MFU", f"at most {made.mfu:.1%}"),
             *(
                 (row["kind"], f"{row['count']} a step among {row['group']}, {_gigabytes(row['bytes'])} a chip, "

@@ -19,6 +19,7 @@ from vit_flax.suggestions import nearest
 
 if TYPE_CHECKING:
     from vit_flax.cli.parser import Commands
+    from vit_flax.train.config import TrainConfig
 
 TERMINATED = 75  # EX_TEMPFAIL: run it again
 EXAMPLE = """example:
@@ -62,7 +63,7 @@ def add_parser(commands: Commands) -> None:
     parser.set_defaults(run=run)
 
 
-def build_config(recipe: str, changes: dict[str, Any], out: str | None) -> Any:
+def build_config(recipe: str, changes: Mapping[str, object], out: str | None) -> TrainConfig:
     """Returns the config of a recipe's name or a .json file, with changes; keys of the recipe's own go to it.
 
     Raises:
@@ -93,8 +94,8 @@ def build_config(recipe: str, changes: dict[str, Any], out: str | None) -> Any:
         config = function(**own)
         changes = {name: value for name, value in changes.items() if name not in own}
     name = os.path.basename(recipe).removesuffix(".json")
-    out = out or changes.get("out") or config.out or os.path.join("runs", name)
-    return config.replace({**changes, "out": out})
+    out_folder = out or changes.get("out") or config.out or os.path.join("runs", name)
+    return config.replace({**changes, "out": out_folder})
 
 
 def _check_name(recipe: str, name: str, parameters: Mapping[str, Any]) -> None:
@@ -163,7 +164,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _score(scores: Mapping[str, Any]) -> str:
+def _score(scores: Mapping[str, float]) -> str:
     if "accuracy" in scores:
         return f"top-1 {scores['accuracy']:.2%}"
     return f"mAP {scores['mean_average_precision']:.2%}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 Pair = tuple[int, int]
 
 
-def pair(name: str, value: Any) -> Pair:
+def pair(name: str, value: int | Sequence[int]) -> Pair:
     """Returns (height, width) of a pair or of one number for both."""
     found = (value, value) if isinstance(value, int) else tuple(value)
     if len(found) != 2 or not all(isinstance(v, int) and v > 0 for v in found):
@@ -15,7 +15,7 @@ def pair(name: str, value: Any) -> Pair:
     return found  # pyright: ignore[reportReturnType]
 
 
-def require_int(name: str, value: Any, minimum: int) -> None:
+def require_int(name: str, value: object, minimum: int) -> None:
     """Refuses what is no integer of at least `minimum`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")

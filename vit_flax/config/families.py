@@ -23,14 +23,14 @@ class ViTFamily:
     name: str  # as stored configs have it
     tokens: type[Tokens]
     position: type[Position]
-    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)  # where not ViTConfig's
+    defaults: Mapping[str, object] = dataclasses.field(default_factory=dict, hash=False)  # where not ViTConfig's
 
-    def __call__(self, **fields: Any) -> ViTConfig:
+    def __call__(self, **fields: object) -> ViTConfig:
         """Returns the config of these fields; ValueError for a name that is none."""
         return ViTConfig(tokens=self.tokens(), position=self.position(), **{**self.defaults, **fields})
 
     @functools.cached_property
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, object]:
         """Every field's name with its default."""
         found = {name: ViTConfig.__dataclass_fields__[name].default for name in OWN_FIELDS}
         for kind in (self.tokens, self.position):
@@ -91,15 +91,15 @@ def find_family(name: str) -> ViTFamily:
     raise ValueError(f"unknown model_config {name!r}; known: {', '.join(FAMILIES)}")
 
 
-def config_from_dict(values: Mapping[str, Any]) -> ViTConfig:
+def config_from_dict(values: Mapping[str, object]) -> ViTConfig:
     """Returns the config that `to_dict` described, of this version or an earlier one.
 
     Raises:
         ValueError: a key is no field of that config (the nearest field is suggested), or the class is unknown.
     """
-    values = dict(values)
-    family = find_family(values.pop("model_config", PlainViTConfig.name))
-    return family(**_upgraded(family, values))
+    fields: dict[str, Any] = dict(values)
+    family = find_family(fields.pop("model_config", PlainViTConfig.name))
+    return family(**_upgraded(family, fields))
 
 
 def _upgraded(family: ViTFamily, values: dict[str, Any]) -> dict[str, Any]:

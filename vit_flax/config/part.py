@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from vit_flax.config.vit import ViTConfig
+
+
+Axes = tuple[str | tuple[str, ...] | None, ...]  # of a mesh, for the last axes of a parameter
+ShardingRule = tuple[str, *tuple[Axes, ...]]  # a pattern of parameter paths, and the axes to try in their order
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +23,7 @@ class Part:
     spared: ClassVar[tuple[str, ...]] = ()  # last names of parameters that weight decay spares
     fixed: ClassVar[tuple[str, ...]] = ()  # and of those that are stored, never trained
     stem: ClassVar[tuple[str, ...]] = ()  # patterns of parameter paths that layer-wise learning rates count as the stem
-    sharding: ClassVar[tuple[Any, ...]] = ()  # rules before those of vit_flax.train.sharding
+    sharding: ClassVar[tuple[ShardingRule, ...]] = ()  # rules before those of vit_flax.train.sharding
 
     def check(self, config: ViTConfig) -> None:
         """Raises ValueError where the part does not fit the rest of the config."""

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vit_flax.config.checks import Pair, pair, require_choice, require_int
-from vit_flax.config.part import Part
+from vit_flax.config.part import Part, ShardingRule
 
 if TYPE_CHECKING:
     from vit_flax.config.vit import ViTConfig
@@ -82,7 +82,7 @@ class SoftSplits(Tokens):
     path: ClassVar[str] = "tokens_to_token"
     stem: ClassVar[tuple[str, ...]] = ("tokens_to_token/.*",)
     fixed: ClassVar[tuple[str, ...]] = ("random_features",)  # of the performer
-    sharding: ClassVar[tuple[Any, ...]] = ((r"(.*/)?random_features", (("fsdp", "tensor"),), ("fsdp",), ()),)
+    sharding: ClassVar[tuple[ShardingRule, ...]] = ((r"(.*/)?random_features", (("fsdp", "tensor"),), ("fsdp",), ()),)
 
     softsplit_kernels: tuple[int, int, int] = (7, 3, 3)
     token_chan: int = 64  # width of the two token transformers

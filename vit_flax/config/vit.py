@@ -24,7 +24,7 @@ _PARALLEL_LIMITS = {
     **_OWN_ATTENTION, "scale_attn_norm": False, "scale_mlp_norm": False, "mlp_layer": "mlp", "mlp_bias": True,
     "proj_bias": True,
 }  # fmt: skip
-BLOCK_LIMITS: dict[str, dict[str, Any]] = {
+BLOCK_LIMITS: dict[str, dict[str, object]] = {
     "res_post": {"init_values": None},
     "parallel_scaling": _PARALLEL_LIMITS,
     "diff": _OWN_ATTENTION,
@@ -94,10 +94,10 @@ class ViTConfig:
     head_bias: bool = True
     head_dist: bool = False  # a second head reads the distillation token: the logits are the mean of both
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, **fields: object) -> None:
         """Takes its own fields, the parts, and the parts' fields by name."""
         values = {field.name: field.default for field in dataclasses.fields(self)}
-        parts = {name: fields.get(name, values[name]) for name in PARTS}
+        parts: dict[str, Any] = {name: fields.get(name, values[name]) for name in PARTS}
         _family(parts).check_names(fields)
         for name, part in parts.items():
             inner = {field: value for field, value in fields.items() if field in part.__dataclass_fields__}
@@ -213,11 +213,11 @@ class ViTConfig:
         """Hidden width of the attention pooling's MLP."""
         return int(self.embed_dim * (self.attn_pool_mlp_ratio or self.mlp_ratio))
 
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, object]:
         """Returns every field by name, those of the parts beside its own."""
         return {name: getattr(self, name) for name in self.family.fields}
 
-    def fields_for(self, family: ViTFamily) -> dict[str, Any]:
+    def fields_for(self, family: ViTFamily) -> dict[str, object]:
         """Returns the fields as another family's: without defaults that it lacks or has others for."""
         own, other = self.family.fields, family.fields
         return {
@@ -226,7 +226,7 @@ class ViTConfig:
             if value != own[name] or (name in other and other[name] == own[name])
         }
 
-    def replace(self, **changes: Any) -> ViTConfig:
+    def replace(self, **changes: object) -> ViTConfig:
         """Returns a copy with some fields changed, those of the parts too; ValueError for a name that is no field."""
         return ViTConfig(**{**{name: getattr(self, name) for name in (*PARTS, *OWN_FIELDS)}, **changes})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from vit_flax.config import ViTConfig, ViTFamily
 from vit_flax.convert.beit import BEIT
@@ -113,7 +112,7 @@ def detect_layout(names: Collection[str], config_class: ViTFamily | None = None)
     raise ConversionError(f"the tensor names match no known layout (`vit-flax list layouts` has them); some: {some}")
 
 
-def open_checkpoint(source: str | os.PathLike[str] | Mapping[str, Any], wish: Wish) -> Checkpoint:
+def open_checkpoint(source: str | os.PathLike[str] | Mapping[str, object], wish: Wish) -> Checkpoint:
     """Opens named arrays, or weights as `read_checkpoint` does, without what training scripts wrap around them."""
     opened = from_mapping(source) if isinstance(source, Mapping) else read_checkpoint(source)
     opened = unwrap(opened, wish.entry)

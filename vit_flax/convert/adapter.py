@@ -35,7 +35,7 @@ _SHOWN = 5
 
 Reader = Callable[[str], Checkpoint]
 # (names of the base's tensors, name that the adapter has) -> the base's name of the same, or None
-Renamer = Callable[[Mapping[str, Any], str], str | None]
+Renamer = Callable[[Mapping[str, object], str], str | None]
 
 
 def is_adapter(folder: Path) -> bool:

@@ -34,9 +34,9 @@ class Checkpoint:
     shapes: Mapping[str, tuple[int, ...]]
     reader: Callable[[str], np.ndarray]
     source: str = "memory"  # what messages call it
-    config: Mapping[str, Any] | None = None  # as found: ours, Hugging Face's or timm's
+    config: Mapping[str, object] | None = None  # as found: ours, Hugging Face's or timm's
     skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)  # what is no tensor, and what it is instead
-    preprocessing: Mapping[str, Any] | None = None  # how images are prepared, where the weights carry it
+    preprocessing: Mapping[str, object] | None = None  # how images are prepared, where the weights carry it
     path: Path | None = None  # of the file, or of the index of several: other files may lie beside it
     dtypes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # NumPy's names, where known before reading
     notes: tuple[str, ...] = ()  # what whoever loads it should know: what was left out, cast, applied
@@ -60,7 +60,7 @@ class Checkpoint:
         return dataclasses.replace(self, shapes=shapes, dtypes=dtypes, reader=lambda name: self.reader(back[name]))
 
 
-def from_mapping(tensors: Mapping[str, Any], source: str = "memory") -> Checkpoint:
+def from_mapping(tensors: Mapping[str, object], source: str = "memory") -> Checkpoint:
     """Wraps named arrays, torch's or NumPy's, in mappings however nested.
 
     A training checkpoint holds more than tensors: its numbers, texts and other values are left out, and named in
@@ -105,7 +105,7 @@ def _leaves_of(tensors: Mapping[str, Any], source: str) -> Iterator[tuple[str, A
         raise ConversionError(f"{source}: holds {error}") from error
 
 
-def leaves(value: Any) -> Iterator[tuple[str, Any]]:
+def leaves(value: object) -> Iterator[tuple[str, Any]]:
     """Walks mappings in mappings (and in lists), yielding each other value with its name, joined by slashes.
 
     Raises:
@@ -166,15 +166,16 @@ def _fault(value: Any) -> str | None:
     return None
 
 
-def to_numpy(name: str, value: Any) -> np.ndarray:
+def to_numpy(name: str, value: object) -> np.ndarray:
     """Returns an array of torch or NumPy as NumPy's, sharing its memory where that lies in the host's."""
     if not hasattr(value, "detach"):
         return np.asarray(value)
+    tensor: Any = value
     try:
-        value = value.detach().cpu().resolve_conj().resolve_neg()
-        if str(value.dtype) == "torch.bfloat16":  # NumPy has no such type of its own: move the bits
-            return value.contiguous().view(sys.modules["torch"].uint16).numpy().view(ml_dtypes.bfloat16)
-        return value.numpy()
+        tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+        if str(tensor.dtype) == "torch.bfloat16":  # NumPy has no such type of its own: move the bits
+            return tensor.contiguous().view(sys.modules["torch"].uint16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
     except (TypeError, RuntimeError, NotImplementedError) as error:  # tensor classes of other libraries
         raise ConversionError(f"{name}: torch cannot hand it to NumPy: {one_line(error)}") from error
 
@@ -204,6 +205,6 @@ def check_names(source: str, names: Collection[str]) -> None:
             raise ConversionError(f"{source}: a tensor has the name {name[:60]!r}, no name of a parameter")
 
 
-def one_line(error: Any) -> str:
+def one_line(error: object) -> str:
     """Returns an error's message, however long and broken, as one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__

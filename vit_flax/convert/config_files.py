@@ -22,7 +22,7 @@ class Beside:
 
     origin: str  # what messages call it
     layout: str | None  # of the tensors it lies beside
-    fields: Mapping[str, Any]  # of the model's config; those that are missing are told by the tensors
+    fields: Mapping[str, object]  # of the model's config; those that are missing are told by the tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Family:
 
     layout: str  # the layout of its tensors
     # the attributes that `fields` reads, with the values they have where config.json leaves them out
-    defaults: Mapping[str, Any]
-    fields: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # attributes -> fields of the model's config
-    only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)  # values it is right to ignore
+    defaults: Mapping[str, object]
+    fields: Callable[[Mapping[str, object]], Mapping[str, object]]  # attributes -> fields of the model's config
+    only: Mapping[str, tuple[object, ...]] = dataclasses.field(default_factory=dict)  # values it is right to ignore
     harmless: Collection[str] = ()  # attributes that never change what the model computes in evaluation
     part: str | None = None  # the attribute that holds the vision tower's own config, in models of several towers
 
@@ -77,7 +77,7 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 
-def read_config(values: Mapping[str, Any], families: Mapping[str, Family], source: str) -> Beside | None:
+def read_config(values: Mapping[str, object], families: Mapping[str, Family], source: str) -> Beside | None:
     """Returns what a config says, or None for one of no known kind.
 
     Args:
@@ -109,9 +109,9 @@ def read_config(values: Mapping[str, Any], families: Mapping[str, Family], sourc
     return None
 
 
-def activation(name: Any) -> str:
+def activation(name: object) -> str:
     """Returns this library's name of an activation of transformers, or ConversionError."""
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ConversionError(f"activation {name!r} is not known; known: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 

@@ -132,7 +132,7 @@ def _read_zip(path: Path) -> Checkpoint:
     return read_npz(path) if arrays else read_torch_zip(path)
 
 
-Writer = Callable[[str, Mapping[str, np.ndarray], Mapping[str, Any]], None]
+Writer = Callable[[str, Mapping[str, np.ndarray], Mapping[str, object]], None]
 _WRITERS: dict[str, Writer] = {
     ".npz": write_npz,
     ".msgpack": write_msgpack,
@@ -145,10 +145,10 @@ _WRITERS: dict[str, Writer] = {
 def write_checkpoint(
     path: str | os.PathLike[str],
     tensors: Mapping[str, np.ndarray],
-    config: Mapping[str, Any],
-    config_file: Mapping[str, Any] | None = None,
-    beside: Mapping[str, Mapping[str, Any]] | None = None,
-    preprocessing: Mapping[str, Any] | None = None,
+    config: Mapping[str, object],
+    config_file: Mapping[str, object] | None = None,
+    beside: Mapping[str, Mapping[str, object]] | None = None,
+    preprocessing: Mapping[str, object] | None = None,
 ) -> None:
     """Writes tensors to `path`: a .safetensors, .npz, .pth, .pt, .bin or .msgpack file, or (no suffix) a folder.
 

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from vit_flax.convert.checkpoint import Checkpoint, check_listing, check_names, one_line
 from vit_flax.convert.rules import ConversionError
@@ -81,7 +80,7 @@ def _snapshot(folder: Path) -> Path:
     raise ConversionError(f"{folder}: holds {len(revisions)} snapshots and no refs/main; give the folder of one")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """Returns a JSON object from a file, or ConversionError."""
     if path.stat().st_size > _MAX_JSON:
         raise ConversionError(f"{path}: has more than {_MAX_JSON} bytes")

@@ -104,7 +104,7 @@ def block_infer(shapes: Shapes, names: Names) -> dict[str, Any]:
     }
 
 
-def patch_infer(shapes: Shapes, kernel: str) -> dict[str, Any]:
+def patch_infer(shapes: Shapes, kernel: str) -> dict[str, object]:
     """Returns what the patch embedding's kernel tells."""
     shape = shapes.get(kernel, ())
     return {"in_chans": shape[1], "patch_size": tuple(shape[2:])} if len(shape) == 4 else {}
@@ -130,7 +130,7 @@ def ending(*needles: str) -> Callable[[Collection[str]], str | None]:
     return evidence
 
 
-def read_sizes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+def read_sizes(attributes: Mapping[str, Any]) -> dict[str, object]:
     """Returns the fields of image_size and patch_size; pixels beyond the last whole patch are left out."""
     image, patch = (_pair(attributes[name]) for name in ("image_size", "patch_size"))
     crop = any(pixels % side for pixels, side in zip(image, patch, strict=True) if side > 0)
@@ -142,7 +142,7 @@ def _pair(value: int | list[int]) -> tuple[int, int]:
     return height, width
 
 
-def read_mlp(attributes: Mapping[str, Any]) -> dict[str, Any]:
+def read_mlp(attributes: Mapping[str, Any]) -> dict[str, object]:
     """Returns the fields of hidden_size, intermediate_size and hidden_act."""
     width = attributes["hidden_size"]
     return {
@@ -151,13 +151,13 @@ def read_mlp(attributes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_sizes(config: ViTConfig) -> dict[str, Any]:
+def write_sizes(config: ViTConfig) -> dict[str, object]:
     """Returns the attributes image_size and patch_size."""
     sizes = {"image_size": config.image_size, "patch_size": config.patch_size}
     return {name: h if h == w else [h, w] for name, (h, w) in sizes.items()}
 
 
-def write_mlp(config: ViTConfig) -> dict[str, Any]:
+def write_mlp(config: ViTConfig) -> dict[str, object]:
     """Returns the attributes intermediate_size and hidden_act."""
     return {"intermediate_size": config.mlp_dim, "hidden_act": _written(config.activation)}
 
@@ -166,7 +166,7 @@ def _written(ours: str) -> str:
     return next(theirs for theirs, name in ACTIVATIONS.items() if name == ours)
 
 
-def write_labels(config: ViTConfig) -> dict[str, Any]:
+def write_labels(config: ViTConfig) -> dict[str, object]:
     """Returns the attributes that count the classes."""
     if not config.num_classes:
         return {}
@@ -204,8 +204,8 @@ SIZES = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
 
 
 def fixed(
-    *more: str, config_class: ViTFamily = PlainViTConfig, **values: tuple[Any, ...]
-) -> dict[str, tuple[Any, ...]]:
+    *more: str, config_class: ViTFamily = PlainViTConfig, **values: tuple[object, ...]
+) -> dict[str, tuple[object, ...]]:
     """Returns `Layout.fixed`: every field but the sizes and `more` is at its default, or one of `values`."""
     free = (
         *more,
@@ -225,11 +225,11 @@ CLASSIFIER = (("classifier", "classifier"),)  # Layout.heads
 HARMLESS = ("dropout", "encoder_stride", "use_return_dict")
 
 
-def write(config: ViTConfig, fields: Mapping[str, str] = FIELDS) -> dict[str, Any]:
+def write(config: ViTConfig, fields: Mapping[str, str] = FIELDS) -> dict[str, object]:
     """Returns the attributes that are fields by another name."""
     return {name: getattr(config, field) for name, field in fields.items()}
 
 
-def read(attributes: Mapping[str, Any], fields: Mapping[str, str] = FIELDS) -> dict[str, Any]:
+def read(attributes: Mapping[str, object], fields: Mapping[str, str] = FIELDS) -> dict[str, object]:
     """Returns the fields that are attributes by another name."""
     return {field: attributes[name] for name, field in fields.items()}

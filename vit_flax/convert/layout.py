@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from vit_flax.config import ViTConfig, ViTFamily
 from vit_flax.convert.rules import ConversionError, Drop, Rule, match, to_tensors
@@ -27,11 +28,13 @@ class Layout:
     description: str
     config_class: ViTFamily
     evidence: Callable[[Collection[str]], str | None]  # names -> the name that gives the layout away, or None
-    infer: Callable[[Shapes, Mapping[str, Any]], dict[str, Any]]  # what tensors tell, given what is known already
+    infer: Callable[[Shapes, Mapping[str, object]], dict[str, object]]  # what tensors tell, given what is known already
     rules: Callable[[ViTConfig], tuple[Rule | Drop, ...]]
     required: tuple[tuple[str, ...], ...]  # fields that tensors may not tell; a later group follows from an earlier one
-    defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # what the reference itself defines, given the rest
-    fixed: Mapping[str, tuple[Any, ...]]  # the only values of a field that the layout can hold
+    defaults: Callable[
+        [Mapping[str, object]], Mapping[str, object]
+    ]  # what the reference itself defines, given the rest
+    fixed: Mapping[str, tuple[object, ...]]  # the only values of a field that the layout can hold
     # torch module <-> linen module, as templates; only modules that a model of the config has
     components: Callable[[ViTConfig], tuple[tuple[str, str], ...]] = lambda config: ()
     conditions: Callable[[ViTConfig], list[str]] = lambda config: []  # what `fixed` cannot say of two fields together
@@ -52,7 +55,9 @@ class Layout:
     unsettled: Callable[[Collection[str]], str | None] = lambda names: None
     # as `evidence`, where a config.json has named the family; None: the same
     belongs: Callable[[Collection[str]], str | None] | None = None
-    config_file: Callable[[ViTConfig], Mapping[str, Any]] | None = None  # the config.json of the layout's own library
+    config_file: Callable[[ViTConfig], Mapping[str, object]] | None = (
+        None  # the config.json of the layout's own library
+    )
     # where a classifier stands: (the module that people replace, the layer that rules know), without prefixes
     heads: tuple[tuple[str, str], ...] = ()
     # what of a model's config its own library's classifier has otherwise than its models without one
@@ -68,7 +73,7 @@ class Layout:
         checkpoint = self.split(checkpoint) if self.split else checkpoint
         return unstack(checkpoint, self.stack) if self.stack else checkpoint
 
-    def write(self, params: Mapping[str, Any], config: ViTConfig) -> dict[str, np.ndarray]:
+    def write(self, params: Mapping[str, ArrayLike], config: ViTConfig) -> dict[str, np.ndarray]:
         """Returns parameters (by path) under the layout's names.
 
         Raises:
@@ -116,7 +121,7 @@ class Resolved:
 
     config: ViTConfig
     origins: Mapping[str, str]
-    native: Mapping[str, Any]  # the checkpoint's own image_size and patch_size, where something but the caller tells
+    native: Mapping[str, object]  # the checkpoint's own image_size and patch_size, where something but the caller tells
 
     def native_grid(self) -> tuple[int, int] | None:
         """Returns the checkpoint's own grid of patches; None where nothing tells it, or only the number of patches."""
@@ -131,13 +136,13 @@ class Resolved:
             return None
 
 
-Sources = Sequence[tuple[str, Mapping[str, Any]]]
+Sources = Sequence[tuple[str, Mapping[str, object]]]
 
 
 def resolve_config(
     layout: Layout,
     shapes: Shapes,
-    overrides: Mapping[str, Any],
+    overrides: Mapping[str, object],
     sources: Sources,
     fallback: Sources = (),
     source_grid: tuple[int, int] | None = None,
@@ -271,7 +276,7 @@ def _with_lone_heads(names: Mapping[str, str], heads: Iterable[tuple[str, str]])
     return renamed
 
 
-def only(config_class: ViTFamily, free: Collection[str], **values: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
+def only(config_class: ViTFamily, free: Collection[str], **values: tuple[object, ...]) -> dict[str, tuple[object, ...]]:
     """Returns `fixed` for a layout that holds any value of the `free` fields, these of `values`, and else the defaults.
 
     Named by what it can hold, a layout refuses a field that is added to the config later.

@@ -85,7 +85,7 @@ def _joined(value: Any, depth: int = 0) -> Any:
     )
 
 
-def write_msgpack(path: str, tensors: Mapping[str, np.ndarray], _config: Mapping[str, Any]) -> None:
+def write_msgpack(path: str, tensors: Mapping[str, np.ndarray], _config: Mapping[str, object]) -> None:
     """Writes the tensors alone, as nested mappings by the slashes in their names."""
     import msgpack
 
@@ -108,7 +108,7 @@ def write_msgpack(path: str, tensors: Mapping[str, np.ndarray], _config: Mapping
         file.write(msgpack.Packer(strict_types=True).pack(packed(nested(tensors))))
 
 
-def nested(tensors: Mapping[str, Any]) -> dict[str, Any]:
+def nested(tensors: Mapping[str, object]) -> dict[str, object]:
     """Returns arrays by name as mappings in mappings, by the slashes in their names."""
     tree: dict[str, Any] = {}
     for name, array in tensors.items():

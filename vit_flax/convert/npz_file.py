@@ -176,7 +176,7 @@ def _data_start(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
     return start
 
 
-def write_npz(path: str, tensors: Mapping[str, np.ndarray], _config: Mapping[str, Any]) -> None:
+def write_npz(path: str, tensors: Mapping[str, np.ndarray], _config: Mapping[str, object]) -> None:
     """Writes the tensors alone; bfloat16 as two raw bytes a number."""
     with open(path, "wb") as file:
         np.savez(file, **tensors)  # pyright: ignore[reportArgumentType]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from vit_flax.config import RopeViTConfig, ViTConfig
@@ -57,7 +57,7 @@ def _infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     shapes = {
         name if whole else f"{_VISUAL}{name}": s for name, s in shapes.items() if name.startswith(_VISUAL) or not whole
     }
-    values = open_clip.OPEN_CLIP.infer(shapes, {"global_pool": "token"})
+    values: dict[str, Any] = open_clip.OPEN_CLIP.infer(shapes, {"global_pool": "token"})
     del values["fc_norm"]
     prefix = int(any_match(shapes, "visual.class_embedding"))
     pooled = any_match(shapes, "visual.attn_pool.probe")
@@ -109,7 +109,7 @@ def _components(config: ViTConfig) -> tuple[tuple[str, str], ...]:
     return (*((f"{block}.{a}", f"blocks_{{i}}/{b}") for a, b in pairs), (block, "blocks_{i}"))
 
 
-def _evidence(prefix: str) -> Any:
+def _evidence(prefix: str) -> Callable[[Collection[str]], str | None]:
     tower = named(f"{prefix}conv1", f"{prefix}transformer.resblocks.0")
 
     def evidence(names: Collection[str]) -> str | None:

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Bindings = dict[str, str]
 
@@ -288,7 +289,7 @@ def to_params(
         return dict(pool.map(lambda item: (item[0], finish(item[1](tensors))), moves))
 
 
-def to_tensors(params: Mapping[str, Any], rules: Iterable[Rule | Drop]) -> dict[str, np.ndarray]:
+def to_tensors(params: Mapping[str, ArrayLike], rules: Iterable[Rule | Drop]) -> dict[str, np.ndarray]:
     """Moves parameters (by path) back to the layout's tensors.
 
     Raises:

@@ -134,8 +134,8 @@ def _stored(path: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]
 def write_safetensors(
     path: str,
     tensors: Mapping[str, np.ndarray],
-    config: Mapping[str, Any],
-    preprocessing: Mapping[str, Any] | None = None,
+    config: Mapping[str, object],
+    preprocessing: Mapping[str, object] | None = None,
 ) -> None:
     """Writes the tensors, with the config, and how images are prepared, in the metadata; equal contents, equal bytes.
 

@@ -67,11 +67,11 @@ class Inert:
 
     __slots__ = ()
 
-    def __new__(cls, *_args: Any) -> Any:
+    def __new__(cls, *_args: object) -> object:
         """Makes one, whatever it is given."""
         return object.__new__(cls)
 
-    def __setstate__(self, _state: Any) -> None:
+    def __setstate__(self, _state: object) -> None:
         """Forgets the state."""
 
 

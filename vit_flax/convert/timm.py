@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from vit_flax.config import PlainViTConfig, ViTConfig
@@ -36,7 +36,7 @@ def timm_rules(config: ViTConfig) -> tuple[Rule, ...]:
     )
 
 
-def timm_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
+def timm_infer(shapes: Shapes, known: Mapping[str, object]) -> dict[str, Any]:
     """Returns what tensors under timm's names tell, given what is known already."""
     kind, shapes = standard_names(shapes)
     block = "blocks.{i}"
@@ -127,7 +127,7 @@ def timm_components(config: ViTConfig) -> tuple[tuple[str, str], ...]:
     )
 
 
-def named(*needles: str) -> Any:
+def named(*needles: str) -> Callable[[Collection[str]], str | None]:
     """Returns the evidence of a layout: for every needle, a name that has it as a whole or as its beginning."""
 
     def evidence(names: Collection[str]) -> str | None:

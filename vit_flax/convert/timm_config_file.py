@@ -35,7 +35,7 @@ _ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 _NORMS = ("layernorm", "rmsnorm")
 
 
-def timm_config(config: ViTConfig) -> dict[str, Any] | None:
+def timm_config(config: ViTConfig) -> dict[str, object] | None:
     """Returns architecture, classes and arguments of timm's constructor, or None where JSON cannot say the model."""
     told = config.to_dict()
     pool = "" if config.global_pool == "none" else config.global_pool

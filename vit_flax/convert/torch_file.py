@@ -112,7 +112,7 @@ def _let_go(tensor: Any) -> None:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
-def import_torch(path: Any, reading: bool = True) -> Any:
+def import_torch(path: object, reading: bool = True) -> Any:
     """Returns torch, or ConversionError saying how to get it, or (for reading) which one is needed."""
     try:
         import torch
@@ -124,7 +124,7 @@ def import_torch(path: Any, reading: bool = True) -> Any:
     return torch
 
 
-def write_torch(path: str, tensors: Mapping[str, np.ndarray], _config: Mapping[str, Any]) -> None:
+def write_torch(path: str, tensors: Mapping[str, np.ndarray], _config: Mapping[str, object]) -> None:
     """Writes the tensors alone, as torch.save does a state_dict."""
     torch = import_torch(path, reading=False)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from vit_flax.config import ViTConfig, config_from_dict
 from vit_flax.presets import get_preset
@@ -20,8 +19,8 @@ class Wish:
 
     layout: str | None = None  # a layout's name; None: told by the tensor names
     # what tensors cannot tell: a preset's name, a ViTConfig or its `to_dict()`, or the contents of a config.json
-    config: str | ViTConfig | Mapping[str, Any] | None = None
-    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # single fields; they win over `config`
+    config: str | ViTConfig | Mapping[str, object] | None = None
+    overrides: Mapping[str, object] = dataclasses.field(default_factory=dict)  # single fields; they win over `config`
     entry: str | None = None  # which weights of a training checkpoint, where it holds several
     resample: str | None = None  # a mode of vit_flax.models.resample; None: that of the layout's own library
     source_grid: tuple[int, int] | None = None  # (height, width) of the checkpoint's grid of patches
@@ -29,7 +28,7 @@ class Wish:
     own_classes: bool = False  # the checkpoint's head tells how many classes there are, whatever `config` says
 
     @property
-    def config_file(self) -> Mapping[str, Any] | None:
+    def config_file(self) -> Mapping[str, object] | None:
         """The contents of another library's config.json, if that is what `config` is."""
         kinds = ("model_type", "architecture", "model_cfg")
         return self.config if isinstance(self.config, Mapping) and any(k in self.config for k in kinds) else None

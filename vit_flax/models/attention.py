@@ -106,7 +106,7 @@ class Attention(nn.Module):
         q, k, v = (part.swapaxes(1, 2) for part in parts)
         return q, k, v, reshape(parts[2], *x.shape[:-1], -1)
 
-    def __call__(self, x: Float[Array, "b n d"], given: Any = None) -> Float[Array, "b n e"]:
+    def __call__(self, x: Float[Array, "b n d"], given: Array | None = None) -> Float[Array, "b n e"]:
         """Returns the attended tokens, `features` wide; `given` is what `position` made for this block."""
         q, k, v, values = self._project(x)
         dtype = self.precision.operand_dtype(values)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.lax import PrecisionLike
 from jaxtyping import Array
 
 from vit_flax.models.fence import fence
@@ -74,7 +75,9 @@ def _choose(q: Array, k: Array, v: Array, precision: Precision, bias: Array | No
 
 
 @partial(custom_vjp, nondiff_argnums=(3, 4))
-def late_attention(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
+def late_attention(
+    q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike, bias: Array | None = None
+) -> Array:
     """Computes attention normalised after the product with the values, on (N, E) numbers instead of (N, N).
 
     The backward pass is written out for the same reason as in `vit_flax.models.linear.matmul`.
@@ -82,13 +85,13 @@ def late_attention(q: Array, k: Array, v: Array, scale: float, precision: Any, b
     return _late_forward(q, k, v, scale, precision, bias)[0]
 
 
-def heads_dot(a: Array, b: Array, a_axis: int, b_axis: int, precision: Any, stored: Any = None) -> Array:
+def heads_dot(a: Array, b: Array, a_axis: int, b_axis: int, precision: PrecisionLike, stored: Any = None) -> Array:
     """Contracts one axis of each (B, H, _, _) operand in float32 or wider; the result is that sum as it is stored."""
     dims = (((a_axis,), (b_axis,)), ((0, 1), (0, 1)))
     return lax.dot_general(a, b, dims, precision, preferred_element_type=stored or accumulator_dtype(a.dtype))
 
 
-def _rows_dot(a: Array, b: Array, precision: Any, scale: float = 1.0) -> Array:
+def _rows_dot(a: Array, b: Array, precision: PrecisionLike, scale: float = 1.0) -> Array:
     """Contracts the rows of both (B, H, N, _) operands and scales; the result is of their dtype.
 
     In bfloat16 it is computed transposed: XLA:CPU is slower where both operands of a batch of products have their
@@ -101,7 +104,7 @@ def _rows_dot(a: Array, b: Array, precision: Any, scale: float = 1.0) -> Array:
 
 
 def _late_forward(
-    q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None
+    q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike, bias: Array | None = None
 ) -> tuple[Array, Any]:
     dtype = q.dtype
     logits = heads_dot((q * scale).astype(dtype), k, 3, 3, precision)
@@ -114,7 +117,7 @@ def _late_forward(
     return out, (q, k, v, weights, total, out, bias)
 
 
-def _late_backward(scale: float, precision: Any, residuals: Any, g: Array) -> tuple[Array | None, ...]:
+def _late_backward(scale: float, precision: PrecisionLike, residuals: Any, g: Array) -> tuple[Array | None, ...]:
     q, k, v, weights, total, out, bias = residuals
     dtype = q.dtype
     g = g / total
@@ -132,7 +135,9 @@ def _late_backward(scale: float, precision: Any, residuals: Any, g: Array) -> tu
 late_attention.defvjp(_late_forward, _late_backward)
 
 
-def stored_attention(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
+def stored_attention(
+    q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike, bias: Array | None = None
+) -> Array:
     """Computes attention with all that is as large as (N, N) stored in the dtype of the queries; softmax in float32.
 
     A GPU's products want their operands' rows to be multiples of 16 bytes, or copies are made which are: for a GPU the
@@ -151,12 +156,14 @@ def _padded(x: Array, axis: int) -> Array:
 
 
 @partial(custom_vjp, nondiff_argnums=(3, 4, 5))
-def _stored(q: Array, k: Array, v: Array, scale: float, precision: Any, keys: int, bias: Array | None) -> Array:
+def _stored(
+    q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike, keys: int, bias: Array | None
+) -> Array:
     return _stored_forward(q, k, v, scale, precision, keys, bias)[0]
 
 
 def _stored_forward(
-    q: Array, k: Array, v: Array, scale: float, precision: Any, keys: int, bias: Array | None
+    q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike, keys: int, bias: Array | None
 ) -> tuple[Array, Any]:
     dtype, wide = q.dtype, accumulator_dtype(q.dtype)
     logits = heads_dot(q, k, 3, 3, precision, dtype).astype(wide) * scale
@@ -174,7 +181,9 @@ def _stored_forward(
     return out, (q, k, v, weights, total, out, bias)
 
 
-def _stored_backward(scale: float, precision: Any, keys: int, residuals: Any, g: Array) -> tuple[Array | None, ...]:
+def _stored_backward(
+    scale: float, precision: PrecisionLike, keys: int, residuals: Any, g: Array
+) -> tuple[Array | None, ...]:
     q, k, v, weights, total, out, bias = residuals
     dtype, wide = q.dtype, accumulator_dtype(q.dtype)
     g = g.astype(wide) if total is None else g.astype(wide) / total
@@ -199,7 +208,9 @@ def attention_weights(q: Array, k: Array, scale: float, bias: Array | None = Non
     return jax.nn.softmax(logits if bias is None else logits + bias, axis=-1)
 
 
-def plain_attention(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
+def plain_attention(
+    q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike, bias: Array | None = None
+) -> Array:
     """Computes attention as it is usually written: softmax, then the product with the values."""
     logits = heads_dot(q, k, 3, 3, precision) * scale
     if bias is not None:
@@ -207,14 +218,14 @@ def plain_attention(q: Array, k: Array, v: Array, scale: float, precision: Any, 
     return heads_dot(jax.nn.softmax(logits, axis=-1).astype(v.dtype), v, 3, 2, precision)
 
 
-def _jax_nn(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
+def _jax_nn(q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike, bias: Array | None = None) -> Array:
     if q.dtype == jnp.float64:
         raise NotImplementedError("its softmax is float32 whatever the operands are")
     with matmul_precision(precision):
         return _by_jax(q, k, v, scale, bias, "xla", 1)
 
 
-def _cudnn(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
+def _cudnn(q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike, bias: Array | None = None) -> Array:
     if target().platform in ("cpu", "tpu"):
         raise NotImplementedError(f"it needs an NVIDIA GPU, and this program is for a {target().platform}")
     if q.dtype not in (jnp.float16, jnp.bfloat16):
@@ -241,13 +252,13 @@ def _by_jax(q: Array, k: Array, v: Array, scale: float, bias: Array | None, impl
     return out.swapaxes(1, 2)[..., : v.shape[-1]]
 
 
-def matmul_precision(precision: Any) -> AbstractContextManager[None]:
+def matmul_precision(precision: PrecisionLike) -> AbstractContextManager[None]:
     """Makes products that name no precision, those of other people's functions, have this one."""
     name = "default" if precision is None else lax.Precision(precision).name.lower()
     return jax.default_matmul_precision(name)
 
 
-def _splash(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
+def _splash(q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike, bias: Array | None = None) -> Array:
     from vit_flax.models.splash import splash_attention  # Pallas takes as long to import as all of Flax
 
     return splash_attention(q, k, v, scale, precision, bias)

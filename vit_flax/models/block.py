@@ -1,7 +1,5 @@
 """The transformer block."""
 
-from typing import Any
-
 import flax.linen as nn
 from jaxtyping import Array, Float
 
@@ -51,7 +49,7 @@ class Block(nn.Module):
     config: ViTConfig
     precision: Precision = Precision()
     drop: DropRates = NO_DROPS
-    drop_path: Any = 0.0  # of both residual branches; a number, or an array in a scanned loop
+    drop_path: float | Array = 0.0  # of both residual branches; a number, or an array in a scanned loop
     index: int = 0  # the block's place, from 0
 
     def setup(self) -> None:
@@ -71,7 +69,7 @@ class Block(nn.Module):
         """Returns the attention."""
         return build_attention(self.config, self.precision, self.drop)
 
-    def __call__(self, x: Float[Array, "b n d"], given: Any = None) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], given: Array | None = None) -> Float[Array, "b n d"]:
         """Returns the tokens after both residual steps; `given` tells attention where the tokens are."""
         if self.config.block == "res_post":
             x = x + self._keep(self.norm1(self.attn(x, given)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,7 @@ from vit_flax.config import DropRates
 from vit_flax.models.precision import accumulator_dtype
 
 
-def is_dropping(module: nn.Module, rate: Any) -> bool:
+def is_dropping(module: nn.Module, rate: float | Array) -> bool:
     """Whether `rate` has any effect in this call of the module; a traced rate is taken to have one."""
     return not (isinstance(rate, int | float) and rate == 0) and module.has_rng("dropout")
 
@@ -26,7 +24,7 @@ def dropout(module: nn.Module, x: Array, rate: float) -> Array:
     return _drop(module, x, rate, x.shape) if is_dropping(module, rate) else x
 
 
-def drop_path(module: nn.Module, x: Float[Array, "b n d"], rate: Any) -> Float[Array, "b n d"]:
+def drop_path(module: nn.Module, x: Float[Array, "b n d"], rate: float | Array) -> Float[Array, "b n d"]:
     """Returns a residual branch set to 0 for some images of the batch and scaled up for the others, or `x` itself.
 
     Reference: timm.layers.DropPath; arXiv 1603.09382.
@@ -34,7 +32,7 @@ def drop_path(module: nn.Module, x: Float[Array, "b n d"], rate: Any) -> Float[A
     return _drop(module, x, rate, (x.shape[0], *(1,) * (x.ndim - 1))) if is_dropping(module, rate) else x
 
 
-def _drop(module: nn.Module, x: Array, rate: Any, shape: tuple[int, ...]) -> Array:
+def _drop(module: nn.Module, x: Array, rate: float | Array, shape: tuple[int, ...]) -> Array:
     # a number and a traced rate, in 64-bit mode or not, draw the same bits
     share = 1 - jnp.asarray(rate, jnp.float32)
     kept = jax.random.bernoulli(module.make_rng("dropout"), share, shape)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -17,11 +16,13 @@ class MaskedKeys(Positions):
     Reference: transformers' Siglip2Attention.
     """
 
-    def block_inputs(self, model: Any, mask: Array | None) -> list[Any]:
+    def block_inputs(self, model: nn.Module, mask: Array | None) -> list[Array | None]:
         """Returns the mask for each block."""
         return [mask] * model.config.depth
 
-    def apply(self, attention: Any, q: Array, k: Array, scale: float, given: Any) -> tuple[Array, Array, Array | None]:
+    def apply(
+        self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | None
+    ) -> tuple[Array, Array, Array | None]:
         """Returns queries and keys with one channel more, which hides what the mask says."""
         q, k = (q, k) if given is None else hide_keys(q, k, given, scale)
         return q, k, None

@@ -7,6 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
+from jax.lax import PrecisionLike
+from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -20,8 +22,8 @@ def contract(
     b: Array,
     a_axes: tuple[int, ...],
     b_axes: tuple[int, ...],
-    precision: Any,
-    out_sharding: Any = None,
+    precision: PrecisionLike,
+    out_sharding: NamedSharding | None = None,
     stored: DTypeLike | None = None,
 ) -> Array:
     """Sums the product of `a` and `b` over the named axes in float32 or wider, and returns the sum as it is stored.
@@ -33,7 +35,7 @@ def contract(
 
 
 @partial(custom_vjp, nondiff_argnums=(2, 3))
-def matmul(x: Array, kernel: Array, dtype: DTypeLike, precision: Any) -> Array:
+def matmul(x: Array, kernel: Array, dtype: DTypeLike, precision: PrecisionLike) -> Array:
     """Multiplies the last axis of `x` with a (in, out ...) kernel; operands in `dtype`, the sum in float32 or wider.
 
     The backward pass is written out because the transposed products that differentiation derives are slower on every
@@ -43,13 +45,13 @@ def matmul(x: Array, kernel: Array, dtype: DTypeLike, precision: Any) -> Array:
     return contract(x.astype(dtype), kernel.astype(dtype), (x.ndim - 1,), (0,), precision)
 
 
-def _matmul_forward(x: Array, kernel: Array, dtype: DTypeLike, precision: Any) -> tuple[Array, Any]:
+def _matmul_forward(x: Array, kernel: Array, dtype: DTypeLike, precision: PrecisionLike) -> tuple[Array, Any]:
     operand = fence(x.astype(dtype))
     y = contract(operand, kernel.astype(dtype), (x.ndim - 1,), (0,), precision)
     return y, (operand, kernel, jnp.zeros(0, x.dtype))  # an empty array remembers the dtype that dx must have
 
 
-def _matmul_backward(dtype: DTypeLike, precision: Any, residuals: Any, g: Array) -> tuple[Array, Array]:
+def _matmul_backward(dtype: DTypeLike, precision: PrecisionLike, residuals: Any, g: Array) -> tuple[Array, Array]:
     operand, kernel, like_x = residuals
     g = fence(g.astype(dtype))
     leading, out = tuple(range(operand.ndim - 1)), tuple(range(operand.ndim - 1, g.ndim))
@@ -63,7 +65,7 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def stored_linear(
-    x: Array, kernel: Array, bias: Array | None, dtype: DTypeLike, precision: Any, inner: int = 1
+    x: Array, kernel: Array, bias: Array | None, dtype: DTypeLike, precision: PrecisionLike, inner: int = 1
 ) -> Array:
     """Computes `x @ kernel + bias` with operands, result and the gradient of `x` in `dtype`, sums in float32.
 
@@ -80,12 +82,14 @@ def stored_linear(
 
 
 @partial(custom_vjp, nondiff_argnums=(3, 4, 5))
-def _stored_linear(x: Array, kernel: Array, bias: Array | None, dtype: DTypeLike, precision: Any, inner: int) -> Array:
+def _stored_linear(
+    x: Array, kernel: Array, bias: Array | None, dtype: DTypeLike, precision: PrecisionLike, inner: int
+) -> Array:
     return _stored_linear_forward(x, kernel, bias, dtype, precision, inner)[0]
 
 
 def _stored_linear_forward(
-    x: Array, kernel: Array, bias: Array | None, dtype: DTypeLike, precision: Any, inner: int
+    x: Array, kernel: Array, bias: Array | None, dtype: DTypeLike, precision: PrecisionLike, inner: int
 ) -> tuple[Array, Any]:
     operand = x.astype(dtype)
     y = contract(operand, kernel.astype(dtype), _last(x, inner), tuple(range(inner)), precision, stored=dtype)
@@ -98,7 +102,7 @@ def _last(x: Array, count: int) -> tuple[int, ...]:
 
 
 def _stored_linear_backward(
-    dtype: DTypeLike, precision: Any, inner: int, residuals: Any, g: Array
+    dtype: DTypeLike, precision: PrecisionLike, inner: int, residuals: Any, g: Array
 ) -> tuple[Array, Array, Array | None]:
     operand, kernel, bias, like_x = residuals
     outer = kernel.ndim - inner

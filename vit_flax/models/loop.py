@@ -9,12 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 NO_REMAT = "none"
 
 
-def checkpoint_policy(remat: str) -> Any:
+def checkpoint_policy(remat: str) -> Callable[..., bool] | None:
     """Returns what jax.checkpoint keeps under that name: of jax.checkpoint_policies, or 'full' for nothing.
 
     Raises:
@@ -32,8 +32,8 @@ def checkpoint_policy(remat: str) -> Any:
 
 def run_blocks(
     blocks: Sequence[nn.Module],
-    params: Sequence[Any] | None,
-    inputs: Sequence[Any],
+    params: Sequence[PyTree] | None,
+    inputs: Sequence[Array | None],
     keys: Array | None,
     tokens: Float[Array, "b n d"],
     remat: str,

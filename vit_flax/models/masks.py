@@ -1,8 +1,7 @@
 """Which parameters an optimiser decays and trains, as trees of booleans for optax."""
 
-from typing import Any
-
 from flax.traverse_util import path_aware_map
+from jaxtyping import PyTree
 
 from vit_flax.config import FIXED_POS_EMBEDS, ViTConfig
 
@@ -22,7 +21,7 @@ def _never_trained(config: ViTConfig) -> set[str]:
     return {*table, *config.tokens.fixed, *config.position.fixed}
 
 
-def weight_decay_mask(config: ViTConfig, params: Any) -> Any:
+def weight_decay_mask(config: ViTConfig, params: PyTree) -> PyTree:
     """Returns True for each parameter that weight decay applies to, for optax.adamw(mask=...).
 
     What is stored but never trained is no parameter of the torch optimiser, so it is not decayed either.
@@ -31,7 +30,7 @@ def weight_decay_mask(config: ViTConfig, params: Any) -> Any:
     return path_aware_map(lambda path, _: path[-1] not in spared, params)
 
 
-def trainable_mask(config: ViTConfig, params: Any) -> Any:
+def trainable_mask(config: ViTConfig, params: PyTree) -> PyTree:
     """Returns False for each parameter that is stored but never trained: a fixed position table, random features."""
     fixed = _never_trained(config)
     return path_aware_map(lambda path, _: path[-1] not in fixed, params)

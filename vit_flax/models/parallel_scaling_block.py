@@ -1,7 +1,6 @@
 """The transformer block that attends and applies its MLP side by side."""
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -26,7 +25,7 @@ class ParallelScalingBlock(nn.Module):
     config: ViTConfig
     precision: Precision = Precision()
     drop: DropRates = NO_DROPS
-    drop_path: Any = 0.0
+    drop_path: float | Array = 0.0
     index: int = 0  # the block's place, from 0
 
     def setup(self) -> None:

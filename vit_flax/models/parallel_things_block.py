@@ -1,7 +1,5 @@
 """The transformer block of two attentions side by side, then two MLPs."""
 
-from typing import Any
-
 import flax.linen as nn
 from jaxtyping import Array, Float
 
@@ -24,7 +22,7 @@ class ParallelThingsBlock(nn.Module):
     config: ViTConfig
     precision: Precision = Precision()
     drop: DropRates = NO_DROPS
-    drop_path: Any = 0.0
+    drop_path: float | Array = 0.0
     index: int = 0  # the block's place, from 0
 
     def setup(self) -> None:
@@ -46,7 +44,7 @@ class Branch(nn.Module):
     layer: str  # 'attn' or 'mlp'
     precision: Precision = Precision()
     drop: DropRates = NO_DROPS
-    drop_path: Any = 0.0
+    drop_path: float | Array = 0.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:

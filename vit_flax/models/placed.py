@@ -14,13 +14,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 
-def explicit_sharding(x: Array) -> Any:
+def explicit_sharding(x: Array) -> NamedSharding | None:
     """Returns the sharding that is part of the type of `x`; None where the compiler chooses shardings."""
     sharding: Any = jax.typeof(x).sharding
     return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
-def as_batch_of(x: Array, ndim: int) -> Any:
+def as_batch_of(x: Array, ndim: int) -> NamedSharding | None:
     """Returns the sharding of an array of `ndim` axes, of which the first is split as that of `x`; None as above."""
     sharding = explicit_sharding(x)
     return (

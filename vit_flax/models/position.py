@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
+import flax.linen as nn
 from jaxtyping import Array
+
+from vit_flax.config import PlainViTConfig, ViTConfig
+
+PLAIN = PlainViTConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,20 +19,22 @@ class Positions:
     Parameters are the model's or the attention's that is handed in. `given` is what the model made for a block.
     """
 
-    config: Any = None  # the model's ViTConfig
+    config: ViTConfig = PLAIN
 
-    def setup_model(self, model: Any) -> None:
+    def setup_model(self, model: nn.Module) -> None:
         """Adds parameters that all blocks share to the model."""
 
-    def block_inputs(self, model: Any, mask: Array | None) -> list[Any]:
+    def block_inputs(self, model: nn.Module, mask: Array | None) -> list[Array | None]:
         """Returns what each block is given, an array or None; `mask` (B, N) is of tokens that are no padding."""
         del mask
         return [None] * model.config.depth
 
-    def setup_attention(self, attention: Any) -> None:
+    def setup_attention(self, attention: nn.Module) -> None:
         """Adds parameters of one block to its attention."""
 
-    def apply(self, attention: Any, q: Array, k: Array, scale: float, given: Any) -> tuple[Array, Array, Array | None]:
+    def apply(
+        self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | None
+    ) -> tuple[Array, Array, Array | None]:
         """Returns queries and keys (B, H, N, E), and what is added to the logits (1, H, N, N), or None."""
         del attention, scale, given
         return q, k, None

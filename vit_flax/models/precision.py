@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.lax import PrecisionLike
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
@@ -44,7 +45,7 @@ def target() -> Target:
     return _target.value
 
 
-def accumulator_dtype(dtype: DTypeLike) -> Any:
+def accumulator_dtype(dtype: DTypeLike) -> np.dtype:
     """Returns the dtype in which products of `dtype` are summed: float32, or float64 for float64."""
     return jnp.promote_types(dtype, jnp.float32)
 
@@ -61,10 +62,10 @@ class Precision:
     compute: DTypeLike | None = None  # operands of products; None: what inputs and parameters promote to
     stored: DTypeLike | None = None  # between layers and for the backward pass; None: float32 or wider
     stream: DTypeLike | None = None  # tokens between residual branches; None: float32 or wider
-    products: Any = HIGHEST  # how exactly float32 products are computed: a jax.lax.Precision
+    products: PrecisionLike = HIGHEST  # how exactly float32 products are computed: a jax.lax.Precision
 
     @classmethod
-    def of(cls, dtype: DTypeLike | None, param_dtype: DTypeLike, precision: Any) -> Precision:
+    def of(cls, dtype: DTypeLike | None, param_dtype: DTypeLike, precision: PrecisionLike) -> Precision:
         """Returns the value of a model's fields; `precision` is of float32 products, or a whole Precision.
 
         Where bfloat16 is multiplied it is stored too, unless the target is a CPU: memory is what bounds a TPU or GPU,
@@ -83,7 +84,7 @@ class Precision:
         """The same, but what layers hand on is float32 or wider: for the last ones."""
         return dataclasses.replace(self, stored=None, stream=None)
 
-    def operand_dtype(self, *operands: Array) -> Any:
+    def operand_dtype(self, *operands: Array) -> DTypeLike:
         """Returns the dtype in which these are multiplied."""
         return self.compute or jnp.result_type(*(operand.dtype for operand in operands))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxtyping import Array, Float
 
 from vit_flax.models.placed import reshape
@@ -21,7 +19,7 @@ def split_heads(x: Float[Array, "b n d"], num_heads: int) -> Float[Array, "b h n
     return reshape(x, *x.shape[:2], num_heads, -1).swapaxes(1, 2)
 
 
-def merge_heads(x: Any) -> Float[Array, "b n d"]:
+def merge_heads(x: Array) -> Float[Array, "b n d"]:
     """Joins (B, H, N, E) heads."""
     x = x.transpose(0, 2, 1, 3)
     return reshape(x, *x.shape[:2], -1)

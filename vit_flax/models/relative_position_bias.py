@@ -1,7 +1,5 @@
 """Relative position bias: what a token sees of another depends on where both are in the grid."""
 
-from typing import Any
-
 import flax.linen as nn
 import numpy as np
 from jaxtyping import Array, Float
@@ -58,22 +56,24 @@ class RelativePositions(Positions):
     Reference: timm.models.beit.Attention and Beit; transformers' BeitModel; arXiv 2106.08254.
     """
 
-    def setup_model(self, model: Any) -> None:
+    def setup_model(self, model: nn.Module) -> None:
         """Adds the table that all blocks share, if there is one."""
         if model.config.shared_rel_pos_bias:
             model.rel_pos_bias = _table(model.config, model.policy)
 
-    def block_inputs(self, model: Any, mask: Array | None) -> list[Any]:
+    def block_inputs(self, model: nn.Module, mask: Array | None) -> list[Array | None]:
         """Returns the shared bias, looked up once, for each block."""
         shared = model.rel_pos_bias() if model.config.shared_rel_pos_bias else None
         return [shared] * model.config.depth
 
-    def setup_attention(self, attention: Any) -> None:
+    def setup_attention(self, attention: nn.Module) -> None:
         """Adds the block's own table, if it has one."""
         if self.config.rel_pos_bias:
             attention.rel_pos_bias = _table(self.config, attention.precision)
 
-    def apply(self, attention: Any, q: Array, k: Array, scale: float, given: Any) -> tuple[Array, Array, Array | None]:
+    def apply(
+        self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | None
+    ) -> tuple[Array, Array, Array | None]:
         """Returns queries and keys as they are, and the bias."""
         if not self.config.rel_pos_bias:
             return q, k, given

@@ -20,16 +20,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+Table = TypeVar("Table", np.ndarray, jax.Array)
 Grid = tuple[int, int]  # (height, width)
 
 
-def resize_pos_embed(pos_embed: Any, old_grid: Grid, new_grid: Grid, num_prefix_tokens: int, mode: str) -> Any:
+def resize_pos_embed(pos_embed: Table, old_grid: Grid, new_grid: Grid, num_prefix_tokens: int, mode: str) -> Table:
     """Resizes a position table (..., prefix + height * width, dim) to another grid; the prefix's rows stay as they are.
 
     Equal grids return the table itself, as every source does.
@@ -47,7 +48,7 @@ def resize_pos_embed(pos_embed: Any, old_grid: Grid, new_grid: Grid, num_prefix_
         )
     if (old_height, old_width) == (new_height, new_width):
         return pos_embed
-    numpy = jnp if isinstance(pos_embed, jax.Array) else np
+    numpy: Any = jnp if isinstance(pos_embed, jax.Array) else np
     prefix, grid = pos_embed[..., :num_prefix_tokens, :], pos_embed[..., num_prefix_tokens:, :]
     *batch, _, dim = pos_embed.shape
     grid = grid.reshape(*batch, old_height, old_width, dim)
@@ -55,7 +56,7 @@ def resize_pos_embed(pos_embed: Any, old_grid: Grid, new_grid: Grid, num_prefix_
     return numpy.concatenate([prefix, grid.reshape(*batch, new_height * new_width, dim)], axis=-2)
 
 
-def resize_windows(table: Any, old_grid: Grid, new_grid: Grid, mode: str) -> Any:
+def resize_windows(table: Table, old_grid: Grid, new_grid: Grid, mode: str) -> Table:
     """Resizes a table of relative positions (steps from patch to patch, then three, heads) to those of another grid.
 
     Raises:
@@ -67,13 +68,13 @@ def resize_windows(table: Any, old_grid: Grid, new_grid: Grid, mode: str) -> Any
         raise ValueError(f"a table for a {old_grid[0]}x{old_grid[1]} grid has {old_height * old_width + 3} rows")
     if tuple(old_grid) == tuple(new_grid):
         return table
-    numpy = jnp if isinstance(table, jax.Array) else np
+    numpy: Any = jnp if isinstance(table, jax.Array) else np
     steps = table[:-3].reshape(old_height, old_width, -1)
     steps = _apply("ih,jw,hwd->ijd", (old_height, height), (old_width, width), WINDOW_MODES[mode], steps)
     return numpy.concatenate([steps.reshape(height * width, -1), table[-3:]], axis=0)
 
 
-def resize_patch_embed(kernel: Any, new_size: Grid, mode: str) -> Any:
+def resize_patch_embed(kernel: Table, new_size: Grid, mode: str) -> Table:
     """Resizes a patch kernel (height, width, chans, features) so that a resized patch gives the same token.
 
     With B the matrix that resizes a patch, this is the pseudo-inverse of B's transpose times the kernel: exact when

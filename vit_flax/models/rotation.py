@@ -1,11 +1,11 @@
 """Rotary position embedding: positions are rotations of the patches' queries and keys."""
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.config import ViTConfig
@@ -68,7 +68,7 @@ def mixed_angles(cfg: ViTConfig, freqs: Float[Array, "2 l h f"]) -> Float[Array,
     return first * freqs[0] + second * freqs[1]
 
 
-def rotate(x: Float[Array, "b h p e"], angles: Any, half: bool) -> Float[Array, "b h p e"]:
+def rotate(x: Float[Array, "b h p e"], angles: Array | np.ndarray, half: bool) -> Float[Array, "b h p e"]:
     """Turns pairs of channels by their angle: j with j + e/2 if `half`, else 2 j with 2 j + 1."""
     numpy = np if isinstance(angles, np.ndarray) else jnp
     angles = numpy.concatenate([angles, angles], axis=-1) if half else numpy.repeat(angles, 2, axis=-1)
@@ -81,7 +81,7 @@ def rotate(x: Float[Array, "b h p e"], angles: Any, half: bool) -> Float[Array, 
     return x * cos + turned * sin
 
 
-def _turned(x: Float[Array, "b h n e"], prefix: int, angles: Any, half: bool) -> Float[Array, "b h n e"]:
+def _turned(x: Float[Array, "b h n e"], prefix: int, angles: Array | np.ndarray, half: bool) -> Float[Array, "b h n e"]:
     # in float32 or wider: sine and cosine of far patches have no digits to lose
     wide = x.astype(accumulator_dtype(x.dtype))
     return jnp.concatenate([wide[:, :, :prefix], rotate(wide[:, :, prefix:], angles, half)], axis=2)
@@ -93,7 +93,7 @@ class RotaryPositions(Positions):
     Reference: transformers' DINOv3ViTAttention, arXiv 2508.10104; timm's EvaAttention and AttentionRope.
     """
 
-    def setup_model(self, model: Any) -> None:
+    def setup_model(self, model: nn.Module) -> None:
         """Adds the learned frequencies of every block and head, if they are learned."""
         cfg = model.config
         if cfg.rope_type == "mixed":
@@ -101,14 +101,16 @@ class RotaryPositions(Positions):
             init = partial(_init_freqs, config=cfg, dtype=model.policy.params)
             model.rope_freqs = model.param("rope_freqs", init, shape)
 
-    def block_inputs(self, model: Any, mask: Array | None) -> list[Any]:
+    def block_inputs(self, model: nn.Module, mask: Array | None) -> list[Array | None]:
         """Returns the angles of every block."""
         cfg = model.config
         if cfg.rope_type == "mixed":
             return list(mixed_angles(cfg, model.rope_freqs))
         return [None if cfg.rope_type == "none" else rotary_angles(cfg)] * cfg.depth
 
-    def apply(self, attention: Any, q: Array, k: Array, scale: float, given: Any) -> tuple[Array, Array, Array | None]:
+    def apply(
+        self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | None
+    ) -> tuple[Array, Array, Array | None]:
         """Returns queries and keys rotated by the angles ([H,] P, E/2) given, if any."""
         if given is None:
             return q, k, None
@@ -116,7 +118,7 @@ class RotaryPositions(Positions):
         return _turned(q, prefix, given, half), _turned(k, prefix, given, half), None
 
 
-def _init_freqs(key: Array, shape: tuple[int, ...], config: ViTConfig, dtype: Any) -> Array:
+def _init_freqs(key: Array, shape: tuple[int, ...], config: ViTConfig, dtype: DTypeLike) -> Array:
     # every head of every block begins with axes turned by an angle of its own
     magnitude = rotary_frequencies(config.head_dim, config.rope_theta)
     turn = nn.initializers.uniform(2 * np.pi)(key, (*shape[1:3], 1), dtype)

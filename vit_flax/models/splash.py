@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.lax import PrecisionLike
 from jaxtyping import Array
 
 from vit_flax.models.attention_backends import matmul_precision
@@ -19,7 +20,9 @@ LANES = 128  # the kernel takes multiples of that many tokens
 LARGEST_BLOCK = 1024  # tokens; the logits of a block stay on the chip
 
 
-def splash_attention(q: Array, k: Array, v: Array, scale: float, precision: Any, bias: Array | None = None) -> Array:
+def splash_attention(
+    q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike, bias: Array | None = None
+) -> Array:
     """Mixes the values of (B, H, N, E) heads without storing the (N, N) weights, neither forward nor backward.
 
     Numbers of tokens are padded to multiples of 128. It is for one TPU: the compiler does not divide the kernel among
@@ -49,18 +52,18 @@ def _rows(x: Array) -> Array:
 
 
 @partial(custom_vjp, nondiff_argnums=(3, 4))
-def _attend(q: Array, k: Array, v: Array, keys: int, precision: Any) -> Array:
+def _attend(q: Array, k: Array, v: Array, keys: int, precision: PrecisionLike) -> Array:
     # the kernel's products name no precision, its backward pass's neither, which is traced when this has returned
     with matmul_precision(_of_kernel(q, precision)):
         return _kernel(q, k, v, keys)
 
 
-def _attend_forward(q: Array, k: Array, v: Array, keys: int, precision: Any) -> tuple[Array, Any]:
+def _attend_forward(q: Array, k: Array, v: Array, keys: int, precision: PrecisionLike) -> tuple[Array, Any]:
     with matmul_precision(_of_kernel(q, precision)):
         return jax.vjp(partial(_kernel, keys=keys), q, k, v)
 
 
-def _attend_backward(keys: int, precision: Any, pullback: Any, g: Array) -> tuple[Array, ...]:
+def _attend_backward(keys: int, precision: PrecisionLike, pullback: Any, g: Array) -> tuple[Array, ...]:
     with matmul_precision(_of_kernel(g, precision)):
         return pullback(g)
 
@@ -68,7 +71,7 @@ def _attend_backward(keys: int, precision: Any, pullback: Any, g: Array) -> tupl
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _of_kernel(operand: Array, precision: Any) -> Any:
+def _of_kernel(operand: Array, precision: PrecisionLike) -> Any:
     """Returns the precision for a kernel that knows one pass over bfloat16 and full float32, nothing between."""
     one_pass = operand.dtype == jnp.bfloat16 or precision in (None, jax.lax.Precision.DEFAULT)
     return jax.lax.Precision.DEFAULT if one_pass else jax.lax.Precision.HIGHEST

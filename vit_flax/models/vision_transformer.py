@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.lax import PrecisionLike
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -42,7 +43,7 @@ class VisionTransformer(nn.Module):
     config: ViTConfig
     dtype: DTypeLike | None = None  # of the matrix products' operands; None: what inputs and parameters promote to
     param_dtype: DTypeLike = jnp.float32
-    precision: Any = HIGHEST  # of float32 products, or a whole Precision
+    precision: PrecisionLike = HIGHEST  # of float32 products, or a whole Precision
     drop: DropRates = NO_DROPS  # acts only in an apply with rngs={"dropout": key}
     remat: str = NO_REMAT  # what the backward pass of a block does not recompute: see vit_flax.models.loop
     scan: bool = False  # the blocks as one scanned loop

@@ -73,7 +73,7 @@ def subject_of(torch_module: torch.nn.Module, model: VisionTransformer, params: 
     """Returns the Subject of a torch module and the Flax model that its state_dict was converted to."""
     constants = {rule.source for rule in layout.rules(model.config) if isinstance(rule, Drop)}
 
-    def export(tree: Any) -> dict[str, np.ndarray]:  # constants that the layout writes have no gradient
+    def export(tree: PyTree) -> dict[str, np.ndarray]:  # constants that the layout writes have no gradient
         tensors = to_state_dict(model, tree, layout.name)
         names = layout.renamed(tensors)
         return {name: array for name, array in tensors.items() if names[name] not in constants}
@@ -168,7 +168,7 @@ def _flax_gradients(subject: Subject, images: np.ndarray, bits: int, seed: int) 
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), subject.params)
     inputs = jnp.asarray(subject.to_flax(images), dtype)
 
-    def pull(params: Any, inputs: Any) -> Any:
+    def pull(params: PyTree, inputs: Any) -> Any:
         out, vjp = jax.vjp(subject.function, params, inputs)
         return vjp(jnp.asarray(_cotangent(out.shape, seed), out.dtype))
 

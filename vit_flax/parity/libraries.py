@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from vit_flax.config import ViTConfig
 from vit_flax.convert import LAYOUTS, Checkpoint, ConversionError, Layout, get_layout, write_checkpoint
@@ -81,7 +82,7 @@ def _library_of(layout: Layout) -> str:
     )
 
 
-def _compare_outputs(peer: Peer, model: Any, params: Any, images: np.ndarray) -> list[Row]:
+def _compare_outputs(peer: Peer, model: Any, params: PyTree, images: np.ndarray) -> list[Row]:
     import torch
 
     pixels = torch.from_numpy(images)
@@ -118,10 +119,10 @@ def _transformers_peer(checkpoint: Checkpoint, layout: Layout, config: ViTConfig
     transformers.utils.logging.disable_progress_bar()
     import torch
 
-    translated = layout.config_file(config)
+    translated: Mapping[str, Any] = layout.config_file(config)
     kind = getattr(transformers, translated["architectures"][0])
     # the file's own config decides, so that a wrong translation shows
-    beside = checkpoint.config or {}
+    beside: Mapping[str, Any] = checkpoint.config or {}
     values = dict(beside if "model_type" in beside else translated)
     if values["model_type"] != kind.config_class.model_type:  # an image tower beside a text tower
         projected = {"projection_dim": config.num_classes} if config.num_classes else {}
@@ -176,7 +177,7 @@ def _timm_name(checkpoint: Checkpoint, config: Any) -> str:
     raise ConversionError("timm's name of the model is not known: pass --model NAME (or --config with timm's preset)")
 
 
-def _timm_peer(checkpoint: Checkpoint, layout: Layout, model: Any, params: Any, name: str) -> Peer:
+def _timm_peer(checkpoint: Checkpoint, layout: Layout, model: Any, params: PyTree, name: str) -> Peer:
     timm = import_peer("timm")
     import torch
 

@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.module import wrap_method_once
 from jax import lax
+from jax.lax import PrecisionLike
 
+from vit_flax.config import ViTConfig
 from vit_flax.models import activations, attention, attention_backends, linear, norm, patch_embed
 from vit_flax.models.block import Block
 from vit_flax.models.precision import Precision
@@ -37,7 +39,7 @@ class Mutation:
     description: str
     section: str  # of the report: components, stressed, gradients or steps
     first: str  # the row that must disagree first, in torch's name without the prefix 'backbone.'
-    config: Callable[[Any], dict[str, Any]] | None = None  # other values of the config
+    config: Callable[[ViTConfig], dict[str, object]] | None = None  # other values of the config
     tensors: Change | None = None  # other tensors before the conversion
     patches: tuple[tuple[Any, str, Any], ...] = ()  # (object, attribute, wrong value)
     images: Callable[[np.ndarray], np.ndarray] | None = None  # (B, C, H, W) images to what Flax gets
@@ -165,7 +167,7 @@ def _attention_without_row_backward(scale: float, precision: Precision, residual
 _attention_without_row.defvjp(_attention_without_row_forward, _attention_without_row_backward)
 
 
-def _matmul_without_kernel_gradient(x: Any, kernel: Any, dtype: Any, precision: Any) -> Any:
+def _matmul_without_kernel_gradient(x: Any, kernel: Any, dtype: Any, precision: PrecisionLike) -> Any:
     return linear.matmul(x, lax.stop_gradient(kernel), dtype, precision)
 
 

@@ -74,7 +74,7 @@ def record_flax(
     """
     called: dict[str, None] = {}  # at trace time, so in execution order
 
-    def run(params: Any, images: Any) -> tuple[Any, dict[str, Any]]:
+    def run(params: PyTree, images: Any) -> tuple[Any, dict[str, Any]]:
         arrays: dict[str, Any] = {}
 
         def keep(name: str, value: Any) -> None:

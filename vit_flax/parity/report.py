@@ -59,7 +59,7 @@ class Report:
         rows = [row for section in self.sections.values() for row in section]
         return bool(rows) and all(x.agrees for x in (*rows, *self.checks, *self.worked_example))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Returns all of it as JSON types; numbers that are not finite become strings."""
         first = self.first_divergence
         return _finite(

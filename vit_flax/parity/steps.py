@@ -122,13 +122,13 @@ def _train_flax(
 def _make_step(function: Callable[[Any, Any], Any], optimizer: Any) -> Callable[..., Any]:
     import optax
 
-    def loss_of(params: Any, images: Any, labels: Any) -> Any:
+    def loss_of(params: PyTree, images: Any, labels: Any) -> Any:
         out = function(params, images)
         if jnp.issubdtype(labels.dtype, jnp.integer):
             return optax.softmax_cross_entropy_with_integer_labels(out, labels).mean()
         return jnp.square(out - labels).mean()
 
-    def step(params: Any, state: Any, images: Any, labels: Any) -> Any:
+    def step(params: PyTree, state: PyTree, images: Any, labels: Any) -> Any:
         loss, gradients = jax.value_and_grad(loss_of)(params, images, labels)
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, loss

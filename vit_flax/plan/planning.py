@@ -127,7 +127,7 @@ def plan(config: ResolvedConfig, topology: str) -> Plan:
     )
 
 
-def memory_kinds(compiled: Any) -> dict[str, int]:
+def memory_kinds(compiled: jax.stages.Compiled) -> dict[str, int]:
     """Returns the bytes that a compiled program needs on a device, by kind."""
     stats: Any = compiled.memory_analysis()
     names = {

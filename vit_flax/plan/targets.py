@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_flax import gpu_compiler
+from vit_flax.microbatches import Device
 from vit_flax.plan.chips import Topology, parse_topology
 
 # Products as cuBLAS calls for everybody: with a device XLA times its Triton kernels against them and takes the faster,
@@ -47,7 +48,7 @@ _GPUS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def topology_devices(topology: str) -> list[Any]:
+def topology_devices(topology: str) -> list[Device]:
     """Returns the devices of a topology, to compile for; none is needed or touched.
 
     Raises:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -169,14 +169,14 @@ AUTO_AUGMENT: Policy = tuple((_STEPS[i], _STEPS[i + 1]) for i in range(0, len(_S
 THREE_AUGMENT: Policy = ((("Solarize", 1.0, 5.0),), (("Desaturate", 1.0, 10.0),), (("GaussianBlurRand", 1.0, 10.0),))
 
 
-def apply_operation(name: str, image: Any, level: float, rng: random.Random, geometry: Geometry) -> Any:
+def apply_operation(name: str, image: Image.Image, level: float, rng: random.Random, geometry: Geometry) -> Image.Image:
     """Returns the image after one operation at a level of 0..10."""
     return OPERATIONS[name](image, max(0.0, min(level, MAX_LEVEL)), rng, geometry)
 
 
 def rand_augment(
-    image: Any, rng: random.Random, geometry: Geometry, magnitude: float, magnitude_std: float, num_ops: int
-) -> Any:
+    image: Image.Image, rng: random.Random, geometry: Geometry, magnitude: float, magnitude_std: float, num_ops: int
+) -> Image.Image:
     """Returns the image after `num_ops` operations drawn with replacement, each of which happens half the time."""
     for name in rng.choices(RAND_AUGMENT, k=num_ops):
         if rng.random() < 0.5:
@@ -184,7 +184,7 @@ def rand_augment(
     return image
 
 
-def follow_policy(image: Any, rng: random.Random, geometry: Geometry, policy: Policy) -> Any:
+def follow_policy(image: Image.Image, rng: random.Random, geometry: Geometry, policy: Policy) -> Image.Image:
     """Returns the image after one of the policy's rows."""
     for name, probability, level in rng.choice(policy):
         if rng.random() < probability:

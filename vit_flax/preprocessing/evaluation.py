@@ -112,7 +112,7 @@ class Preprocessing:
         rows, columns = (math.floor(side / self.crop_pct) for side in self.image_size)
         return rows, columns
 
-    def replace(self, **changes: Any) -> Preprocessing:
+    def replace(self, **changes: object) -> Preprocessing:
         """Returns a copy with other values."""
         return dataclasses.replace(self, **changes)
 
@@ -143,7 +143,7 @@ class Preprocessing:
                 raise ValueError(f"{name} has {len(found)} numbers, the model's images have {channels} channels")
         return self.replace(**changes) if changes else self
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Returns the value as JSON types."""
         return {
             field.name: list(value) if isinstance(value, tuple) else value
@@ -152,7 +152,7 @@ class Preprocessing:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+    def from_dict(cls, values: Mapping[str, object]) -> Preprocessing:
         """Returns the value of a preprocessing.json.
 
         Raises:
@@ -237,7 +237,7 @@ class Preprocessing:
         return image.resize((sides[1], sides[0]), method)
 
 
-def centre_crop(image: Image.Image, size: tuple[int, int], fill: Any = 0) -> Image.Image:
+def centre_crop(image: Image.Image, size: tuple[int, int], fill: object = 0) -> Image.Image:
     """Returns the centre of an image, padded with `fill` (black) where it is smaller."""
     height, width = size
     # as torchvision: what is missing is added first, the odd row below and the odd column to the right

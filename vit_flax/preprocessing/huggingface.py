@@ -59,7 +59,7 @@ _SWITCHES = {"do_resize", "do_center_crop", "do_rescale", "do_normalize"}
 _NO_MATTER = {"do_convert_rgb", "do_reduce_labels"}
 
 
-def read_processor(values: Mapping[str, Any], model_type: str | None, file: str = PROCESSOR_FILE) -> Preprocessing:
+def read_processor(values: Mapping[str, object], model_type: str | None, file: str = PROCESSOR_FILE) -> Preprocessing:
     """Returns what a preprocessor_config.json says.
 
     Args:
@@ -158,7 +158,7 @@ def _statistics(given: Mapping[str, Any], processor: _Processor) -> dict[str, An
     return {"mean": mean, "std": std}
 
 
-def write_processor(value: Preprocessing) -> dict[str, Any] | str:
+def write_processor(value: Preprocessing) -> dict[str, object] | str:
     """Returns the preprocessor_config.json of a value that the processors of transformers can express, or why none can.
 
     The classes are those that transformers 4 and 5 read alike.

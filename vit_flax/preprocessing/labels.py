@@ -15,7 +15,7 @@ _PLACEHOLDER = re.compile(r"LABEL_\d+")
 _MAX_CLASSES = 1 << 20
 
 
-def read_labels(config: Mapping[str, Any]) -> tuple[Names | None, Names | None]:
+def read_labels(config: Mapping[str, object]) -> tuple[Names | None, Names | None]:
     """Returns the names of the classes that a config.json tells, and what describes them where the names are codes.
 
     A class without a name in a list that has gaps is called by its number.
@@ -59,7 +59,7 @@ def _described(names: Names, told: Any) -> Names | None:
     return tuple(str(told.get(name, told.get(str(index), name))) for index, name in enumerate(names))
 
 
-def is_imagenet(config: Mapping[str, Any], preset: str | None, num_classes: int) -> bool:
+def is_imagenet(config: Mapping[str, object], preset: str | None, num_classes: int) -> bool:
     """Returns whether timm's weights were published for the 1,000 classes of ImageNet-1k: their name ends in in1k."""
     cfg = config.get("pretrained_cfg") or config
     tag = cfg.get("tag") if "architecture" in config and isinstance(cfg, Mapping) else (preset or "").partition(".")[2]

@@ -44,7 +44,7 @@ def read_timm(config: Mapping[str, Any]) -> Preprocessing | None:
         raise ValueError(f"config.json: pretrained_cfg cannot be followed: {error}") from error
 
 
-def write_timm(value: Preprocessing) -> dict[str, Any] | str:
+def write_timm(value: Preprocessing) -> dict[str, object] | str:
     """Returns the fields of a pretrained_cfg, or why timm cannot express the value."""
     size, resize = value.image_size, value.resized_to
     if size is None or resize is None:

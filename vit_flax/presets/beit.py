@@ -1,14 +1,12 @@
 """BEiT and BEiT v2 of timm's beit.py."""
 
-from typing import Any
-
 from vit_flax.config import BeitConfig, ViTConfig
 from vit_flax.presets.preset import IMAGENET, INCEPTION, Weights, collect, weights
 
 GAP = {"global_pool": "avg", "fc_norm": True}
 
 
-def beit(width: int, depth: int, heads: int, patch: int, image: int, **fields: Any) -> ViTConfig:
+def beit(width: int, depth: int, heads: int, patch: int, image: int, **fields: object) -> ViTConfig:
     """Returns the config of a row."""
     size = {"patch_size": (patch, patch), "image_size": (image, image)}
     return BeitConfig(embed_dim=width, depth=depth, num_heads=heads, **size, **fields)

@@ -1,7 +1,5 @@
 """Models of timm's eva.py: EVA, EVA-02, Perception Encoder, RoPE-ViT, DINOv3, LingBot."""
 
-from typing import Any
-
 from vit_flax.config import RopeViTConfig, ViTConfig
 from vit_flax.presets.preset import CLIP, IMAGENET, INCEPTION, Normalisation, Weights, collect, weights
 
@@ -31,7 +29,7 @@ GATED = {"mlp_layer": "swiglu", "activation": "silu"}
 SATELLITE: Normalisation = (0.43, 0.411, 0.296), (0.213, 0.156, 0.143)
 
 
-def eva(width: int, depth: int, heads: int, patch: int, image: int, **fields: Any) -> ViTConfig:
+def eva(width: int, depth: int, heads: int, patch: int, image: int, **fields: object) -> ViTConfig:
     """Returns the config of a row."""
     size = {"patch_size": (patch, patch), "image_size": (image, image)}
     return RopeViTConfig(embed_dim=width, depth=depth, num_heads=heads, **size, **fields)

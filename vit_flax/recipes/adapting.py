@@ -26,11 +26,11 @@ def finetune(
     checkpoint: str,
     folder: str,
     data: str = "image_folder",
-    image_size: Any = None,
+    image_size: object = None,
     layout: str | None = None,
     config: str | None = None,
     multi_label: bool = False,
-    source: Mapping[str, Any] | None = None,
+    source: Mapping[str, object] | None = None,
 ) -> TrainConfig:
     """All of a checkpoint's model on other images, with a new head; positions are resized to `image_size`.
 
@@ -52,11 +52,11 @@ def linear_probe(
     checkpoint: str,
     folder: str,
     data: str = "image_folder",
-    image_size: Any = None,
+    image_size: object = None,
     layout: str | None = None,
     config: str | None = None,
     multi_label: bool = False,
-    source: Mapping[str, Any] | None = None,
+    source: Mapping[str, object] | None = None,
 ) -> TrainConfig:
     """A new head on a checkpoint's frozen model; parameters are those of finetune.
 

@@ -14,11 +14,13 @@ import os
 import re
 import shutil
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -63,7 +65,7 @@ class Checkpoints:
         names = [path.name for path in self.folder.iterdir() if (path / MANIFEST).is_file()]
         return sorted(int(name) for name in names if re.fullmatch(r"\d+", name))
 
-    def save(self, step: int, state: Any, run: dict[str, Any]) -> None:
+    def save(self, step: int, state: PyTree, run: Mapping[str, object]) -> None:
         """Begins to write a checkpoint; the state may be changed as soon as this returns.
 
         Args:
@@ -157,7 +159,7 @@ class Checkpoints:
             found = int(multihost_utils.broadcast_one_to_all(jnp.asarray(found)))
         return None if found < 0 else (found, json.loads((self.path(found) / RUN).read_text("utf-8")))
 
-    def restore(self, step: int, like: Any) -> Any:
+    def restore(self, step: int, like: PyTree) -> PyTree:
         """Returns the state of a checkpoint.
 
         Args:
@@ -223,7 +225,7 @@ def _write_json(path: Path, value: Any) -> None:
     beside.replace(path)
 
 
-def _flat(tree: Any) -> dict[str, Any]:
+def _flat(tree: PyTree) -> dict[str, Any]:
     """Returns the leaves by name, so that a checkpoint does not depend on the classes of the tree."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -476,15 +476,15 @@ class TrainConfig:
         """(height, width) of the images the model is given."""
         return self.model.image_size
 
-    def replace(self, changes: Mapping[str, Any] | None = None, **fields: Any) -> Self:
+    def replace(self, changes: Mapping[str, object] | None = None, **fields: object) -> Self:
         """Returns a copy with fields changed, `changes` by dotted names such as 'data.batch_size'."""
         changes = {**(changes or {}), **fields}
         if changes.get("steps") is not None:
             changes.setdefault("epochs", None)
         elif changes.get("epochs") is not None:
             changes.setdefault("steps", None)
-        if isinstance(changes.get("model"), str):
-            changes["model"] = get_preset(changes["model"]).config
+        if isinstance(model := changes.get("model"), str):
+            changes["model"] = get_preset(model).config
         return replace_dotted(self, changes)
 
     def resolve(self, num_examples: int, class_counts: Sequence[int] | None = None) -> ResolvedConfig:
@@ -574,7 +574,7 @@ class ResolvedConfig(TrainConfig):
         return self
 
 
-def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
+def config_from_dict(values: Mapping[str, object]) -> TrainConfig:
     """Returns the config that `TrainConfig.to_dict` described.
 
     Raises:

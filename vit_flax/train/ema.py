@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from vit_flax.train.config import EmaConfig
 
@@ -21,7 +21,7 @@ def ema_decay(config: EmaConfig, steps: Array) -> Array:
     return jnp.where(age > 0, decay, 0.0)
 
 
-def update_ema(config: EmaConfig, average: Any, params: Any, steps: Array) -> Any:
+def update_ema(config: EmaConfig, average: PyTree, params: PyTree, steps: Array) -> PyTree:
     """Returns the average after the update that follows step number `steps`, from 1.
 
     Reference: timm.utils.ModelEmaV3.

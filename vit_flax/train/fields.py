@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vit_flax.config import PlainViTConfig, ViTConfig, config_from_dict
 from vit_flax.suggestions import nearest
 from vit_flax.train.spellings import ELSEWHERE
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 T = TypeVar("T")
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: DataclassInstance) -> dict[str, object]:
     """Returns the fields of a dataclass as JSON types, nested ones as dicts."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
@@ -21,14 +24,14 @@ def to_dict(config: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, ViTConfig):
         return value.to_dict()
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_dict(value)
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
     return value
 
 
-def frozen(value: Any) -> Any:
+def frozen(value: object) -> object:
     """Returns `value` with every list in it as a tuple, so that a config can be hashed."""
     return tuple(frozen(v) for v in value) if isinstance(value, tuple | list) else value
 
@@ -40,7 +43,7 @@ def field_names(config_class: type) -> list[str]:
     return [field.name for field in dataclasses.fields(config_class)]
 
 
-def check_names(config_class: type, names: Mapping[str, Any], prefix: str = "") -> None:
+def check_names(config_class: type, names: Mapping[str, object], prefix: str = "") -> None:
     """Raises ValueError for the first name that is no field, suggesting the nearest one."""
     fields = field_names(config_class)
     for name in names:
@@ -80,7 +83,7 @@ def dotted_paths(config_class: type, prefix: str = "") -> list[str]:
     return paths
 
 
-def replace_dotted(config: T, changes: Mapping[str, Any], prefix: str = "") -> T:
+def replace_dotted(config: T, changes: Mapping[str, object], prefix: str = "") -> T:
     """Returns a config with fields changed by dotted names, such as {'data.batch_size': 64}.
 
     A whole nested config may be given as a mapping of its fields; None removes one that may be absent.
@@ -117,7 +120,7 @@ def _default(config_class: type, name: str) -> Any:
     return nested[name]() if name in nested else None
 
 
-def build(config_class: type[T], values: Any, prefix: str = "") -> T:
+def build(config_class: type[T], values: object, prefix: str = "") -> T:
     """Returns the dataclass that `to_dict` described; the class's NESTED names its nested ones.
 
     Raises:

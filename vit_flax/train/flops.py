@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Jaxpr
+from jax.typing import DTypeLike
 
 from vit_flax.models import build_model
 from vit_flax.train.config import TrainConfig
@@ -32,14 +34,15 @@ def training_flops(config: TrainConfig) -> int:
     return (1 + BACKWARD) * count_flops(traced.jaxpr)
 
 
-def count_flops(jaxpr: Any) -> int:
+def count_flops(jaxpr: Jaxpr) -> int:
     """Returns the operations of all products in a jaxpr, loops counted by their length."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+            taken: Any = equation.invars[0].aval
+            made: Any = equation.outvars[0].aval
+            total += 2 * math.prod(made.shape) * math.prod(taken.shape[axis] for axis in contracted)
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)
@@ -60,7 +63,7 @@ def peak_flops(config: TrainConfig) -> float:
     return measure_flops(jnp.bfloat16 if config.precision == "bf16" else jnp.float32)
 
 
-def measure_flops(dtype: Any) -> float:
+def measure_flops(dtype: DTypeLike) -> float:
     """Returns the operations a second of a large matrix product, the best of a few, on each of this process's devices.
 
     All of them compute at once: devices of a CPU share its cores.

@@ -14,8 +14,8 @@ class History:
     """A run's evaluations; it is part of every checkpoint."""
 
     eval_split: str  # that the scores are of
-    best: dict[str, Any] = dataclasses.field(default_factory=dict)  # the scores with the highest score, and their step
-    scores: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the last evaluation, and its step
+    best: dict[str, float] = dataclasses.field(default_factory=dict)  # scores with the highest score, and their step
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)  # of the last evaluation, and its step
     monitored: float | None = None  # the best value that early stopping has seen; higher is better
     waited: int = 0  # evaluations since then
     stopped: bool = False  # early stopping has ended the run
@@ -34,12 +34,12 @@ class History:
         history.stopped = stopping is not None and history.waited >= stopping.patience
         return history
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Returns it as JSON types."""
         return dataclasses.asdict(self)
 
     def add(
-        self, step: int, numbers: Mapping[str, Any], score: str, stopping: EarlyStoppingConfig | None = None
+        self, step: int, numbers: Mapping[str, float], score: str, stopping: EarlyStoppingConfig | None = None
     ) -> bool:
         """Takes an evaluation in, and returns whether its `score` is the best so far."""
         self.scores = {**numbers, "step": step}

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from vit_flax.convert import ConversionError
 from vit_flax.preprocessing.evaluation import Preprocessing
@@ -51,9 +52,9 @@ class Result:
 
     step: int
     finished: bool  # False: told to stop by SIGTERM or Ctrl-C, its state saved
-    scores: dict[str, Any]  # of the last evaluation
+    scores: dict[str, float]  # of the last evaluation
     split: str  # that was evaluated
-    test: dict[str, Any] | None = None  # scores of the test split with the 'best' and the 'final' weights
+    test: dict[str, dict[str, float]] | None = None  # scores of the test split with the 'best' and the 'final' weights
 
 
 class Run:
@@ -212,7 +213,7 @@ class Run:
         """The parameters that evaluation and export use."""
         return self.state.params if self.state.ema is None else self.state.ema
 
-    def _score(self, loader: Any, params: Any) -> Scores:
+    def _score(self, loader: Any, params: PyTree) -> Scores:
         with self._rate.paused():
             self._rate.measure_peak()
             return evaluate(loader, self.eval_function, params, self.mesh)
@@ -228,7 +229,7 @@ class Run:
         if self.history.stopped:
             self.log.say(f"step {step}: no improvement in {self.history.waited} evaluations, the run ends early")
 
-    def _export(self, name: str, params: Any) -> None:
+    def _export(self, name: str, params: PyTree) -> None:
         try:
             notes = export(self.out / name, self.config.model, params, self.config.export_layout, self._prepared)
         except ConversionError as error:  # that the layout holds the model is known since the start
@@ -288,7 +289,7 @@ class Run:
         self.log.write(step, "test", found)
         return found
 
-    def _placed(self, params: Any) -> Any:
+    def _placed(self, params: PyTree) -> Any:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state.params)
         return place_params(params, shardings)
 

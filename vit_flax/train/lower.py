@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from vit_flax.models import attention_backend
 from vit_flax.models.precision import compiled_for
@@ -34,7 +35,7 @@ def abstract_state(config: ResolvedConfig, mesh: AnyMesh) -> TrainState:
     return _with_shardings(shapes, state_shardings(shapes, mesh, config.sharding or sharding_rules(config.model)))
 
 
-def create_state(config: ResolvedConfig, mesh: Mesh, params: Any = None) -> TrainState:
+def create_state(config: ResolvedConfig, mesh: Mesh, params: PyTree = None) -> TrainState:
     """Returns the state before the first step, made where it lies; `params` (in host memory) replace random ones."""
     state = abstract_state(config, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -44,7 +45,7 @@ def create_state(config: ResolvedConfig, mesh: Mesh, params: Any = None) -> Trai
     return init(jax.random.key(config.seed), params=place_params(params, shardings.params))
 
 
-def compile_step(config: ResolvedConfig, mesh: Mesh) -> Any:
+def compile_step(config: ResolvedConfig, mesh: Mesh) -> jax.stages.Wrapped:
     """Returns the jitted training step, (state, batch) -> (state, scalars), whose old state is given up.
 
     Raises ValueError when the mesh divides neither batch, heads nor parameters.
@@ -65,11 +66,11 @@ def compile_step(config: ResolvedConfig, mesh: Mesh) -> Any:
     )
 
 
-def compile_eval(config: ResolvedConfig, mesh: Mesh) -> Any:
+def compile_eval(config: ResolvedConfig, mesh: Mesh) -> jax.stages.Wrapped:
     """Returns the jitted evaluation step, (params, batch) -> sums."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh).params)
 
-    def step(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def step(params: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         with _target(mesh), partitioned(mesh), attention_backend(config.attention):
             return eval_step(params, batch, config)
 
@@ -87,7 +88,7 @@ def _target(mesh: Mesh) -> AbstractContextManager[None]:
     return compiled_for(mesh.devices.flat[0].platform, mesh.size)
 
 
-def _with_shardings(shapes: Any, shardings: Any) -> Any:
+def _with_shardings(shapes: Any, shardings: PyTree) -> Any:
     def attach(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 

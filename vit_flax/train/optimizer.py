@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from vit_flax.config import ViTConfig
 from vit_flax.models import trainable_mask, weight_decay_mask
@@ -21,7 +20,7 @@ _TORCH_CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 _STEM = r"(cls_token|dist_token|reg_token|mask_token|pos_embed|norm_pre/.*)"
 
 
-def make_optimizer(config: ResolvedConfig, params: Any) -> optax.GradientTransformation:
+def make_optimizer(config: ResolvedConfig, params: PyTree) -> optax.GradientTransformation:
     """Returns the optimiser; of `params` only names and shapes are read."""
     numbers, model = config.optimizer, config.model
     decay = decay_mask(numbers, model, params)
@@ -62,7 +61,7 @@ def scale_by_muon(numbers: OptimizerConfig) -> optax.GradientTransformation:
     )
 
 
-def learning_rate(config: ResolvedConfig) -> Callable[[Any], Any]:
+def learning_rate(config: ResolvedConfig) -> optax.Schedule:
     """Returns the learning rate as a function of the steps taken."""
     schedule, peak = config.schedule, config.optimizer.learning_rate
     total, warmup = config.steps, config.warmup_steps
@@ -80,7 +79,7 @@ def learning_rate(config: ResolvedConfig) -> Callable[[Any], Any]:
     return rate
 
 
-def global_norm(tree: Any) -> Array:
+def global_norm(tree: PyTree) -> Array:
     """Computes the norm of all arrays together."""
     return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
 
@@ -91,7 +90,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     Reference: torch.nn.utils.clip_grad_norm_.
     """
 
-    def clip(updates: Any, params: Any = None) -> Any:
+    def clip(updates: Any, params: PyTree = None) -> Any:
         del params
         factor = jnp.minimum(1.0, max_norm / (global_norm(updates) + _TORCH_CLIP_EPS))
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates)
@@ -99,7 +98,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
-def decay_mask(numbers: OptimizerConfig, model: ViTConfig, params: Any) -> Any:
+def decay_mask(numbers: OptimizerConfig, model: ViTConfig, params: PyTree) -> PyTree:
     """Returns True for each parameter that weight decay applies to.
 
     Reference: for 'matrices', timm.optim.param_groups_weight_decay.
@@ -114,7 +113,7 @@ def decay_mask(numbers: OptimizerConfig, model: ViTConfig, params: Any) -> Any:
     return mask
 
 
-def trained_mask(config: TrainConfig, params: Any) -> Any:
+def trained_mask(config: TrainConfig, params: PyTree) -> PyTree:
     """Returns False for each parameter that stays as it is: frozen, or never trained in this model.
 
     Raises:
@@ -141,11 +140,11 @@ def layer_decay_rules(model: ViTConfig, decay: float) -> tuple[tuple[str, float]
     return ((stem, decay ** (model.depth + 1)), *blocks, (r"norm/.*", decay), (r".*", 1.0))
 
 
-def scale_by_rules(rules: tuple[tuple[str, float], ...], params: Any) -> optax.GradientTransformation:
+def scale_by_rules(rules: tuple[tuple[str, float], ...], params: PyTree) -> optax.GradientTransformation:
     """Scales each parameter's update by the factor of the first rule that matches its path."""
     factors = match_tree(rules, params)
 
-    def scale(updates: Any, params: Any = None) -> Any:
+    def scale(updates: Any, params: PyTree = None) -> Any:
         del params
         # what is frozen stands in the tree as an empty node
         return jax.tree.map(lambda f, g: g if isinstance(g, optax.MaskedNode) else g * f, factors, updates)

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TypeVar
 
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
 
+T = TypeVar("T")
 _SHOWN = 10
 
 
-def paths_of(params: Any) -> list[str]:
+def paths_of(params: PyTree) -> list[str]:
     """Returns the paths of a tree of parameters, such as 'blocks_0/attn/qkv/kernel'."""
     return list(flatten_dict(params, sep="/"))
 
 
-def match(rules: Sequence[tuple[str, Any]], paths: Iterable[str]) -> dict[str, Any]:
+def match(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[str, T]:
     """Returns each path's value: that of the first rule whose regular expression matches the whole path.
 
     Raises:
         ValueError: a path matches no rule, or a pattern is no regular expression.
     """
     compiled = [(_compile(pattern), value) for pattern, value in rules]
-    found: dict[str, Any] = {}
+    found: dict[str, T] = {}
     missed = []
     for path in paths:
         for pattern, value in compiled:
@@ -38,7 +40,7 @@ def match(rules: Sequence[tuple[str, Any]], paths: Iterable[str]) -> dict[str, A
     return found
 
 
-def match_tree(rules: Sequence[tuple[str, Any]], params: Any) -> Any:
+def match_tree(rules: Sequence[tuple[str, T]], params: PyTree) -> PyTree:
     """Returns a tree like `params` with each parameter's value; see `match`."""
     return unflatten_dict(match(rules, paths_of(params)), sep="/")
 

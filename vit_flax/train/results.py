@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jaxtyping import PyTree
 
 from vit_flax.train.config import ResolvedConfig
 from vit_flax.train.optimizer import trained_mask
@@ -20,7 +21,7 @@ RESULTS = "results.json"
 
 
 def write_results(
-    folder: Path, config: ResolvedConfig, found: dict[str, Any], scores: Scores, names: tuple[str, ...]
+    folder: Path, config: ResolvedConfig, found: dict[str, object], scores: Scores, names: tuple[str, ...]
 ) -> None:
     """Writes results.json: `found`, the run's speed, and each class's score."""
     lines = read_log(folder / LOG)
@@ -46,7 +47,7 @@ def draw_results(folder: Path, config: ResolvedConfig, split: str, scores: Score
         draw_confusion(folder / "confusion.png", scores.confusion, names, f"{folder.name}, {split}")
 
 
-def count_parameters(config: ResolvedConfig, params: Any) -> dict[str, int]:
+def count_parameters(config: ResolvedConfig, params: PyTree) -> dict[str, int]:
     """Returns how many numbers the parameters are, and how many of them are trained."""
     flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
     sizes = {path: math.prod(leaf.shape) for path, leaf in flat.items()}

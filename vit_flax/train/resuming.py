@@ -15,7 +15,7 @@ _FREE = {"mesh", "sharding", "eval_every", "checkpoint_every", "keep_checkpoints
 _SHOWN = 8
 
 
-def stored_config(values: Mapping[str, Any]) -> TrainConfig:
+def stored_config(values: Mapping[str, object]) -> TrainConfig:
     """Returns the config that a checkpoint holds, also one of before configs knew their steps an epoch."""
     return build(ResolvedConfig if "steps_per_epoch" in values else TrainConfig, values)
 

@@ -9,7 +9,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class RunLog:
         """Counts the time that is left from here on: the first step compiled."""
         self._began, self._start = time.monotonic(), step
 
-    def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
+    def write(self, step: int, kind: str, values: Mapping[str, object]) -> None:
         """Writes a line of a kind ('train', 'eval' ...), its numbers to TensorBoard as well."""
         if self._file is None:
             return
@@ -56,7 +56,7 @@ class RunLog:
                 if isinstance(value, int | float):
                     self._board.write(f"{kind}/{name}", value, step)
 
-    def progress(self, step: int, values: dict[str, Any]) -> None:
+    def progress(self, step: int, values: Mapping[str, object]) -> None:
         """Shows the progress line."""
         if self._file is None or self._quiet:
             return

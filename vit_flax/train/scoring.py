@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from vit_flax.train.config import TrainConfig
 from vit_flax.train.sharding import place_batch
@@ -36,7 +38,12 @@ def score_name(config: TrainConfig) -> str:
     return "mean_average_precision" if config.data.multi_label else "accuracy"
 
 
-def evaluate(loader: Any, eval_function: Any, params: Any, mesh: Mesh) -> Scores:
+def evaluate(
+    loader: Iterable[Mapping[str, np.ndarray]],
+    eval_function: Callable[[PyTree, PyTree], PyTree],
+    params: PyTree,
+    mesh: Mesh,
+) -> Scores:
     """Returns the scores of parameters on all images of a loader."""
     sums: dict[str, Any] = {}
     ranked: list[tuple[np.ndarray, np.ndarray]] = []

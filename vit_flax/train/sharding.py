@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from vit_flax.config import ViTConfig
+from vit_flax.config.part import Axes, ShardingRule
+from vit_flax.microbatches import Device
 from vit_flax.models.linear import Linear, matmul
 from vit_flax.train.config import MeshConfig, TrainConfig
 from vit_flax.train.patterns import match
@@ -28,12 +30,11 @@ BATCH = ("data", "fsdp")  # the axes that split a batch
 # In the mesh's order: with ("tensor", "fsdp") for kernels and positions, XLA of jax 0.10.2 computes wrong tokens on a
 # mesh of 2 x 2 x 2 CPU devices; sharding_test.py would notice.
 _BOTH = ("fsdp", "tensor")
-Axes = tuple[str | tuple[str, ...] | None, ...]
 AnyMesh = Mesh | AbstractMesh  # what shapes are split by may be a mesh of no devices
 
 # (pattern, axes, other axes ...): the first rule whose pattern matches a parameter's whole name wins, and of its axes
 # the first that divide the shape. Axes belong to the last axes of the shape.
-RULES: tuple[tuple[str, *tuple[Axes, ...]], ...] = (
+RULES: tuple[ShardingRule, ...] = (
     # by rows: its columns are q, k and v one after the other, so a part of them is not a part of the heads
     (r"blocks_\d+/(.*/)?qkv/kernel", (_BOTH, None)),
     (r"blocks_\d+/(.*/)?fc1/kernel", ("fsdp", "tensor")),
@@ -47,7 +48,7 @@ RULES: tuple[tuple[str, *tuple[Axes, ...]], ...] = (
 )
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Device] | None = None) -> Mesh:
     """Returns the mesh of the devices, those of one process beside each other along the batch.
 
     Raises:
@@ -93,12 +94,14 @@ def _size(axis: str | Sequence[str] | None, mesh: AnyMesh) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
-def sharding_rules(config: ViTConfig) -> tuple[Any, ...]:
+def sharding_rules(config: ViTConfig) -> tuple[ShardingRule, ...]:
     """Returns the rules for a model's parameters: those of its config's parts before those of all models."""
     return (*config.tokens.sharding, *config.position.sharding, *RULES)
 
 
-def parameter_specs(params: Any, mesh: AnyMesh, rules: Any = None) -> dict[str, PartitionSpec]:
+def parameter_specs(
+    params: PyTree, mesh: AnyMesh, rules: Sequence[ShardingRule] | None = None
+) -> dict[str, PartitionSpec]:
     """Returns how each parameter is split, by name.
 
     Raises:
@@ -123,7 +126,7 @@ def _names(path: Any) -> list[str]:
     return [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
 
 
-def state_shardings(state: Any, mesh: AnyMesh, rules: Any = None) -> Any:
+def state_shardings(state: PyTree, mesh: AnyMesh, rules: Sequence[ShardingRule] | None = None) -> PyTree:
     """Returns where each array of a training state lies: what belongs to a parameter lies as the parameter does.
 
     `state` has `params` and perhaps `teacher`; any other leaf belongs to the parameter that its path ends with, if
@@ -170,7 +173,7 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
-def place_params(params: Any, shardings: Any) -> Any:
+def place_params(params: PyTree, shardings: PyTree) -> PyTree:
     """Returns parameters in host memory on their devices, each device getting no more than its own part."""
 
     def place(value: Any, sharding: NamedSharding) -> jax.Array:
@@ -181,7 +184,7 @@ def place_params(params: Any, shardings: Any) -> Any:
     return jax.tree.map(place, params, shardings)
 
 
-def bytes_per_device(tree: Any) -> int:
+def bytes_per_device(tree: PyTree) -> int:
     """Returns the bytes that one device holds of a tree of arrays or shapes with shardings."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)

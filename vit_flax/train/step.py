@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from vit_flax.config import NO_DROPS, ViTConfig
 from vit_flax.models import VisionTransformer, build_model
@@ -21,7 +22,7 @@ from vit_flax.train.optimizer import global_norm, learning_rate, make_optimizer,
 
 # 'image' uint8 (B, H, W, C); 'label' int32 (B,) or, with several labels an image, int8 (B, K) of 0 and 1. -1 pads a
 # batch of evaluation.
-Batch = dict[str, Any]
+Batch = Mapping[str, Array]
 MAX_CONFUSION_CLASSES = 1000  # with more, eval_step counts no confusions
 
 
@@ -29,10 +30,10 @@ class TrainState(flax.struct.PyTreeNode):
     """Everything that a step changes, and a teacher's parameters."""
 
     step: Array  # int32, steps taken
-    params: Any
-    opt_state: Any
-    ema: Any = None  # a tree like params
-    teacher: Any = None  # the parameters that config.teacher_model describes; they stay as they are
+    params: PyTree
+    opt_state: PyTree
+    ema: PyTree = None  # a tree like params
+    teacher: PyTree = None  # the parameters that config.teacher_model describes; they stay as they are
 
 
 def train_model(config: TrainConfig) -> VisionTransformer:
@@ -45,7 +46,7 @@ def _runtime(config: TrainConfig) -> dict[str, Any]:
     return {"dtype": jnp.bfloat16 if config.precision == "bf16" else None, "precision": precision}
 
 
-def batch_shapes(config: TrainConfig) -> Batch:
+def batch_shapes(config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes and dtypes of a whole batch, as jax.ShapeDtypeStruct."""
     size = config.data.batch_size
     images = jax.ShapeDtypeStruct((size, *config.image_size, config.model.in_chans), jnp.uint8)
@@ -54,13 +55,13 @@ def batch_shapes(config: TrainConfig) -> Batch:
     return {"image": images, "label": jax.ShapeDtypeStruct(*labels)}
 
 
-def init_params(key: Array, model: ViTConfig) -> Any:
+def init_params(key: Array, model: ViTConfig) -> PyTree:
     """Returns random parameters, float32."""
     images = jnp.zeros((1, *model.image_size, model.in_chans), jnp.float32)
     return build_model(model).init(key, images)["params"]
 
 
-def init_state(key: Array, config: ResolvedConfig, params: Any = None, teacher: Any = None) -> TrainState:
+def init_state(key: Array, config: ResolvedConfig, params: PyTree = None, teacher: PyTree = None) -> TrainState:
     """Returns the state before the first step; `params` stand in for random ones. Pure: may be jitted, eval_shape'd."""
     if params is None:
         params = init_params(key, config.model)
@@ -98,7 +99,7 @@ def train_step(state: TrainState, batch: Batch, config: ResolvedConfig) -> tuple
     weights = batch_weights(labels, config.loss)
     trained = trained_mask(config, state.params)
 
-    def loss_of(params: Any, images: Array, labels: Array, key: Array) -> Array:
+    def loss_of(params: PyTree, images: Array, labels: Array, key: Array) -> Array:
         # no gradient is computed for what is frozen
         params = jax.tree.map(lambda p, is_trained: p if is_trained else lax.stop_gradient(p), params, trained)
         return compute_loss(params, state.teacher, images, labels, key, config, weights)
@@ -106,7 +107,7 @@ def train_step(state: TrainState, batch: Batch, config: ResolvedConfig) -> tuple
     loss, gradients = accumulate(loss_of, state.params, images, labels, drop_key, config.accumulation)
     with jax.named_scope("optimizer"):
         updates, opt_state = make_optimizer(config, state.params).update(gradients, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
+        params: PyTree = optax.apply_updates(state.params, updates)
     step = state.step + 1
     with jax.named_scope("ema"):
         ema = state.ema if config.ema is None else update_ema(config.ema, state.ema, params, step)
@@ -119,8 +120,8 @@ def train_step(state: TrainState, batch: Batch, config: ResolvedConfig) -> tuple
 
 
 def compute_loss(
-    params: Any,
-    teacher: Any,
+    params: PyTree,
+    teacher: PyTree,
     images: Float[Array, "b h w c"],
     labels: Array,
     key: Array,
@@ -142,7 +143,14 @@ def compute_loss(
     return own * (1 - numbers.distillation_alpha) + distilled * numbers.distillation_alpha
 
 
-def accumulate(loss_of: Any, params: Any, images: Array, labels: Array, key: Array, parts: int) -> tuple[Array, Any]:
+def accumulate(
+    loss_of: Callable[[PyTree, Array, Array, Array], Array],
+    params: PyTree,
+    images: Array,
+    labels: Array,
+    key: Array,
+    parts: int,
+) -> tuple[Array, PyTree]:
     """Returns loss and gradients of a batch in parts, one after the other.
 
     Args:
@@ -171,7 +179,7 @@ def accumulate(loss_of: Any, params: Any, images: Array, labels: Array, key: Arr
     return jax.tree.map(lambda leaf: leaf / parts, total)
 
 
-def eval_step(params: Any, batch: Batch, config: TrainConfig) -> dict[str, Array]:
+def eval_step(params: PyTree, batch: Batch, config: TrainConfig) -> dict[str, Array]:
     """Returns sums over a batch: loss, correct, correct5, count, and confusion (K, K), label by row.
 
     Rows with a negative label count nowhere. The loss is the cross-entropy, whatever is trained with. With several

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
 
 from vit_flax.config import ViTConfig
 from vit_flax.convert import Wish, layout_to_write, open_checkpoint
@@ -26,7 +27,7 @@ _LEFT = ("pre_logits", "mask_token", "attn_pool", "fc_norm")
 _SHOWN = 10
 
 
-def initial_params(config: TrainConfig) -> Any:
+def initial_params(config: TrainConfig) -> PyTree:
     """Returns the parameters of config.init_from in float32, with a new head where its classes differ; or None.
 
     Raises:
@@ -58,7 +59,7 @@ def initial_params(config: TrainConfig) -> Any:
     return jax.tree.map(np.asarray, unflatten_dict(own, sep="/"))
 
 
-def teacher_params(config: TrainConfig) -> Any:
+def teacher_params(config: TrainConfig) -> PyTree:
     """Returns the teacher's parameters in float32, or None."""
     if config.teacher is None or config.teacher_model is None:
         return None
@@ -72,7 +73,7 @@ def check_exportable(config: TrainConfig) -> None:
 
 
 def export(
-    folder: Path, model: ViTConfig, params: Any, layout: str | None, preprocessing: Preprocessing | None = None
+    folder: Path, model: ViTConfig, params: PyTree, layout: str | None, preprocessing: Preprocessing | None = None
 ) -> list[str]:
     """Writes model.safetensors and config.json into a folder, whole: what was there before is replaced at the end.
 
@@ -90,12 +91,12 @@ def export(
     return notes
 
 
-def exported_params(folder: Path) -> Any:
+def exported_params(folder: Path) -> PyTree:
     """Returns the parameters that `export` wrote, in float32."""
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), load(folder)[1])
 
 
-def gather(params: Any) -> Any:
+def gather(params: PyTree) -> PyTree:
     """Returns parameters in this process's memory, wherever they lie."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,13 +30,21 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 MULTI_LABEL = True  # reads several labels an image
 
 
+class Rows(Protocol):
+    """What is asked of a datasets.Dataset or a Parquet reader: its rows, by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+
 class HFDataset:
     """Rows of a `datasets.Dataset`, whose tables are mapped from files and not held in memory."""
 
     decoding: Decoding | None = None  # what is followed of what files say besides pixels
 
     def __init__(
-        self, name: str, folder: Path, rows: Any, kept: np.ndarray | None, image_column: str, labels: np.ndarray,
+        self, name: str, folder: Path, rows: Rows, kept: np.ndarray | None, image_column: str, labels: np.ndarray,
         classes: list[str], channels: int,
     ) -> None:  # fmt: skip
         self.name, self.rows, self.kept, self.column = name, rows, kept, image_column

@@ -7,7 +7,7 @@ import math
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -49,10 +49,10 @@ class Batches:
         self._orders: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state, _orders={}, _lock=threading.Lock())
 
     def __len__(self) -> int:
@@ -207,13 +207,13 @@ class Loader:
         """Returns the names of the images of a batch's 'index'."""
         return [self.source.describe(int(index)) for index in indices if index >= 0]
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, object]:
         """Returns the position as JSON types: the same for any number of processes and workers."""
         batches = self._batches
         position = {"step": self._step, "bad": [[row, reason] for row, reason in self.bad.items()]}
         return {**position, "examples": len(self.source), "batch_size": batches.batch_size, "seed": batches.seed}
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes to the position of `get_state`.
 
         Raises:

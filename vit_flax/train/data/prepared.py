@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.train.config import DataConfig
 
@@ -21,7 +19,7 @@ def preprocessing_of(
     return value.for_model(image_size, channels)
 
 
-def data_fields(value: Preprocessing, image_size: tuple[int, int], channels: int) -> dict[str, Any]:
+def data_fields(value: Preprocessing, image_size: tuple[int, int], channels: int) -> dict[str, object]:
     """Returns the fields of a data config that say the same for a model of that size.
 
     Raises:

@@ -47,10 +47,10 @@ class WebDataset:
         self._files: dict[int, int] = {}
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state, _files={}, _lock=threading.Lock())  # a worker process opens the files itself
 
     def __del__(self) -> None:
