@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from vit_flax.models.fence import fence
 from vit_flax.models.placed import custom_vjp, explicit_sharding
-from vit_flax.models.precision import GPUS, Precision, accumulator_dtype, target
+from vit_flax.models.precision import Precision, accumulator_dtype, target
 
 
 def contract(
@@ -70,9 +70,10 @@ def stored_linear(
     """Computes `x @ kernel + bias` with operands, result and the gradient of `x` in `dtype`, sums in float32.
 
     The kernel is (in ..., out ...), the first `inner` of its axes, and the bias (out ...): axes of heads stay apart,
-    for to join them is a copy on a TPU. A GPU's compiler moves an operand to contract two axes: there all are matrices.
+    for to join them is a copy on a TPU. A GPU's compiler moves an operand to contract two axes, and XLA:CPU sums such
+    products less exactly: there, and where no target is said, all are matrices.
     """
-    if target().platform not in GPUS or explicit_sharding(x) is not None:
+    if target().platform == "tpu" or explicit_sharding(x) is not None:
         return _stored_linear(x, kernel, bias, dtype, precision, inner)
     inputs, outputs = kernel.shape[:inner], kernel.shape[inner:]
     kernel = kernel.reshape(math.prod(inputs), -1)
