@@ -314,13 +314,13 @@ def _swap_class_and_register(tensors: Tensors) -> Arrays:
     return {**tensors, "cls_token": tensors["reg_token"][:, :1], "reg_token": tensors["cls_token"]}
 
 
-def _prefix_last(self: VisionTransformer, tokens: Any) -> Any:
-    tokens = _ADD_PREFIX(self, tokens)
+def _prefix_last(self: VisionTransformer, tokens: Any, spatial_shapes: None = None) -> Any:
+    tokens = _ADD_PREFIX(self, tokens, spatial_shapes)
     return jnp.roll(tokens, -self.config.num_prefix_tokens, axis=1)
 
 
-def _registers_last(self: VisionTransformer, tokens: Any) -> Any:
-    tokens = _ADD_PREFIX(self, tokens)
+def _registers_last(self: VisionTransformer, tokens: Any, spatial_shapes: None = None) -> Any:
+    tokens = _ADD_PREFIX(self, tokens, spatial_shapes)
     return jnp.concatenate([tokens[:, :1], tokens[:, 2:], tokens[:, 1:2]], axis=1)
 
 

@@ -74,7 +74,7 @@ def _fast_variance(x: Any, eps: float) -> Any:
 
 
 def _encode(order: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    def encode(self: VisionTransformer, tokens: Any) -> Any:
+    def encode(self: VisionTransformer, tokens: Any, mask: None = None, spatial_shapes: None = None) -> Any:
         tokens = order(self, tokens)
         for block in self.blocks:
             tokens = block(tokens)
@@ -106,18 +106,18 @@ def _as_call(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_as_call
-def _no_residual(self: Block, x: Any) -> Any:
+def _no_residual(self: Block, x: Any, given: None = None) -> Any:
     x = self.attn(self.norm1(x))
     return x + self.mlp(self.norm2(x))
 
 
 @_as_call
-def _post_norm(self: Block, x: Any) -> Any:
+def _post_norm(self: Block, x: Any, given: None = None) -> Any:
     x = self.norm1(x + self.attn(x))
     return self.norm2(x + self.mlp(x))
 
 
-def _softmax_over_queries(q: Any, k: Any, v: Any, scale: float, precision: Precision) -> Any:
+def _softmax_over_queries(q: Any, k: Any, v: Any, scale: float, precision: Precision, bias: None = None) -> Any:
     logits = attention_backends.heads_dot(q * scale, k, 3, 3, precision.products)
     return attention_backends.heads_dot(jax.nn.softmax(logits, axis=-2), v, 3, 2, precision.products)
 
@@ -151,17 +151,19 @@ _layer_norm_scale_only.defvjp(norm._layer_norm_forward, _layer_norm_scale_only_b
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _attention_without_row(q: Any, k: Any, v: Any, scale: float, precision: Precision) -> Any:
+def _attention_without_row(q: Any, k: Any, v: Any, scale: float, precision: Precision, bias: None = None) -> Any:
     return attention_backends._late_forward(q, k, v, scale, precision.products)[0]
 
 
-def _attention_without_row_forward(q: Any, k: Any, v: Any, scale: float, precision: Precision) -> Any:
+def _attention_without_row_forward(
+    q: Any, k: Any, v: Any, scale: float, precision: Precision, bias: None = None
+) -> Any:
     return attention_backends._late_forward(q, k, v, scale, precision.products)
 
 
 def _attention_without_row_backward(scale: float, precision: Precision, residuals: Any, g: Any) -> Any:
     *rest, out, bias = residuals
-    return attention_backends._late_backward(scale, precision.products, (*rest, jnp.zeros_like(out), bias), g)[:3]
+    return attention_backends._late_backward(scale, precision.products, (*rest, jnp.zeros_like(out), bias), g)
 
 
 _attention_without_row.defvjp(_attention_without_row_forward, _attention_without_row_backward)
