@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from vit_flax.config import ViTConfig
 from vit_flax.convert import Drop, Layout, Rule
+from vit_flax.convert.rules import source_shapes
 from vit_flax.models import VisionTransformer
 from vit_flax.models.shapes import expected_shapes
 
@@ -42,23 +42,18 @@ def find_replacement(
     roots = {root for root, _ in layout.heads} | {source.rpartition(".")[0] for r in own for source in r.sources}
     there = sorted(n for n in shapes if any(n.startswith(f"{root}.") for root in roots if root) or _named(own, n))
     fresh = {path: shape for path, shape in expected.items() if is_head(path)}
-    stored = {r.target: r.operation for r in own}
-    wanted = {
-        source: array.shape
-        for r in own
-        if r.target in fresh
-        for source, array in zip(r.sources, stored[r.target].inverse(_probe(fresh[r.target])), strict=True)
-    }
+    kept = [rule for rule in own if rule.target in fresh]
+    wanted = {n: s for r in kept for n, s in zip(r.sources, source_shapes(r, fresh[r.target]), strict=True)}
     if wanted == {name: tuple(shapes[name]) for name in there}:
         return None
     reason = f"the classifier, since `num_classes={config.num_classes}` was asked for"
     others = tuple(rule for rule in rules if rule not in own)
-    kept = tuple(Drop(name, reason, otherwise=True) for name in there)
+    drops = tuple(Drop(name, reason, otherwise=True) for name in there)
     what = f"left out: {', '.join(there[:4])}" if there else "there is none"
     new = (
         f"a new one of {config.num_classes} classes has random weights" if config.num_classes else "the model has none"
     )
-    return Replacement((*others, *kept), fresh, f"the checkpoint's classifier ({what}): {new}")
+    return Replacement((*others, *drops), fresh, f"the checkpoint's classifier ({what}): {new}")
 
 
 def is_head(path: str) -> bool:
@@ -80,10 +75,6 @@ def several_layers(layout: Layout, unexpected: Collection[str]) -> str:
 
 def _named(rules: Sequence[Rule], name: str) -> bool:
     return any(name in rule.sources for rule in rules)
-
-
-def _probe(shape: tuple[int, ...]) -> np.ndarray:
-    return np.broadcast_to(np.zeros((), np.int8), shape)
 
 
 def fresh_parameters(

@@ -144,7 +144,7 @@ def read_model(checkpoint: Checkpoint, wish: Wish) -> Reading:
     steps = plan(tensors.shapes, rules, expected, changes)
     left = [fate.name for fate in steps.fates if not fate.target and not fate.dropped]
     obstacle = obstacle or several_layers(layout, left)
-    found = partial(found, checkpoint=checkpoint, tensors=tensors, fresh=fresh)
+    found = partial(found, checkpoint=checkpoint, fresh=fresh)
     return found(resolved=resolved, plan=steps, obstacle=obstacle)
 
 

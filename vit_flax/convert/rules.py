@@ -244,7 +244,7 @@ def plan(
         rule, names = sources_of(target, rules)
         change = changes.get(target)
         moves[target] = Move(rule, names, change)
-        wanted = _source_shapes(rule, shape if change is None else change.stored_shape)
+        wanted = source_shapes(rule, shape if change is None else change.stored_shape)
         for name, want in zip(names, wanted, strict=True):
             if name not in shapes:
                 problems.append(f"missing: {name} {_shape(want)}")
@@ -317,7 +317,8 @@ def _templates(rule: Rule | Drop) -> tuple[str, ...]:
     return (rule.source,) if isinstance(rule, Drop) else rule.sources
 
 
-def _source_shapes(rule: Rule, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+def source_shapes(rule: Rule, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Returns the shape of every tensor that a parameter of this shape is made of."""
     # an array of that shape without its memory tells what the operation makes of the shape
     probe = np.broadcast_to(np.zeros((), np.int8), shape)
     return [array.shape for array in rule.operation.inverse(probe)]

@@ -14,11 +14,6 @@ def split_qkv(x: Float[Array, "b n d"], num_heads: int, parts: int = 3) -> tuple
     return tuple(reshape(x, batch, tokens, parts, num_heads, -1).transpose(2, 0, 3, 1, 4))
 
 
-def split_heads(x: Float[Array, "b n d"], num_heads: int) -> Float[Array, "b h n e"]:
-    """Returns the heads of one tensor."""
-    return reshape(x, *x.shape[:2], num_heads, -1).swapaxes(1, 2)
-
-
 def merge_heads(x: Array) -> Float[Array, "b n d"]:
     """Joins (B, H, N, E) heads."""
     x = x.transpose(0, 2, 1, 3)
