@@ -26,3 +26,11 @@ def _seeded() -> None:
 def _attention() -> Iterator[None]:
     with attention_backend(os.environ.get("VIT_FLAX_ATTENTION", "auto")):
         yield
+
+
+@pytest.fixture
+def _float32() -> Iterator[None]:
+    """A test without 64-bit mode, as a training run has it."""
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)

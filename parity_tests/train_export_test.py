@@ -30,16 +30,10 @@ SIZES: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 1, "num_attenti
                          "image_size": 16, "patch_size": 8}  # fmt: skip
 TIMM: dict[str, Any] = {"img_size": 16, "patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 2}
 pytestmark = [
+    pytest.mark.usefixtures("_float32"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _float32() -> Any:
-    jax.config.update("jax_enable_x64", False)  # as a run has it
-    yield
-    jax.config.update("jax_enable_x64", True)
 
 
 @pytest.fixture(scope="module")

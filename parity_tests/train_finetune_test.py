@@ -26,13 +26,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def _float32() -> Any:
-    jax.config.update("jax_enable_x64", False)  # as a run has it
-    yield
-    jax.config.update("jax_enable_x64", True)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("pictures")
