@@ -157,3 +157,16 @@ def test_gradients_are_torchs():
     largest = max(float(p.grad.norm()) for p in theirs.parameters())
     for name, parameter in theirs.named_parameters():
         assert np.linalg.norm(ours[name] - parameter.grad.numpy()) <= FLOAT64_RELATIVE * largest, name
+
+
+def test_hidden_states_are_transformers():
+    theirs = build("no head")
+    patches, mask, grids = INPUTS
+    with torch.no_grad():
+        inputs = torch.from_numpy(patches), torch.from_numpy(mask).int(), torch.from_numpy(grids).long()
+        states = theirs(*inputs, output_hidden_states=True).hidden_states
+    model, params = vit_flax.from_state_dict(theirs.state_dict(), config=theirs.config.to_dict())
+    asked: Any = {"mask": mask, "spatial_shapes": grids, "output_fmt": "NLC", "intermediates_only": True}
+    ours: Any = model.apply({"params": params}, patches, **asked, method="forward_intermediates")
+    for mine, other in zip(ours, states[1:], strict=True):
+        assert_agrees(mine, other)

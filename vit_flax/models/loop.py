@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,8 +39,11 @@ def run_blocks(
     tokens: Float[Array, "b n d"],
     remat: str,
     scan: bool,
-) -> Float[Array, "b n d"]:
-    """Returns the tokens after all blocks; each gets its own of `inputs`, and key of `keys` for dropout.
+    taken: Sequence[int] = (),
+) -> tuple[Float[Array, "b n d"], list[Float[Array, "b n d"]]]:
+    """Returns the tokens after all blocks, and after each of the `taken` ones.
+
+    Each block gets its own of `inputs`, and key of `keys` for dropout.
 
     A scanned loop compiles one block instead of all of them. It stacks their parameters on the way in, so that the
     parameters of the model keep their names.
@@ -52,6 +56,7 @@ def run_blocks(
         tokens: that go in.
         remat: what the backward pass keeps; see `checkpoint_policy`.
         scan: as one scanned loop.
+        taken: numbers of blocks, ascending; the tokens after the others are not kept.
     """
 
     def call(block: nn.Module, given: Any) -> Callable[[Array, Any, Any], Array]:
@@ -65,23 +70,48 @@ def run_blocks(
         return run if remat == NO_REMAT else jax.checkpoint(run, policy=checkpoint_policy(remat))
 
     if not scan:
+        found = []
         for i, block in enumerate(blocks):
             own, key = (None if rows is None else rows[i] for rows in (params, keys))
             tokens = call(block, inputs[i])(tokens, own, key)
-        return tokens
+            if i in taken:
+                found.append(tokens)
+        return tokens, found
 
     assert params is not None
     # what all blocks get stays out of the loop, and a constant
     alike = all(given is inputs[0] for given in inputs)
-    different = None if alike else jax.tree.map(lambda *leaves: jnp.stack(leaves), *inputs)
     rates = [getattr(block, "drop_path", 0.0) for block in blocks]
 
-    def body(tokens: Array, of_block: Any) -> tuple[Array, None]:
-        own, key, rate, different = of_block
+    def body(carry: tuple[Array, Array | None], of_block: Any) -> tuple[tuple[Array, Array | None], None]:
+        (tokens, kept), (own, key, rate, different, place) = carry, of_block
         block = blocks[0] if keys is None or not any(rates) else blocks[0].clone(drop_path=rate)
-        return call(block, inputs[0] if alike else different)(tokens, own, key), None
+        tokens = call(block, inputs[0] if alike else different)(tokens, own, key)
+        if kept is not None:
+            kept = lax.dynamic_update_index_in_dim(kept, tokens, place, 0)
+        return (tokens, kept), None
 
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    def loop(tokens: Array, kept: Array | None, first: int, last: int) -> tuple[Array, Array | None]:
+        """Returns tokens and what is kept after blocks `first` to `last`."""
+
+        def stacked(rows: Sequence[Any]) -> Any:
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows[first:last])
+
+        rows = (
+            stacked(params),
+            None if keys is None else keys[first:last],
+            jnp.asarray(rates[first:last], jnp.float32),
+        )
+        # a block writes where the next one that is asked for will write: what stands there in the end is that one's
+        places = jnp.asarray([bisect_left(taken, i) for i in range(first, last)], jnp.int32)
+        return lax.scan(body, (tokens, kept), (*rows, None if alike else stacked(inputs), places))[0]
+
     # the loop's carry keeps one dtype: a block may widen what it is given
     own = jax.eval_shape(lambda x: call(blocks[0], inputs[0])(x, params[0], None), tokens)
-    return lax.scan(body, tokens.astype(own.dtype), (stacked, keys, jnp.asarray(rates, jnp.float32), different))[0]
+    tokens, kept, done = tokens.astype(own.dtype), None, 0
+    if taken:
+        done = taken[-1] + 1
+        tokens, kept = loop(tokens, jnp.stack([tokens] * len(taken)), 0, done)
+    if done < len(blocks):
+        tokens, _ = loop(tokens, None, done, len(blocks))
+    return tokens, [] if kept is None else list(kept)

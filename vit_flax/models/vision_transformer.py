@@ -1,5 +1,6 @@
 """The Vision Transformer."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from vit_flax.config import FIXED_POS_EMBEDS, NO_DROPS, DropRates, ViTConfig
 from vit_flax.models.attention_pool import AttentionPool
 from vit_flax.models.blocks import build_block
 from vit_flax.models.drop import dropout
+from vit_flax.models.intermediates import Intermediate, check_format, laid_out, taken_blocks
 from vit_flax.models.linear import Linear
 from vit_flax.models.loop import NO_REMAT, run_blocks
 from vit_flax.models.norm import NORM_LAYERS
@@ -30,8 +32,9 @@ class VisionTransformer(nn.Module):
     """Classifies images: patches, prefix tokens, positions, `depth` blocks, norm, pooling, head.
 
     Entry points for `apply`: the call itself (logits), `method="features"` (tokens after the final norm, prefix tokens
-    first), `method="backbone"` (logits from patch tokens) and `method="both_heads"` (class and distillation logits). A
-    fixed position table is kept with the parameters, as torch keeps it in the state_dict, but gets no gradient.
+    first), `method="forward_intermediates"` (tokens after any of the blocks), `method="backbone"` (logits from patch
+    tokens) and `method="both_heads"` (class and distillation logits). A fixed position table is kept with the
+    parameters, as torch keeps it in the state_dict, but gets no gradient.
 
     Raises:
         ValueError: images or tokens of another shape than the config's; the message names both.
@@ -125,6 +128,48 @@ class VisionTransformer(nn.Module):
         """Returns all tokens (B, N, D) after the final norm, prefix tokens first, those of the padding too."""
         return self.encode(self.embed(images, mask, spatial_shapes), mask, spatial_shapes)
 
+    def forward_intermediates(
+        self,
+        images: Array,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NHWC",
+        intermediates_only: bool = False,
+        mask: Array | None = None,
+        spatial_shapes: Array | None = None,
+    ) -> list[Intermediate] | tuple[Array, list[Intermediate]]:
+        """Returns what `features` returns, and the tokens after blocks, those of the first block first.
+
+        Tokens are patches (B, H, W, D) or (B, N, D); with `return_prefix_tokens` each is a pair of these and the
+        prefix tokens (B, P, D), where the model has any. Only what is asked for is kept, in scanned models too.
+
+        Args:
+            images: as of the call itself.
+            indices: numbers of blocks, negative ones from the end; an int: so many last ones; None: all.
+            return_prefix_tokens: return class, distillation and register tokens, too.
+            norm: apply the final norm to all of them; nothing, where the norm stands after the pooling (`fc_norm`).
+            stop_early: leave out the blocks after the last one that is asked for; `features` then end there.
+            output_fmt: 'NHWC' or 'NLC'.
+            intermediates_only: return the list alone.
+            mask: as of the call itself.
+            spatial_shapes: as of the call itself.
+
+        Raises:
+            ValueError: no such block or format; or a grid of images of different shapes.
+
+        Reference: timm's forward_intermediates, whose grids are NCHW; DINOv2's get_intermediate_layers(norm=True);
+        transformers' hidden_states[1:].
+        """
+        cfg = self.config
+        taken, grid = taken_blocks(indices, cfg.depth), check_format(output_fmt, spatial_shapes)
+        depth = taken[-1] + 1 if stop_early else cfg.depth
+        tokens, found = self._through(self.embed(images, mask, spatial_shapes), mask, spatial_shapes, taken, depth)
+        found = [self._finished(part) if norm else part.astype(accumulator_dtype(part.dtype)) for part in found]
+        intermediates = [laid_out(part, cfg, grid, return_prefix_tokens) for part in found]
+        return intermediates if intermediates_only else (self._finished(tokens), intermediates)
+
     def embed(self, images: Array, mask: Array | None = None, spatial_shapes: Array | None = None) -> Array:
         """Returns the patch tokens (B, N, D)."""
         tokenizer: Any = getattr(self, self.config.tokens.path)
@@ -134,6 +179,22 @@ class VisionTransformer(nn.Module):
         self, tokens: Float[Array, "b n d"], mask: Array | None = None, spatial_shapes: Array | None = None
     ) -> Float[Array, "b n d"]:
         """Adds prefix tokens and positions to patch tokens, runs the blocks and the final norm."""
+        return self._finished(self._through(tokens, mask, spatial_shapes, (), self.config.depth)[0])
+
+    def _finished(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        """Returns the tokens after the final norm, if there is one before the pooling."""
+        tokens = self.norm(tokens) if self.config.final_norm and not self.config.fc_norm else tokens
+        return tokens.astype(accumulator_dtype(tokens.dtype))
+
+    def _through(
+        self,
+        tokens: Float[Array, "b n d"],
+        mask: Array | None,
+        spatial_shapes: Array | None,
+        taken: tuple[int, ...],
+        depth: int,
+    ) -> tuple[Float[Array, "b n d"], list[Float[Array, "b n d"]]]:
+        """Returns all tokens after the first `depth` blocks, and after each of the `taken` ones."""
         cfg = self.config
         expected = (cfg.num_patches, cfg.embed_dim)
         if tokens.ndim != 3 or (spatial_shapes is None and tuple(tokens.shape[1:]) != expected):
@@ -141,9 +202,8 @@ class VisionTransformer(nn.Module):
         tokens = dropout(self, self.policy.flow(self._add_prefix(tokens, spatial_shapes)), self.drop.pos_drop_rate)
         if cfg.pre_norm:
             tokens = self.policy.flow(self.norm_pre(tokens))
-        tokens = self._run_blocks(tokens, self.positions.block_inputs(self, self._with_prefix(mask)))
-        tokens = self.norm(tokens) if cfg.final_norm and not cfg.fc_norm else tokens
-        return tokens.astype(accumulator_dtype(tokens.dtype))
+        inputs = self.positions.block_inputs(self, self._with_prefix(mask))
+        return self._run_blocks(tokens, inputs[:depth], taken)
 
     def _add_prefix(self, tokens: Float[Array, "b p d"], spatial_shapes: Array | None = None) -> Float[Array, "b n d"]:
         cfg = self.config
@@ -183,17 +243,19 @@ class VisionTransformer(nn.Module):
             return None
         return jnp.pad(mask.astype(bool), ((0, 0), (self.config.num_prefix_tokens, 0)), constant_values=True)
 
-    def _run_blocks(self, tokens: Float[Array, "b n d"], inputs: list[Any]) -> Float[Array, "b n d"]:
+    def _run_blocks(
+        self, tokens: Float[Array, "b n d"], inputs: list[Any], taken: tuple[int, ...]
+    ) -> tuple[Float[Array, "b n d"], list[Float[Array, "b n d"]]]:
+        depth = len(inputs)
         is_random = self.has_rng("dropout") and not self.is_initializing()
         if self.is_initializing() or not (is_random or self.scan or self.remat != NO_REMAT):
-            return run_blocks(self.blocks, None, inputs, None, tokens, NO_REMAT, scan=False)
+            return run_blocks(self.blocks[:depth], None, inputs, None, tokens, NO_REMAT, scan=False, taken=taken)
         if self.scan and self.config.block.startswith("diff"):
             raise ValueError(f"scan needs blocks that are alike, and those of block={self.config.block!r} are not")
-        depth = self.config.depth
         params = [self.variables["params"][f"blocks_{i}"] for i in range(depth)]
-        keys = jax.random.split(self.make_rng("dropout"), depth) if is_random else None
-        blocks = [block.clone() for block in self.blocks]
-        return run_blocks(blocks, params, inputs, keys, tokens, self.remat, self.scan)
+        keys = jax.random.split(self.make_rng("dropout"), self.config.depth)[:depth] if is_random else None
+        blocks = [block.clone() for block in self.blocks[:depth]]
+        return run_blocks(blocks, params, inputs, keys, tokens, self.remat, self.scan, taken)
 
     def classify(self, tokens: Float[Array, "b n d"], mask: Array | None = None) -> Array:
         """Pools the tokens of `encode` and applies the head; `mask` is of the patches that are no padding."""
