@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +17,20 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
+from vit_flax.array_writer import ArrayWriter
 from vit_flax.image_sizes import at_image_size
 from vit_flax.microbatches import Device, in_microbatches, microbatch_size
 from vit_flax.models import VisionTransformer
 from vit_flax.models.attention import WEIGHTS
+from vit_flax.models.intermediates import Intermediates, taken_blocks
 from vit_flax.models.loop import NO_REMAT
-from vit_flax.models.precision import compiled_for
+from vit_flax.models.precision import accumulator_dtype, compiled_for
 from vit_flax.preprocessing.decode import BadImageError
 from vit_flax.preprocessing.evaluation import Preprocessing
 
 Image = np.ndarray | jax.Array | bytes | str | os.PathLike[str]
 Images = np.ndarray | jax.Array | Iterable[Image]
+Method = str | Intermediates  # 'logits', 'features', 'embeddings', or tokens after blocks
 AHEAD = 2  # batches decoded, and batches computed, beyond the one that is waited for
 MAX_THREADS = 16
 
@@ -80,28 +84,38 @@ class Predictor:
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         self.params = jax.device_put(_with_kernels_in(params, dtype), everywhere)
         self._devices, self._everywhere = devices, everywhere
-        self._methods = self._compiled(self.model)
-        self._sized: dict[tuple[int, ...], tuple[dict[str, Any], Any]] = {
-            self.image_shape: (self._methods, self.params)
-        }  # by the images' shape
-
-    def _compiled(self, model: VisionTransformer) -> dict[str, Any]:
-        config = model.config
-        pooled = model.clone(config=config.replace(num_classes=0)) if config.num_classes else model
-        machine = (self._devices[0].platform, len(self._devices))
-        size = microbatch_size(config, self.batch_size, model.policy.compute, self._devices)
-        return {
-            "logits": _jitted(model, size, machine),
-            "features": _jitted(model, size, machine, method="features"),
-            "embeddings": _jitted(pooled, size, machine),
+        self._methods: dict[tuple[tuple[int, ...], Method], Any] = {}
+        # by the images' shape
+        self._sized: dict[tuple[int, ...], tuple[VisionTransformer, Any]] = {
+            self.image_shape: (self.model, self.params)
         }
 
-    def _at(self, shape: tuple[int, ...]) -> tuple[dict[str, Any], Any]:
-        """Returns the methods for images of a shape, and their parameters."""
+    def _compiled(self, shape: tuple[int, ...], method: Method) -> Any:
+        """Returns the jitted function of (parameters, images) that computes a method for images of a shape."""
+        if (shape, method) in self._methods:
+            return self._methods[shape, method]
+        model = self._at(shape)[0]
+        config = model.config
+        machine = (self._devices[0].platform, len(self._devices))
+        size = microbatch_size(config, self.batch_size, model.policy.compute, self._devices)
+        if isinstance(method, Intermediates):
+            taken_blocks(method.indices, config.depth)
+            asked = {**dataclasses.asdict(method), "stop_early": True, "intermediates_only": True}
+            jitted = _jitted(model, size, machine, "forward_intermediates", asked)
+        elif method == "embeddings":
+            pooled = model.clone(config=config.replace(num_classes=0)) if config.num_classes else model
+            jitted = _jitted(pooled, size, machine)
+        else:
+            jitted = _jitted(model, size, machine, None if method == "logits" else method)
+        self._methods[shape, method] = jitted
+        return jitted
+
+    def _at(self, shape: tuple[int, ...]) -> tuple[VisionTransformer, Any]:
+        """Returns the model for images of a shape, and its parameters."""
         if shape not in self._sized:
             assert self.resample is not None
             model, params = at_image_size(self.model, self.params, (shape[0], shape[1]), self.resample)
-            self._sized[shape] = (self._compiled(model), jax.device_put(params, self._everywhere))
+            self._sized[shape] = (model, jax.device_put(params, self._everywhere))
         return self._sized[shape]
 
     def logits(self, images: Images) -> np.ndarray:
@@ -116,11 +130,60 @@ class Predictor:
         """Returns what the head reads: one vector an image."""
         return self.collect("embeddings", images)
 
-    def stream(self, method: str, images: Images, bad: dict[int, str] | None = None) -> Iterator[np.ndarray]:
+    def intermediates(self, images: Images, asked: Intermediates) -> dict[str, np.ndarray]:
+        """Returns the tokens after blocks, by 'layer_2' and so on; prefix tokens by 'layer_2_prefix'.
+
+        Blocks after the last one that is asked for are not computed.
+
+        Raises:
+            ValueError: there is no such block.
+        """
+        return self._named(asked, self.collect(asked, images))
+
+    def _named(self, asked: Intermediates, found: Any) -> dict[str, np.ndarray]:
+        named: dict[str, np.ndarray] = {}
+        for number, part in zip(taken_blocks(asked.indices, self.model.config.depth), found, strict=True):
+            patches, prefix = part if isinstance(part, tuple) else (part, None)
+            named[f"layer_{number}"] = patches
+            if prefix is not None:
+                named[f"layer_{number}_prefix"] = prefix
+        return named
+
+    def write(self, writer: ArrayWriter, method: Method, images: Images, bad: dict[int, str] | None = None) -> None:
+        """Appends the results of a method to an ArrayWriter, batch by batch, so that they need not fit in memory.
+
+        Arrays are 'features', or those of `intermediates`; what is narrower than float32 is widened to it. Images that
+        are named in `bad` afterwards are left out.
+
+        Raises:
+            ValueError: images of different sizes give arrays of different shapes.
+        """
+        first = 0
+        found: Any
+        for found in self.stream(method, images, bad):
+            named: dict[str, np.ndarray] = (
+                self._named(method, found) if isinstance(method, Intermediates) else {"features": found}
+            )
+            count = len(next(iter(named.values())))
+            good = [row for row in range(count) if not bad or first + row not in bad]
+            rows = {name: array[good].astype(accumulator_dtype(array.dtype)) for name, array in named.items()}
+            try:
+                writer.append(rows)
+            except ValueError as error:
+                raise ValueError(f"images of different sizes have different numbers of tokens: {error}") from error
+            first += count
+
+    @overload
+    def stream(self, method: str, images: Images, bad: dict[int, str] | None = None) -> Iterator[np.ndarray]: ...
+    @overload
+    def stream(
+        self, method: Intermediates, images: Images, bad: dict[int, str] | None = None
+    ) -> Iterator[list[PyTree]]: ...
+    def stream(self, method: Method, images: Images, bad: dict[int, str] | None = None) -> Iterator[PyTree]:
         """Yields the results of a method batch by batch, never holding more than a few batches of images.
 
         Args:
-            method: 'logits', 'features' or 'embeddings'.
+            method: 'logits', 'features', 'embeddings', or an Intermediates.
             images: as above.
             bad: gets the number of every image that cannot be read, and why; its result is that of a black one.
 
@@ -130,26 +193,28 @@ class Predictor:
         """
         waiting: collections.deque[Any] = collections.deque()
         for batch, count in self._batches(images, bad):
-            methods, params = self._at(batch.shape[1:])
-            waiting.append((methods[method](params, jax.device_put(batch, self._sharding)), count))
+            compiled, params = self._compiled(batch.shape[1:], method), self._at(batch.shape[1:])[1]
+            waiting.append((compiled(params, jax.device_put(batch, self._sharding)), count))
             if len(waiting) > AHEAD:
-                result, size = waiting.popleft()
-                yield np.asarray(result)[:size]
+                yield _first_rows(*waiting.popleft())
         while waiting:
-            result, size = waiting.popleft()
-            yield np.asarray(result)[:size]
+            yield _first_rows(*waiting.popleft())
 
-    def collect(self, method: str, images: Images, bad: dict[int, str] | None = None) -> np.ndarray:
+    @overload
+    def collect(self, method: str, images: Images, bad: dict[int, str] | None = None) -> np.ndarray: ...
+    @overload
+    def collect(self, method: Intermediates, images: Images, bad: dict[int, str] | None = None) -> list[PyTree]: ...
+    def collect(self, method: Method, images: Images, bad: dict[int, str] | None = None) -> PyTree:
         """Returns the results of a method; those of images that are named in `bad` afterwards are left out."""
-        parts = list(self.stream(method, images, bad))
-        if parts:
-            if len({part.shape[1:] for part in parts}) > 1:
-                raise ValueError("images of different sizes have different numbers of tokens: use stream() for them")
-            found = np.concatenate(parts)
-            return np.delete(found, sorted(bad), axis=0) if bad else found
-        empty = jax.ShapeDtypeStruct((self.batch_size, *self.image_shape), jnp.float32)
-        shape = jax.eval_shape(self._methods[method], self.params, empty)
-        return np.zeros((0, *shape.shape[1:]), shape.dtype)
+        parts: list[Any] = list(self.stream(method, images, bad))
+        if not parts:
+            empty = jax.ShapeDtypeStruct((self.batch_size, *self.image_shape), jnp.float32)
+            shapes = jax.eval_shape(self._compiled(self.image_shape, method), self.params, empty)
+            return jax.tree.map(lambda shape: np.zeros((0, *shape.shape[1:]), shape.dtype), shapes)
+        if len({leaf.shape[1:] for part in parts for leaf in jax.tree.leaves(part)[:1]}) > 1:
+            raise ValueError("images of different sizes have different numbers of tokens: use stream() for them")
+        found = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        return jax.tree.map(lambda leaf: np.delete(leaf, sorted(bad), axis=0), found) if bad else found
 
     def _batches(self, images: Images, bad: dict[int, str] | None) -> Iterator[tuple[np.ndarray, int]]:
         """Yields batches of images of one shape, padded where there are fewer, with the number of images in each."""
@@ -294,14 +359,23 @@ def _name(number: int, image: Image) -> str:
     return str(Path(image)) if isinstance(image, str | os.PathLike) else f"image {number}"
 
 
-def _jitted(model: VisionTransformer, size: int, machine: tuple[str, int], method: str | None = None) -> Any:
+def _jitted(
+    model: VisionTransformer, size: int, machine: tuple[str, int], method: str | None = None, asked: Any = None
+) -> Any:
     """Returns the jitted function of (parameters, images) that applies a method to `size` images at a time."""
 
     def apply(params: PyTree, images: jax.Array) -> Any:
+        def of(part: PyTree) -> Any:
+            return model.apply({"params": params}, part, **(asked or {}), method=method)
+
         with compiled_for(*machine):
-            return in_microbatches(lambda part: model.apply({"params": params}, part, method=method), images, size)
+            return in_microbatches(of, images, size)
 
     return jax.jit(apply)
+
+
+def _first_rows(result: PyTree, count: int) -> Any:
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], result)
 
 
 def _with_kernels_in(params: PyTree, dtype: DTypeLike | None) -> Any:

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vit_flax.array_writer import ArrayWriter
 from vit_flax.config import ViTConfig
 from vit_flax.image_sizes import at_image_size
 from vit_flax.inference import Predictor, attention_maps, attention_rollout
 from vit_flax.models import VisionTransformer, build_model
+from vit_flax.models.intermediates import Intermediates
 from vit_flax.models.precision import compiled_for
 from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_RELATIVE
 from vit_flax.preprocessing.decode import BadImageError
@@ -43,7 +45,7 @@ def test_any_number_of_images_with_one_compilation(model: tuple[VisionTransforme
         )
         assert predictor.embeddings(list(IMAGES[:count])).shape == (count, 16)
     compiled: Any = predictor._methods
-    assert {name: method._cache_size() for name, method in compiled.items()} == dict.fromkeys(compiled, 1)
+    assert [method._cache_size() for method in compiled.values()] == [1, 1, 1]
     np.testing.assert_allclose(predictor.embeddings(IMAGES), tokens[:, 0], rtol=FLOAT32_RELATIVE, atol=FLOAT32_ABSOLUTE)
 
 
@@ -145,3 +147,32 @@ def test_attention_rollout(model: tuple[VisionTransformer, Any]) -> None:
     assert maps[CONFIG.depth - 1].shape == (1, CONFIG.num_heads, 7, 7)
     with pytest.raises(ValueError, match="no layer 9"):
         attention_maps(differential, params, IMAGES[:1], layers=[9])
+
+
+def test_intermediates_come_by_layer_in_memory_and_on_the_disk(tmp_path: Path) -> None:
+    config = CONFIG.replace(depth=3, reg_tokens=1, num_classes=0)
+    built = build_model(config)
+    shapes = jax.eval_shape(built.init, jax.random.key(0), jnp.zeros((1, 16, 24, 3)))["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes)
+    _, expected = built.apply({"params": params}, IMAGES, [0, 2], True, norm=True, method="forward_intermediates")
+    predictor = Predictor(built, params, batch_size=4)
+    asked = Intermediates((-1, 0), return_prefix_tokens=True, norm=True)
+    found = predictor.intermediates(IMAGES, asked)
+    assert list(found) == ["layer_0", "layer_0_prefix", "layer_2", "layer_2_prefix"]
+    for mine, other in zip(found.values(), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=FLOAT32_RELATIVE, atol=FLOAT32_ABSOLUTE)
+    assert predictor.intermediates(IMAGES[:0], asked)["layer_2"].shape == (0, 2, 3, 16)
+    images: list[Any] = [*IMAGES]
+    images[5:5] = [b"nothing"]  # cannot be read
+    bad: dict[int, str] = {}
+    predictor.transform = Preprocessing(image_size=(16, 24))
+    with ArrayWriter(tmp_path / "out") as writer:
+        predictor.write(writer, asked, images, bad)
+    assert list(bad) == [5]
+    for name, array in found.items():
+        np.testing.assert_allclose(np.load(tmp_path / "out" / f"{name}.npy"), array, rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="no block 3: the model has 3"):
+        predictor.intermediates(IMAGES, Intermediates((3,)))
+    with pytest.raises(ValueError, match="channels last"):
+        Intermediates((0,), output_fmt="NCHW")

@@ -80,5 +80,5 @@ def test_the_predictor_computes_in_parts_what_the_model_does(
     np.testing.assert_allclose(predictor.logits(batch), logits, rtol=FLOAT32_RELATIVE, atol=FLOAT32_ABSOLUTE)
     np.testing.assert_allclose(predictor.features(batch), tokens, rtol=FLOAT32_RELATIVE, atol=FLOAT32_ABSOLUTE)
     np.testing.assert_allclose(predictor.embeddings(batch), tokens[:, 0], rtol=FLOAT32_RELATIVE, atol=FLOAT32_ABSOLUTE)
-    program = predictor._methods["logits"].lower(params, batch[:6]).as_text()
+    program = predictor._compiled(predictor.image_shape, "logits").lower(params, batch[:6]).as_text()
     assert ("stablehlo.while" in program) == loops

@@ -5,34 +5,51 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_flax.cli.images import add_model_options, compute, explain_bad, is_projection, load_model
+from vit_flax.array_writer import ArrayWriter
+from vit_flax.cli.images import (
+    add_model_options,
+    counted,
+    explain_bad,
+    image_files,
+    is_projection,
+    load_model,
+    refuse_all_bad,
+)
+from vit_flax.cli.progress import Progress
 
 if TYPE_CHECKING:
+    from vit_flax.cli.images import Loaded
     from vit_flax.cli.parser import Commands
+    from vit_flax.models.intermediates import Intermediates
     from vit_flax.reading import Reading
 
 EXAMPLE = """example:
   vit-flax features vit.safetensors --config vit_tiny_patch16_224 *.jpg -o features.npz
-  vit-flax features vit.safetensors --config vit_tiny_patch16_224 --tokens *.jpg -o tokens.npz"""
+  vit-flax features vit.safetensors --config vit_tiny_patch16_224 --tokens *.jpg -o tokens.npz
+  vit-flax features vit.safetensors --config vit_tiny_patch16_224 --layers 2,5,8,11 --grid photos/ -o grids
+
+grids/layer_11.npy then holds (images, rows, columns, channels) of the last block, grids/images.npy the paths."""
 
 
 def add_parser(commands: Commands) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser(
         "features",
-        help="write image features",
-        description="Writes a .npz file of 'features', one row an image, and 'images', their paths.",
+        help="write image features, of the whole model or of any of its layers",
+        description="Writes 'features', one row an image, and 'images', their paths, to a .npz file, or to a new "
+        "folder of .npy files. With --layers, 'layer_2' and so on: the patch tokens after these blocks. Results go to "
+        "the disk as they come, so that they need not fit in memory.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add_model_options(parser)
-    parser.add_argument("images", nargs="+", help="image files")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help=".npz file to write")
+    parser.add_argument("images", nargs="+", help="image files, and folders of them")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help=".npz file or new folder to write")
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--projected",
@@ -44,33 +61,90 @@ def add_parser(commands: Commands) -> None:
         action="store_true",
         help="all tokens after the final norm (default: the vector that the head reads)",
     )
+    which.add_argument(
+        "--layers",
+        metavar="N,N",
+        help="patch tokens after these blocks, from 0, or from the end --layers=-4,-1; 'last4': the last four; 'all'",
+    )
+    parser.add_argument("--grid", action="store_true", help="of --layers: rows and columns as two axes")
+    parser.add_argument("--norm", action=argparse.BooleanOptionalAction, help="of --layers: apply the final norm")
+    parser.add_argument(
+        "--prefix-tokens", action="store_true", help="of --layers: class and register tokens too, 'layer_2_prefix'"
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    target = Path(options.output)
-    if target.suffix != ".npz":
-        raise ValueError(f"{target}: must end in .npz")
-    if not target.absolute().parent.is_dir():
-        raise ValueError(f"{target}: its folder does not exist")
+    writer = ArrayWriter(Path(options.output))
+    layers = None if options.layers is None else parse_layers(options.layers)
+    if layers is None and (options.grid or options.norm is not None or options.prefix_tokens):
+        raise ValueError("--grid, --norm and --prefix-tokens are of single blocks: say which with --layers 2,5,8,11")
+    images = image_files(options.images)
     loaded = load_model(options)
-    method = "features" if options.tokens else "embeddings"
+    method: Any = "features" if options.tokens else "embeddings"
     if options.projected:
         method = _projected(loaded.reading)
+    if layers is not None:
+        method = _intermediates(layers, options, loaded)
     loaded.show_notes()
-    found, bad = compute(loaded, method, options.images)
-    good = [path for index, path in enumerate(options.images) if index not in bad]
-    np.savez(target, features=found.astype(np.float32), images=np.asarray(good))
+    bad: dict[int, str] = {}
+    with Progress(len(images)) as progress, writer:
+        loaded.predictor.write(writer, method, counted(images, progress), bad)
+        refuse_all_bad(bad, images)
+        good = [path for index, path in enumerate(images) if index not in bad]
+        writer.append({"images": np.asarray(good)})
+    shapes = {name: list(shape) for name, shape in writer.shapes.items() if name != "images"}
     if options.json:
-        told = {"file": str(target), "shape": list(found.shape), "notes": loaded.notes}
-        named = {options.images[index]: reason for index, reason in bad.items()}
-        print(json.dumps({**told, "bad": named}))
+        told: dict[str, Any] = {"file": options.output, "shapes": shapes, "notes": loaded.notes}
+        told |= {"shape": shapes["features"]} if "features" in shapes else {}
+        print(json.dumps({**told, "bad": {images[index]: reason for index, reason in bad.items()}}))
     else:
-        print(f"wrote {target}: features {' x '.join(map(str, found.shape))}")
+        listed = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in shapes.items())
+        print(f"wrote {options.output}: {listed}")
     if bad:
-        explain_bad(bad, options.images, "features")
+        explain_bad(bad, images, "features")
     return 1 if bad else 0
+
+
+def parse_layers(text: str) -> int | tuple[int, ...] | None:
+    """Returns what --layers asks for, as `Intermediates` takes it.
+
+    Raises:
+        ValueError: it is neither numbers with commas between them nor 'last4' or 'all'.
+    """
+    if text == "all":
+        return None
+    try:
+        if text.startswith("last"):
+            return int(text.removeprefix("last"))
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--layers {text}: numbers with commas between them (--layers 2,5,8,11), last4 or all"
+        ) from None
+
+
+def _intermediates(layers: int | tuple[int, ...] | None, options: argparse.Namespace, loaded: Loaded) -> Intermediates:
+    """Returns what is asked of the predictor.
+
+    Raises:
+        ValueError: the model has no such block.
+    """
+    from vit_flax.models.intermediates import Intermediates, taken_blocks
+
+    config = loaded.predictor.model.config
+    try:
+        taken_blocks(layers, config.depth)
+    except ValueError as error:
+        known = f"the model has {config.depth} blocks, numbered 0 to {config.depth - 1}"
+        raise ValueError(f"--layers {options.layers}: {known}") from error
+    if options.norm and (config.fc_norm or not config.final_norm):
+        loaded.notes.append("the model has no norm between its blocks and its pooling: --norm changes nothing")
+    if options.prefix_tokens and not config.num_prefix_tokens:
+        loaded.notes.append("the model has no class or register tokens: --prefix-tokens adds nothing")
+    output_fmt = "NHWC" if options.grid else "NLC"
+    return Intermediates(layers, options.prefix_tokens, bool(options.norm), output_fmt)
 
 
 def _projected(reading: Reading) -> str:

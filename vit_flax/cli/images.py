@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from vit_flax.cli.options import add_checkpoint_options, tell_notes, wish_of
+from vit_flax.cli.progress import Progress
 from vit_flax.convert import open_checkpoint
 from vit_flax.preprocessing import labels
+from vit_flax.preprocessing.decode import SUFFIXES
 from vit_flax.preprocessing.evaluation import CROP_MODES, INTERPOLATIONS, Preprocessing
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from vit_flax.preparing import Prepared
     from vit_flax.reading import Reading
 
+_T = TypeVar("_T")
 _FIELDS = ("mean", "std", "crop_pct", "interpolation", "crop_mode", "exif", "pixel_range")
 _ANY_SIZE = ("huggingface_dinov2", "huggingface_dinov3")  # their models take images of any size, without being asked
 
@@ -256,8 +260,41 @@ def compute(loaded: Loaded, method: str, images: list[str]) -> tuple[np.ndarray,
         ValueError: none can be read.
     """
     bad: dict[int, str] = {}
-    found = loaded.predictor.collect(method, images, bad)
+    with Progress(len(images)) as progress:
+        found = loaded.predictor.collect(method, counted(images, progress), bad)
+    refuse_all_bad(bad, images)
+    return found, bad
+
+
+def refuse_all_bad(bad: dict[int, str], images: list[str]) -> None:
+    """Raises ValueError where none of the images can be read, saying why."""
     if bad and len(bad) == len(images):
         shown = "; ".join(f"{images[index]}: {reason}" for index, reason in sorted(bad.items())[:3])
         raise ValueError(f"{shown}{f'; and {len(bad) - 3} more' if len(bad) > 3 else ''}")
-    return found, bad
+
+
+def image_files(paths: list[str]) -> list[str]:
+    """Returns the paths with every folder's image files in its place, in the order of their names.
+
+    Raises:
+        ValueError: a folder has none.
+    """
+    found: list[str] = []
+    for path in paths:
+        if not os.path.isdir(path):
+            found.append(path)
+            continue
+        walked = [(folder, files) for folder, _, files in os.walk(path, followlinks=True)]
+        inside = [os.path.join(folder, name) for folder, files in walked for name in files
+                  if name.lower().endswith(SUFFIXES) and not name.startswith(".")]  # fmt: skip
+        if not inside:
+            raise ValueError(f"{path}: has no image files ({' '.join(SUFFIXES)})")
+        found += sorted(inside)
+    return found
+
+
+def counted(images: Sequence[_T], progress: Progress) -> Iterator[_T]:
+    """Yields images, and counts them as they are asked for."""
+    for image in images:
+        yield image
+        progress.advance(1)

@@ -64,7 +64,8 @@ MISTAKES: list[tuple[str, str]] = [
     # images
     ("predict m bad.png", "bad.png: not a readable image"),
     ("predict m nowhere.png", "nowhere.png: no such file"),
-    ("predict m photos", "photos: is a folder: name the images in it"),
+    ("attention m photos -o a.png", "photos: is a folder: name the images in it"),
+    ("predict m folder", "folder: has no image files"),
     (f"predict m {PHOTO} --labels three.txt", "3 names for 2 classes"),
     (f"predict m {PHOTO} --top 0", "--top must be at least 1"),
     (f"predict m {PHOTO} --mean 0.5,0.5", "mean has 2 numbers, the model's images have 3 channels"),

@@ -20,6 +20,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Prints one line and ends the program with exit status 2."""
         more = "" if message.endswith("?") else f"; see {self.prog} --help"
+        if message.startswith("argument --") and message.endswith("expected one argument"):
+            name = message.split()[1].rstrip(":").split("/")[-1]
+            more = f"; one that begins with a minus is joined to it: {name}=-1{more}"
         self.exit(2, f"{self.prog}: {' '.join(message.split())}{more}\n")
 
     def refuse(self, arguments: Sequence[str]) -> NoReturn:

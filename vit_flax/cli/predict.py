@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vit_flax.cli.images import add_label_option, add_model_options, compute, explain_bad, load_model
+from vit_flax.cli.images import add_label_option, add_model_options, compute, explain_bad, image_files, load_model
 
 if TYPE_CHECKING:
     from vit_flax.cli.parser import Commands
@@ -29,7 +29,7 @@ def add_parser(commands: Commands) -> None:
         allow_abbrev=False,
     )
     add_model_options(parser)
-    parser.add_argument("images", nargs="+", help="image files")
+    parser.add_argument("images", nargs="+", help="image files, and folders of them")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print (default 5)")
     add_label_option(parser)
     parser.set_defaults(run=run)
@@ -43,8 +43,9 @@ def run(options: argparse.Namespace) -> int:
     loaded.require_classes("predict")
     names, described = loaded.class_names, loaded.transform.class_descriptions
     loaded.show_notes()
-    logits, bad = compute(loaded, "logits", options.images)
-    good = [path for index, path in enumerate(options.images) if index not in bad]
+    images = image_files(options.images)
+    logits, bad = compute(loaded, "logits", images)
+    good = [path for index, path in enumerate(images) if index not in bad]
     answers = {}
     for path, row in zip(good, logits.astype(np.float64), strict=True):
         shares = np.exp(row - row.max())
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         notes = {"notes": loaded.notes} if loaded.notes else {}
         rows = [
             {"image": path, "error": bad[index]} if index in bad else {"image": path, "guesses": answers[path], **notes}
-            for index, path in enumerate(options.images)
+            for index, path in enumerate(images)
         ]
         print(json.dumps(rows, indent=1))
     else:
@@ -67,5 +68,5 @@ def run(options: argparse.Namespace) -> int:
             for guess in answers[path]:
                 print(f"  {guess['probability']:7.2%}  {guess.get('description', guess['name'])}")
     if bad:
-        explain_bad(bad, options.images, "predict")
+        explain_bad(bad, images, "predict")
     return 1 if bad else 0

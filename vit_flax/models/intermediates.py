@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Sequence
 
@@ -13,6 +14,24 @@ from vit_flax.models.placed import reshape
 
 Intermediate = Array | tuple[Array, Array]  # patches, or patches and prefix tokens
 OUTPUT_FORMATS = ("NHWC", "NLC")
+
+
+@dataclasses.dataclass(frozen=True)
+class Intermediates:
+    """What is wanted of a model's blocks: arguments of `VisionTransformer.forward_intermediates`, where they are told.
+
+    Raises:
+        ValueError: there is no such format.
+    """
+
+    indices: int | tuple[int, ...] | None = None
+    return_prefix_tokens: bool = False
+    norm: bool = False
+    output_fmt: str = "NHWC"
+
+    def __post_init__(self) -> None:
+        """Checks the format."""
+        check_format(self.output_fmt, None)
 
 
 def taken_blocks(indices: int | Sequence[int] | None, depth: int) -> tuple[int, ...]:
