@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit_flax.models.attention_backends import attention_weights, dot_product_attention, heads_dot
+from vit_flax.models.attention_backends import attention_weights, backend_for, dot_product_attention, heads_dot
 from vit_flax.models.drop import dropout, is_dropping
 from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS
@@ -108,6 +108,8 @@ class Attention(nn.Module):
 
     def __call__(self, x: Float[Array, "b n d"], given: Array | None = None) -> Float[Array, "b n e"]:
         """Returns the attended tokens, `features` wide; `given` is what `position` made for this block."""
+        if self._takes_rows(x):
+            return self._from_rows(x)
         q, k, v, values = self._project(x)
         dtype = self.precision.operand_dtype(values)
         if self.qk_norm:
@@ -121,15 +123,34 @@ class Attention(nn.Module):
         else:
             out = dot_product_attention(q, k, v, scale, self.precision, bias)
         if self.precision.stored is not None and self.use_proj and not self.scale_norm:
-            out = self.proj.join(out.swapaxes(1, 2))
-        else:
-            out = merge_heads(out)
-            out = self.norm(out) if self.scale_norm else out
-            out = self.proj(out) if self.use_proj else out
+            return self._finish(self.proj.join(out.swapaxes(1, 2)), values)
+        return self._leave(merge_heads(out), values)
+
+    @nn.nowrap
+    def _takes_rows(self, x: Array) -> bool:
+        """Whether a kernel mixes what the projection writes as it lies, for nothing is done to it in between."""
+        is_plain = type(self.position) is Positions and not self.qk_norm and not is_dropping(self, self.attn_drop)
+        if not is_plain or self.precision.stored is None or self.is_mutable_collection(WEIGHTS):
+            return False
+        shape = (x.shape[0], self.num_heads, x.shape[1], self.head_width)
+        return backend_for(shape, self.precision.operand_dtype(x), self.precision, True) == "rows"
+
+    def _from_rows(self, x: Array) -> Array:
+        from vit_flax.models.row_attention import row_attention  # Pallas takes as long to import as all of Flax
+
+        qkv = self.qkv(x)
+        qkv = qkv if self.biases is None else self.precision.keep(qkv + jnp.concatenate(self.biases))
+        scale = self.qk_scale or self.head_width**-0.5
+        out = row_attention([qkv], self.num_heads, scale, self.precision.products)
+        return self._leave(out, qkv[..., 2 * self.num_heads * self.head_width :])
+
+    def _leave(self, out: Array, values: Array) -> Array:
+        out = self.norm(out) if self.scale_norm else out
+        return self._finish(self.proj(out) if self.use_proj else out, values)
+
+    def _finish(self, out: Array, values: Array) -> Array:
         out = dropout(self, out, self.proj_drop) if self.use_proj else out
-        if self.value_skip:
-            out = out + values
-        return out
+        return out + values if self.value_skip else out
 
 
 def record_weights(module: nn.Module, weights: Callable[[], Array]) -> None:

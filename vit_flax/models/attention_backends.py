@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.lax import PrecisionLike
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from vit_flax.models.fence import fence
-from vit_flax.models.placed import custom_vjp
-from vit_flax.models.precision import GPUS, HIGHEST, Precision, Target, accumulator_dtype, target
+from vit_flax.models.placed import custom_vjp, reshape
+from vit_flax.models.precision import GPUS, HIGHEST, Precision, Target, accumulator_dtype, rounded, target
 
-# Of so many tokens, logits of bfloat16 stay in a TPU's fast memory or are fewer bytes than the kernel's own: it pads
-# tokens to 256 and writes a float32 a row for the backward pass, 128 times.
-MOST_STORED_TOKENS = 256
+# A TPU's fast memory holds what 'rows' takes of so many tokens; 'splash' pads them to multiples of 128.
+MOST_ROW_TOKENS = 600
 
 # part of the key of every jit cache: what was traced with one back end is never run for another
 _chosen = jax.make_user_context("auto")
@@ -29,8 +29,9 @@ def attention_backend(name: str) -> AbstractContextManager[None]:
     """Makes models that run in this context, jitted ones too, compute attention by the back end of that name.
 
     'auto' (the default) never refuses: 'xla' where the model's `Precision` stores float32; else 'stored', and for one
-    TPU (`compiled_for`) 'splash' above 256 tokens. 'xla' is our own form of it, for every dtype and
-    device; 'stored' is the same with logits stored in the dtype of the queries. 'plain' is the textbook's,
+    TPU (`compiled_for`) 'rows', or 'splash' above 600 tokens. 'xla' is our own form of it, for every dtype and
+    device; 'stored' is the same with logits stored in the dtype of the queries, 'rows' a Pallas kernel for TPUs that
+    stores none. 'plain' is the textbook's,
     differentiated by JAX; ours is compared with it. 'jax_nn' and 'cudnn' are the two implementations of
     jax.nn.dot_product_attention, 'splash' is JAX's Pallas kernel for TPUs. What is left out at random in training
     (attn_drop) has a form of its own, which no back end replaces.
@@ -52,9 +53,8 @@ def dot_product_attention(
     Operands are in the dtype of `q`, the result is what `precision` stores. `attention_backend` chooses how it is
     computed.
     """
-    name = _chosen.value
-    if name == "auto":
-        name = _choose(q, k, v, precision, bias)
+    alike = q.shape == k.shape == v.shape
+    name = backend_for(q.shape, q.dtype, precision, alike and bias is None)
     try:
         out = BACKENDS[name](q, k, v, scale, precision.products, bias)
     except NotImplementedError as error:
@@ -65,13 +65,21 @@ def dot_product_attention(
     return out.astype(precision.stored or accumulator_dtype(q.dtype))
 
 
-def _choose(q: Array, k: Array, v: Array, precision: Precision, bias: Array | None) -> str:
-    """Returns the back end that 'auto' is, by what is known of the program alone."""
-    if precision.stored is None or q.dtype == accumulator_dtype(q.dtype):
+def backend_for(shape: tuple[int, ...], dtype: DTypeLike, precision: Precision, is_plain: bool) -> str:
+    """Returns the back end that computes attention of (B, H, N, E) heads; of 'auto', by what the program alone says.
+
+    `is_plain`: queries, keys and values are of one shape and nothing is added to the logits.
+    """
+    name = _chosen.value
+    if name != "auto":
+        return name
+    if precision.stored is None or dtype == accumulator_dtype(dtype):
         return "xla"
-    one_tpu = target() == Target("tpu", 1)  # the compiler does not divide the kernel among several
-    alike = q.shape == k.shape == v.shape and q.shape[-1] % 8 == 0
-    return "splash" if one_tpu and alike and bias is None and q.shape[2] > MOST_STORED_TOKENS else "stored"
+    _, _, tokens, width = shape
+    one_tpu = target() == Target("tpu", 1)  # the compiler does not divide a kernel among several
+    if not one_tpu or not is_plain or width % 8:
+        return "stored"
+    return "rows" if tokens <= MOST_ROW_TOKENS else "splash"
 
 
 @partial(custom_vjp, nondiff_argnums=(3, 4))
@@ -87,8 +95,14 @@ def late_attention(
 
 def heads_dot(a: Array, b: Array, a_axis: int, b_axis: int, precision: PrecisionLike, stored: Any = None) -> Array:
     """Contracts one axis of each (B, H, _, _) operand in float32 or wider; the result is that sum as it is stored."""
-    dims = (((a_axis,), (b_axis,)), ((0, 1), (0, 1)))
-    return lax.dot_general(a, b, dims, precision, preferred_element_type=stored or accumulator_dtype(a.dtype))
+
+    def product(a: Array, b: Array, dtype: DTypeLike) -> Array:
+        return lax.dot_general(
+            a, b, (((a_axis,), (b_axis,)), ((0, 1), (0, 1))), precision, preferred_element_type=dtype
+        )
+
+    wide = accumulator_dtype(a.dtype)
+    return product(a, b, wide) if stored is None or stored == wide else rounded(product, a, b, stored)
 
 
 def _rows_dot(a: Array, b: Array, precision: PrecisionLike, scale: float = 1.0) -> Array:
@@ -264,10 +278,23 @@ def _splash(q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike
     return splash_attention(q, k, v, scale, precision, bias)
 
 
+def _rows(q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike, bias: Array | None = None) -> Array:
+    from vit_flax.models.row_attention import row_attention
+
+    if bias is not None:
+        raise NotImplementedError("the kernel adds no bias")
+    if target().platform in ("gpu", "cuda", "rocm"):
+        raise NotImplementedError(f"the kernel is for TPUs, and this program for a {target().platform}")
+    parts = [reshape(part.swapaxes(1, 2), part.shape[0], part.shape[2], -1) for part in (q, k, v)]
+    out = row_attention(parts, q.shape[1], scale, precision)
+    return reshape(out, *out.shape[:2], q.shape[1], -1).swapaxes(1, 2)
+
+
 BACKENDS: dict[str, Callable[..., Any]] = {
     "auto": late_attention,
     "xla": late_attention,
     "stored": stored_attention,
+    "rows": _rows,
     "plain": plain_attention,
     "jax_nn": _jax_nn,
     "cudnn": _cudnn,

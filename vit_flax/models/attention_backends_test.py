@@ -154,7 +154,7 @@ def test_another_back_end_is_traced_anew() -> None:
 
 def test_names() -> None:
     assert tuple(BACKENDS) == ATTENTION_BACKENDS
-    with pytest.raises(ValueError, match="unknown attention back end 'flash'; there are auto, xla, stored, plain, "):
+    with pytest.raises(ValueError, match="unknown attention back end 'flash'; there are auto, xla, stored, rows, "):
         attention_backend("flash")
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from vit_flax.models.fence import fence
 from vit_flax.models.placed import custom_vjp, explicit_sharding
-from vit_flax.models.precision import Precision, accumulator_dtype, target
+from vit_flax.models.precision import Precision, accumulator_dtype, rounded, target
 
 
 def contract(
@@ -25,13 +25,21 @@ def contract(
     precision: PrecisionLike,
     out_sharding: NamedSharding | None = None,
     stored: DTypeLike | None = None,
+    bias: Array | None = None,
 ) -> Array:
-    """Sums the product of `a` and `b` over the named axes in float32 or wider, and returns the sum as it is stored.
+    """Sums the product of `a` and `b` over the named axes in float32 or wider; the result is that sum as it is stored.
 
-    TPUs and GPUs round to a narrower `stored` as they write; a conversion afterwards is a pass of its own on a GPU.
+    A `bias` is added before it is rounded.
     """
-    dims, dtype = ((a_axes, b_axes), ((), ())), stored or accumulator_dtype(a.dtype)
-    return lax.dot_general(a, b, dims, precision, preferred_element_type=dtype, out_sharding=out_sharding)
+
+    def product(a: Array, b: Array, dtype: DTypeLike) -> Array:
+        dims = ((a_axes, b_axes), ((), ()))
+        return lax.dot_general(a, b, dims, precision, preferred_element_type=dtype, out_sharding=out_sharding)
+
+    wide = accumulator_dtype(a.dtype)
+    if stored is None or stored == wide:
+        return product(a, b, wide) if bias is None else product(a, b, wide) + bias
+    return rounded(product, a, b, stored, bias)
 
 
 @partial(custom_vjp, nondiff_argnums=(2, 3))
@@ -93,8 +101,8 @@ def _stored_linear_forward(
     x: Array, kernel: Array, bias: Array | None, dtype: DTypeLike, precision: PrecisionLike, inner: int
 ) -> tuple[Array, Any]:
     operand = x.astype(dtype)
-    y = contract(operand, kernel.astype(dtype), _last(x, inner), tuple(range(inner)), precision, stored=dtype)
-    y = y if bias is None else (y + bias).astype(dtype)
+    axes = _last(x, inner), tuple(range(inner))
+    y = contract(operand, kernel.astype(dtype), *axes, precision, stored=dtype, bias=bias)
     return y, (operand, kernel, bias, jnp.zeros(0, x.dtype))
 
 

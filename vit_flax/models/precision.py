@@ -97,6 +97,25 @@ class Precision:
         return x.astype(self.stream or accumulator_dtype(x.dtype))
 
 
+def rounded(product: Callable[..., Array], a: Array, b: Array, stored: DTypeLike, bias: Array | None = None) -> Array:
+    """Computes `product(a, b, dtype) + bias`, summed in float32 and rounded once, as each platform does that best.
+
+    GPUs round as the product is written, where its library adds the bias too; a conversion afterwards is a pass of its
+    own. TPUs fuse what follows. XLA:CPU would convert the operands of such a product to float32, which is slow.
+    """
+
+    def narrow(*operands: Array) -> Array:
+        y = product(*operands[:2], stored)
+        return y if bias is None else (y + operands[2]).astype(stored)
+
+    def wide(*operands: Array) -> Array:
+        y = product(*operands[:2], accumulator_dtype(a.dtype))
+        return (y if bias is None else y + operands[2]).astype(stored)
+
+    operands = (a, b) if bias is None else (a, b, bias)
+    return lax.platform_dependent(*operands, cuda=narrow, rocm=narrow, default=wide)
+
+
 @partial(custom_vjp, nondiff_argnums=(0,))
 def recomputed(function: Callable[..., Array], *args: Array) -> Array:
     """Computes an elementwise function in float32 and returns the first argument's dtype.

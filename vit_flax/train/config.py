@@ -31,6 +31,7 @@ ATTENTION_BACKENDS = (
     "auto",
     "xla",
     "stored",
+    "rows",
     "plain",
     "jax_nn",
     "cudnn",

@@ -1,0 +1,186 @@
+"""Attention by a Pallas kernel for TPUs that takes queries, keys and values as a linear layer writes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.lax import PrecisionLike
+from jaxtyping import Array, Float
+
+from vit_flax.models.placed import custom_vjp
+
+LANES = 128  # columns that a register of a TPU holds
+SCOPE = 16 * 2**20  # bytes of fast memory that a kernel has unless it asks for more
+
+
+def row_attention(
+    parts: Sequence[Float[Array, "b n d"]], heads: int, scale: float, precision: PrecisionLike
+) -> Float[Array, "b n e"]:
+    """Mixes values by softmax(q k^T scale); nothing as large as (N, N) leaves the chip, neither forward nor backward.
+
+    The kernel takes all tokens of an image at once, so that softmax needs no second look at a row, any number of
+    tokens without padding, and heads as columns, so that none is laid out anew. The backward pass keeps the parts alone
+    and computes the weights again. It is for one TPU: the compiler does not divide the kernel among several. On the CPU
+    it runs inside `jax.experimental.pallas.tpu.force_tpu_interpret_mode()`, for tests.
+
+    Args:
+        parts: queries, keys and values (B, N, H E), or one array of all three side by side.
+        heads: H.
+        scale: of the logits.
+        precision: of float32 products.
+
+    Raises:
+        NotImplementedError: another dtype than float32 and bfloat16, or more tokens than the fast memory holds.
+    """
+    if parts[0].dtype not in (jnp.float32, jnp.bfloat16):
+        raise NotImplementedError("the kernel computes float32 and bfloat16 alone")
+    if len(parts) == 3 and not parts[0].shape == parts[1].shape == parts[2].shape:
+        raise NotImplementedError("the kernel takes queries, keys and values of one shape")
+    out: Any = _attend(tuple(parts), heads, scale, _of_kernel(parts[0], precision))
+    return out
+
+
+def _of_kernel(operand: Array, precision: PrecisionLike) -> Any:
+    """Returns the precision for a kernel that knows one pass over bfloat16 and full float32, nothing between."""
+    one_pass = operand.dtype == jnp.bfloat16 or precision in (None, lax.Precision.DEFAULT)
+    return lax.Precision.DEFAULT if one_pass else lax.Precision.HIGHEST
+
+
+@partial(custom_vjp, nondiff_argnums=(1, 2, 3))
+def _attend(parts: tuple[Array, ...], heads: int, scale: float, precision: Any) -> Array:
+    return _forward(parts, heads, scale, precision)[0]
+
+
+def _forward(parts: tuple[Array, ...], heads: int, scale: float, precision: Any) -> tuple[Array, Any]:
+    width = sum(part.shape[-1] for part in parts) // 3
+    body = partial(_forward_kernel, heads, scale, precision)
+    [out] = _call(body, parts, [width], heads, products=2)
+    return out, parts
+
+
+def _backward(heads: int, scale: float, precision: Any, parts: tuple[Array, ...], g: Array) -> tuple[Any]:
+    body = partial(_backward_kernel, heads, scale, precision)
+    found = _call(body, (*parts, g), [part.shape[-1] for part in parts], heads, products=5)
+    return (tuple(found),)
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _call(body: Any, arrays: Sequence[Array], widths: Sequence[int], heads: int, products: int) -> Sequence[Array]:
+    """Runs a kernel on one image after the other."""
+    batch, tokens, _ = arrays[0].shape
+    dtype = arrays[0].dtype
+    inputs = [array.shape[-1] for array in arrays]
+    width = sum(widths) // (3 if products > 2 else 1)
+    logits = batch * heads * tokens * tokens
+    limit = fast_memory(tokens, sum(inputs) + sum(widths), width // heads, dtype.itemsize)
+
+    def of_image(width: int) -> pl.BlockSpec:
+        return pl.BlockSpec((1, tokens, width), lambda image: (image, 0, 0))
+
+    call: Any = pl.pallas_call(
+        body,
+        grid=(batch,),
+        in_specs=[of_image(width) for width in inputs],
+        out_specs=[of_image(width) for width in widths],
+        out_shape=[jax.ShapeDtypeStruct((batch, tokens, width), dtype) for width in widths],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=max(SCOPE, limit)),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * products * logits * (width // heads),
+            transcendentals=logits,
+            bytes_accessed=0,  # beyond operands and results, which XLA counts by itself
+        ),
+    )
+    found: Any = call(*arrays)
+    return found
+
+
+def fast_memory(tokens: int, columns: int, head_dim: int, itemsize: int) -> int:
+    """Returns the bytes that a kernel takes at the most: two images' blocks, and the arrays of a head."""
+    rows, lanes = -(-tokens // 16) * 16, -(-tokens // 128) * 128
+    return 2 * rows * columns * itemsize + 6 * rows * lanes * 4 + 8 * rows * max(128, head_dim) * 4
+
+
+def _dot(a: Array, b: Array, a_axis: int, b_axis: int, precision: Any) -> Array:
+    return lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), precision, preferred_element_type=jnp.float32)
+
+
+def _each_column(heads: int, size: int, body: Callable[[Any, int], None]) -> None:
+    """Runs `body` on one column after the other: as few heads as fill whole lanes, or all of them.
+
+    `body` gets where a column of that many heads starts, and the number of heads in it. A loop compiles one of them.
+    """
+    count = math.lcm(size, LANES) // size
+    if heads % count or heads == count:
+        body(0, heads)
+        return
+
+    def step(index: Array, nothing: int) -> int:
+        body(pl.multiple_of(index * count * size, LANES), count)
+        return nothing
+
+    lax.fori_loop(0, heads // count, step, 0)
+
+
+def _columns(refs: Sequence[Any], start: Any, width: int) -> list[tuple[Any, Any]]:
+    """Returns where queries, keys and values of a column of heads are, or their gradients."""
+    whole = sum(ref.shape[-1] for ref in refs) // 3
+    firsts = [(ref, 0) for ref in refs] if len(refs) == 3 else [(refs[0], part * whole) for part in range(3)]
+    return [(ref, (0, slice(None), pl.ds(first + start, width))) for ref, first in firsts]
+
+
+def _weights(q: Array, k: Array, scale: float, precision: Any) -> tuple[Array, Array]:
+    logits = _dot(q, k, 1, 1, precision) * scale
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    return weights, weights.sum(-1, keepdims=True)
+
+
+def _forward_kernel(heads: int, scale: float, precision: Any, *refs: Any) -> None:
+    *parts, out = refs
+    size = out.shape[-1] // heads
+
+    def column(start: Any, count: int) -> None:
+        wide = [ref[at] for ref, at in _columns(parts, start, count * size)]
+        found = []
+        for head in range(count):
+            q, k, v = (part[:, head * size : (head + 1) * size] for part in wide)
+            weights, total = _weights(q, k, scale, precision)
+            mixed = _dot(weights.astype(v.dtype), v, 1, 0, precision) / total
+            found.append(mixed.astype(out.dtype))
+        out[0, :, pl.ds(start, count * size)] = jnp.concatenate(found, axis=1)
+
+    _each_column(heads, size, column)
+
+
+def _backward_kernel(heads: int, scale: float, precision: Any, *refs: Any) -> None:
+    number = len(refs) // 2
+    parts, gradient, results = refs[:number], refs[number], refs[number + 1 :]
+    size = gradient.shape[-1] // heads
+
+    def column(start: Any, count: int) -> None:
+        wide = [ref[at] for ref, at in _columns(parts, start, count * size)]
+        gs = gradient[0, :, pl.ds(start, count * size)]
+        found: list[list[Array]] = [[], [], []]
+        for head in range(count):
+            q, k, v, g = (part[:, head * size : (head + 1) * size] for part in (*wide, gs))
+            weights, total = _weights(q, k, scale, precision)
+            weights = weights / total
+            dweights = _dot(g, v, 1, 1, precision)
+            row = (weights * dweights).sum(-1, keepdims=True)
+            dlogits = (weights * (dweights - row) * scale).astype(q.dtype)
+            found[0].append(_dot(dlogits, k, 1, 0, precision))
+            found[1].append(_dot(dlogits, q, 0, 0, precision))
+            found[2].append(_dot(weights.astype(q.dtype), g, 0, 0, precision))
+        for (ref, at), values in zip(_columns(results, start, count * size), found, strict=True):
+            ref[at] = jnp.concatenate([value.astype(ref.dtype) for value in values], axis=1)
+
+    _each_column(heads, size, column)
