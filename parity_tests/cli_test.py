@@ -62,7 +62,7 @@ def test_compare_agrees_and_writes_its_files(tmp_path: Path) -> None:
     assert report["agrees"] is True
     assert report["first_divergence"] is None
     assert len(report["torch_losses"]) == len(report["flax_losses"]) == 4
-    assert {*report["sections"]} == {"components", "stressed", "gradients", "steps"}
+    assert {*report["sections"]} == {"components", "intermediates", "stressed", "gradients", "steps"}
     assert "<html" in page.read_text()
 
 

@@ -16,6 +16,7 @@ from vit_flax.convert import get_layout
 from vit_flax.models import build_model, no_weight_decay, weight_decay_mask
 from vit_flax.parity import figures, worked_example
 from vit_flax.parity.compare import Row, Subject, compare_components, compare_gradients, require_x64, subject_of
+from vit_flax.parity.intermediates import compare_intermediates
 from vit_flax.parity.mutations import Mutation
 from vit_flax.parity.report import Check, Report
 from vit_flax.parity.steps import compare_steps
@@ -91,6 +92,7 @@ class DigitsCase:
         """Yields every section of the report and the function that fills it."""
         images = self.images[: self.batch]
         yield "components", lambda: compare_components(self.subject, images)
+        yield "intermediates", lambda: compare_intermediates(self.subject, self.model, images)
         yield "stressed", lambda: compare_components(_subject(_stressed(self.module), self.mutation)[0], images)
         yield "gradients", lambda: compare_gradients(self.subject, images)
         if self.num_steps:

@@ -45,17 +45,22 @@ def digits_figures(module: ViT_Model, images: np.ndarray, labels: np.ndarray, co
 
 def class_attention(module: torch.nn.Module, images: np.ndarray, config: ViTConfig) -> np.ndarray:
     """Computes the last block's attention of the class token over the patches, (B, heads, rows, columns)."""
+    weights = attention_weights(module, images, config, config.depth - 1)
+    return weights[:, :, 0, 1:].reshape(len(images), config.num_heads, *config.grid_size)
+
+
+def attention_weights(module: torch.nn.Module, images: np.ndarray, config: ViTConfig, block: int) -> np.ndarray:
+    """Computes the attention (B, heads, N, N) of a block of the tutorial's ViT from its queries and keys."""
     import torch
 
-    last = f"backbone.blocks.{config.depth - 1}.attn.qkv"
+    name = f"backbone.blocks.{block}.attn.qkv"
     with torch.no_grad():
-        qkv = record_torch(module, torch.from_numpy(images), [last])[1][last]
+        qkv = record_torch(module, torch.from_numpy(images), [name])[1][name]
     batch, tokens, _ = qkv.shape
     q, k, _ = qkv.reshape(batch, tokens, 3, config.num_heads, -1).transpose(2, 0, 3, 1, 4)
-    logits = (q[:, :, :1] @ k.swapaxes(2, 3))[:, :, 0] * (config.qk_scale or config.head_dim**-0.5)
+    logits = q @ k.swapaxes(2, 3) * (config.qk_scale or config.head_dim**-0.5)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    return weights[:, :, 1:].reshape(batch, config.num_heads, *config.grid_size)
+    return weights / weights.sum(-1, keepdims=True)
 
 
 def _rounded(array: np.ndarray, digits: int) -> list[Any]:

@@ -21,8 +21,19 @@ from flax.linen.module import wrap_method_once
 from jax import lax
 from jax.lax import PrecisionLike
 
+from vit_flax import inference
 from vit_flax.config import ViTConfig
-from vit_flax.models import activations, attention, attention_backends, linear, norm, patch_embed
+from vit_flax.inference import attention_maps
+from vit_flax.models import (
+    activations,
+    attention,
+    attention_backends,
+    linear,
+    loop,
+    norm,
+    patch_embed,
+    vision_transformer,
+)
 from vit_flax.models.block import Block
 from vit_flax.models.precision import Precision
 from vit_flax.models.vision_transformer import VisionTransformer
@@ -37,7 +48,7 @@ class Mutation:
 
     name: str
     description: str
-    section: str  # of the report: components, stressed, gradients or steps
+    section: str  # of the report: components, intermediates, stressed, gradients or steps
     first: str  # the row that must disagree first, in torch's name without the prefix 'backbone.'
     config: Callable[[ViTConfig], dict[str, object]] | None = None  # other values of the config
     tensors: Change | None = None  # other tensors before the conversion
@@ -171,6 +182,34 @@ _attention_without_row.defvjp(_attention_without_row_forward, _attention_without
 
 def _matmul_without_kernel_gradient(x: Any, kernel: Any, dtype: Any, precision: PrecisionLike) -> Any:
     return linear.matmul(x, lax.stop_gradient(kernel), dtype, precision)
+
+
+_forward_intermediates = VisionTransformer.forward_intermediates
+
+
+def _never_normed(self: VisionTransformer, images: Any, *asked: Any, **named: Any) -> Any:
+    return _forward_intermediates(self, images, *asked, **{**named, "norm": False})
+
+
+_never_normed.__name__ = "forward_intermediates"
+
+
+def _one_block_early(
+    blocks: Any, params: Any, inputs: Any, keys: Any, tokens: Any, remat: str, scan: bool, taken: tuple[int, ...] = ()
+) -> Any:
+    every = tuple(range(len(blocks)))
+    out, found = loop.run_blocks(blocks, params, inputs, keys, tokens, remat, scan, every)
+    return out, [[tokens, *found][index] for index in taken]
+
+
+def _prefix_kept(patches: Any, config: ViTConfig, grid: bool, return_prefix_tokens: bool) -> Any:
+    del grid, return_prefix_tokens
+    return patches, patches[:, : config.num_prefix_tokens]
+
+
+def _heads_averaged(*arguments: Any) -> dict[int, np.ndarray]:
+    maps = attention_maps(*arguments)
+    return {number: np.broadcast_to(array.mean(1, keepdims=True), array.shape) for number, array in maps.items()}
 
 
 _QKV = ".attn.qkv.weight"
@@ -338,6 +377,34 @@ MUTATIONS: dict[str, Mutation] = {
             "components",
             "patch_tokens.project",
             images=_columns_first,
+        ),
+        Mutation(
+            "intermediate_norm",
+            "no final norm on intermediate features that are asked for with it",
+            "intermediates",
+            "blocks.0:norm",
+            patches=((VisionTransformer, "forward_intermediates", wrap_method_once(_never_normed)),),
+        ),
+        Mutation(
+            "intermediate_index",
+            "intermediate features of a block taken before it instead of after",
+            "intermediates",
+            "blocks.0",
+            patches=((vision_transformer, "run_blocks", _one_block_early),),
+        ),
+        Mutation(
+            "intermediate_prefix",
+            "class token not cut off intermediate features",
+            "intermediates",
+            "blocks.0",
+            patches=((vision_transformer, "laid_out", _prefix_kept),),
+        ),
+        Mutation(
+            "heads_averaged",
+            "weights of attention averaged over the heads",
+            "intermediates",
+            "blocks.0:attention",
+            patches=((inference, "attention_maps", _heads_averaged),),
         ),
         Mutation(
             "fast_variance",

@@ -35,6 +35,7 @@ def format_page(report: Report) -> str:
         _tokens(report),
         _positions(report),
         _components(report),
+        _intermediates(report),
         _stressed(report),
         _gradients(report),
         _attention(report),
@@ -139,6 +140,16 @@ def _how_to_read(rows: list[Row]) -> str:
 
 
 _BY_KIND = " A line shows all blocks, the first uppermost; the tables at the end name every mark."
+
+
+def _intermediates(report: Report) -> Iterator[str]:
+    yield from _kinds(
+        report,
+        "intermediates",
+        "What leaves the blocks",
+        "What others build on: the patches after every block, the prefix tokens apart from them, both with and without "
+        "the final norm, and the weights of attention.",
+    )
 
 
 def _stressed(report: Report) -> Iterator[str]:

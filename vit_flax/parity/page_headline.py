@@ -18,9 +18,11 @@ from vit_flax.parity.tolerances import FLOAT64_RELATIVE
 # What is said of a first divergence, by the section it is in; the row's name follows.
 _PARTING = {
     "components": "The two models differ, first in ",
+    "intermediates": "The two models differ in what leaves their blocks, first in ",
     "stressed": "The two models differ once activations have a large mean, first in ",
     "gradients": "The two models differ in their gradients, first in that of ",
     "steps": "The two models part in training, first in ",
+    "outputs": "The two models differ in what they return, first in ",
 }
 
 
@@ -86,9 +88,11 @@ def _divergence(report: Report) -> Iterator[str]:
 
 _SECTION_WORDS = {
     "components": "components",
+    "intermediates": "intermediate features",
     "stressed": "components given activations of a large mean",
     "gradients": "gradients",
     "steps": "losses and parameters after the optimiser steps",
+    "outputs": "outputs",
 }
 
 

@@ -13,6 +13,7 @@ from vit_flax.parity.compare import Row, first_divergence
 # In the order in which a disagreement is looked for.
 SECTIONS = {
     "components": "Components: what each puts out, in execution order",
+    "intermediates": "What leaves the blocks: intermediate features, and weights of attention",
     "stressed": "Components again, with activations of a large mean",
     "gradients": "Gradients of the image and of every parameter",
     "steps": "Losses and parameters after the optimiser steps",
