@@ -15,6 +15,7 @@ LAYERS = (
     ("microbatches", "models", "convert", "preprocessing", "reference"),
     ("resizing", "classifier", "device_arrays", "preparing"),
     ("reading", "writing", "image_sizes"),
+    ("lora",),
     ("pretrained", "inference"),
     ("train",),
     ("parity", "plan", "recipes"),

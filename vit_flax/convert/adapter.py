@@ -1,5 +1,7 @@
 """LoRA adapters of peft: read together with the model they belong to, and merged into it: W + B A alpha / r.
 
+`vit_flax.lora` reads them to be trained on, and writes them.
+
 Reference: peft.tuners.lora, merge_and_unload.
 """
 
@@ -19,7 +21,11 @@ from vit_flax.convert.folder import HUB, read_json
 from vit_flax.convert.rules import ConversionError
 
 CONFIG = "adapter_config.json"
-_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."  # of every name in an adapter
+IMAGES = "preprocessing.json"  # how images are prepared and what the classes are called, where the adapter's own
+_LABELS = {"id2label", "label2id", "num_labels", "labels", "label_names", "label_descriptions"}
+_WEIGHTS = (WEIGHTS, "adapter_model.bin")
 # Fields of the config that change nothing once the adapter is trained; every other is refused unless it is empty.
 _READ = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "exclude_modules",
@@ -43,20 +49,38 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def read_adapter(
-    folder: Path, own: Checkpoint | None, read_file: Callable[[Path], Checkpoint], read_any: Reader, rename: Renamer
-) -> Checkpoint:
-    """Opens an adapter's folder and returns the merged model.
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """An adapter's folder: its config, the model it belongs to, and its own tensors."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    base: Checkpoint
+    tensors: Checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Matched:
+    """Which tensors of an adapter belong to which of its base."""
+
+    pairs: Mapping[str, Mapping[str, str]]  # base tensor -> {'A': adapter tensor, 'B': ...}
+    modules: Mapping[str, str]  # base tensor -> the module's name, which patterns match
+    replaced: Mapping[str, str]  # base tensor -> adapter tensor
+
+
+def open_adapter(
+    folder: Path, own: Checkpoint | None, read_file: Callable[[Path], Checkpoint], read_any: Reader
+) -> Opened:
+    """Opens an adapter's folder.
 
     Args:
         folder: with adapter_config.json.
         own: the weights in the folder that the adapter belongs to, where it has some.
         read_file: opens one file.
         read_any: opens the base by its path or address.
-        rename: translates names, since adapters have those of the model in memory.
 
     Raises:
-        ConversionError: the adapter is of another kind, its base is not there, or the two do not fit.
+        ConversionError: the adapter is of another kind, or its base is not there.
     """
     config = read_json(folder / CONFIG)
     _check(folder, config)
@@ -64,8 +88,7 @@ def read_adapter(
     if path is None:
         raise ConversionError(f"{folder}: has {CONFIG} and no {_WEIGHTS[0]}")
     adapter = read_file(path)
-    base = own if own is not None else _read_base(folder, config, read_any)
-    return _merged(folder, config, base, adapter, rename)
+    return Opened(folder, config, own if own is not None else _read_base(folder, config, read_any), adapter)
 
 
 def _check(folder: Path, config: Mapping[str, Any]) -> None:
@@ -110,15 +133,21 @@ def _read_base(folder: Path, config: Mapping[str, Any], read_any: Reader) -> Che
         raise ConversionError(f"{what} ({error}); {way_out}") from error
 
 
-def _merged(
-    folder: Path, config: Mapping[str, Any], base: Checkpoint, adapter: Checkpoint, rename: Renamer
-) -> Checkpoint:
-    pairs: dict[str, dict[str, str]] = {}  # base tensor -> {'A': adapter tensor, 'B': ...}
-    modules: dict[str, str] = {}  # base tensor -> the module's name, which patterns match
-    replaced: dict[str, str] = {}  # base tensor -> adapter tensor
+def match_adapter(opened: Opened, rename: Renamer) -> Matched:
+    """Finds the tensor of the base for every one of the adapter.
+
+    `rename` translates names, since adapters have those of the model in memory.
+
+    Raises:
+        ConversionError: the two do not fit; the message names what has no place.
+    """
+    config, base, adapter = opened.config, opened.base, opened.tensors
+    pairs: dict[str, dict[str, str]] = {}
+    modules: dict[str, str] = {}
+    replaced: dict[str, str] = {}
     faults = []
     for name in adapter.shapes:
-        inner = name.removeprefix("base_model.model.")
+        inner = name.removeprefix(PREFIX)
         found = _PART.fullmatch(inner)
         module = _WRAPPED.sub("", found[1] if found else inner)
         if "lora_" in module or re.search(r"\.(magnitude|hada|ia3)_", module):
@@ -140,22 +169,64 @@ def _merged(
             faults.append(f"{part['B']} (for {target} of shape {shapes[target]})")
     if faults:
         told = ", ".join(faults[:_SHOWN]) + (" ..." if len(faults) > _SHOWN else "")
-        raise ConversionError(f"{folder}: the adapter does not fit {base.source}: no place for {told}; {_WAY_OUT}")
+        raise ConversionError(
+            f"{opened.folder}: the adapter does not fit {base.source}: no place for {told}; {_WAY_OUT}"
+        )
+    return Matched(pairs, modules, replaced)
+
+
+def with_replaced(opened: Opened, matched: Matched) -> Checkpoint:
+    """Returns the base with the tensors that the adapter holds whole."""
+    base, adapter, replaced = opened.base, opened.tensors, matched.replaced
 
     def read(name: str) -> np.ndarray:
-        array = adapter.read(replaced[name]) if name in replaced else base.read(name)
-        if name not in pairs:
+        return adapter.read(replaced[name]) if name in replaced else base.read(name)
+
+    shapes = {**base.shapes, **{target: adapter.shapes[name] for target, name in replaced.items()}}
+    dtypes = {**base.dtypes, **{target: adapter.dtypes.get(name, "float32") for target, name in replaced.items()}}
+    classes = {
+        (base.shapes[target][0], shapes[target][0])
+        for target in replaced
+        if target in base.shapes and base.shapes[target] != shapes[target] and shapes[target]
+    }
+    config = base.config if base.config is None or not classes else _with_classes(base.config, dict(classes))
+    images = opened.folder / IMAGES
+    return dataclasses.replace(
+        base,
+        shapes=shapes,
+        reader=read,
+        dtypes=dtypes,
+        source=str(opened.folder),
+        config=config,
+        preprocessing=read_json(images) if images.is_file() else base.preprocessing,
+    )
+
+
+def _with_classes(config: Mapping[str, Any], counts: Mapping[int, int]) -> dict[str, Any]:
+    """Returns a base's config for another number of classes, whose names it does not know."""
+    told = {name: value for name, value in config.items() if name not in _LABELS}
+    if told.get("num_classes") in counts:
+        told["num_classes"] = counts[told["num_classes"]]
+    inner = told.get("pretrained_cfg")
+    return {**told, "pretrained_cfg": _with_classes(inner, counts)} if isinstance(inner, dict) else told
+
+
+def merged(opened: Opened, rename: Renamer) -> Checkpoint:
+    """Returns the base with the adapter in it; errors are those of `match_adapter`."""
+    matched, config, adapter = match_adapter(opened, rename), opened.config, opened.tensors
+    whole = with_replaced(opened, matched)
+
+    def read(name: str) -> np.ndarray:
+        array = whole.read(name)
+        if name not in matched.pairs:
             return array
-        down, up = (adapter.read(pairs[name][part]) for part in "AB")
-        change = _product(config, down, up) * _scale(config, modules[name], down.shape[0])
+        down, up = (adapter.read(matched.pairs[name][part]) for part in "AB")
+        change = _product(config, down, up) * scale_of(config, matched.modules[name], down.shape[0])
         return (array + change.astype(array.dtype)).astype(array.dtype)
 
-    note = f"applied the LoRA adapter in {folder.name} to {len(pairs)} tensors of {base.source}"
-    note += f" and took {len(replaced)} of its own" if replaced else ""
-    dtypes = {**base.dtypes, **{target: adapter.dtypes.get(name, "float32") for target, name in replaced.items()}}
-    return dataclasses.replace(
-        base, shapes=shapes, reader=read, dtypes=dtypes, source=str(folder), notes=(*base.notes, note)
-    )
+    note = f"applied the LoRA adapter in {opened.folder.name} to {len(matched.pairs)} tensors of {opened.base.source}"
+    note += f" and took {len(matched.replaced)} of its own" if matched.replaced else ""
+    return dataclasses.replace(whole, reader=read, notes=(*whole.notes, note))
 
 
 def _merged_shape(config: Mapping[str, Any], adapter: Checkpoint, part: Mapping[str, str]) -> tuple[int, ...] | None:
@@ -174,7 +245,8 @@ def _product(config: Mapping[str, Any], down: np.ndarray, up: np.ndarray) -> np.
     return product.T if config.get("fan_in_fan_out") and product.ndim == 2 else product
 
 
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+def scale_of(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """Returns what the product of a module's two matrices is multiplied by."""
     patterns = config.get("alpha_pattern") or {}
     alpha = next(
         (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), config.get("lora_alpha", 8)

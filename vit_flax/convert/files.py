@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_flax.convert.adapter import is_adapter, read_adapter
+from vit_flax.convert.adapter import Opened, is_adapter, merged, open_adapter
 from vit_flax.convert.checkpoint import Checkpoint, one_line
 from vit_flax.convert.distributed_folder import TABLE, read_distributed
 from vit_flax.convert.folder import HUB, WEIGHT_NAMES, download, find_weights, read_shards, with_config
@@ -80,8 +80,7 @@ def _read_special(folder: Path) -> Checkpoint | None:
         if (place / TABLE).is_file():
             return dataclasses.replace(with_config(read_distributed(place), folder), path=place)
     if is_adapter(folder):
-        own = read_checkpoint(find_weights(folder)) if weights else None
-        return read_adapter(folder, own, _read_file, read_checkpoint, same_tensor)
+        return merged(read_adapter(folder), same_tensor)
     if weights:
         return None
     for name in ("best", "final"):  # of a training run of this library, as its checkpoints/ are
@@ -93,6 +92,19 @@ def _read_special(folder: Path) -> Checkpoint | None:
         if place.is_dir() and (orbax := find_orbax(place)) is not None:
             return dataclasses.replace(with_config(read_orbax(orbax), folder), path=orbax)
     return None
+
+
+def read_adapter(folder: Path) -> Opened:
+    """Opens a folder with a LoRA adapter, and the base in it or that its config names.
+
+    Raises:
+        ConversionError: it is no such folder, or one of the two cannot be read.
+    """
+    if not is_adapter(folder):
+        raise ConversionError(f"{folder}: holds no adapter (adapter_config.json)")
+    weights = any((folder / name).is_file() for name in WEIGHT_NAMES)
+    own = read_checkpoint(find_weights(folder)) if weights else None
+    return open_adapter(folder, own, _read_file, read_checkpoint)
 
 
 # how other files begin, in small letters
@@ -174,7 +186,7 @@ def write_checkpoint(
             _write_json(preprocessing_beside(path), None if path.suffix == ".safetensors" else preprocessing)
         else:
             files = {"config.json": config if config_file is None else config_file, **(beside or {})}
-            _write_folder(path, tensors, config, files)
+            write_folder(path, tensors, config, files)
     except OSError as error:
         raise ConversionError(f"{path}: cannot be written: {one_line(error)}") from error
 
@@ -193,16 +205,18 @@ def _write_json(path: Path, values: Mapping[str, Any] | None) -> None:
         Path(text).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
 
-def _write_folder(
+def write_folder(
     path: Path,
     tensors: Mapping[str, np.ndarray],
     config: Mapping[str, Any],
     files: Mapping[str, Mapping[str, Any]],
+    weights_name: str = WEIGHT_NAMES[0],
 ) -> None:
+    """Writes a safetensors file with `config` in its metadata and JSON files, all of them or none."""
     created = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
     try:
-        with _appearing_whole(path / WEIGHT_NAMES[0]) as weights, contextlib.ExitStack() as texts:
+        with _appearing_whole(path / weights_name) as weights, contextlib.ExitStack() as texts:
             write_safetensors(weights, tensors, config)
             for name, values in files.items():
                 text = texts.enter_context(_appearing_whole(path / name))

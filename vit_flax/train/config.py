@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from vit_flax.config import NO_DROPS, DropRates, ViTConfig
+from vit_flax.lora.config import LoraConfig
 from vit_flax.presets import get_preset
 from vit_flax.train.fields import build, frozen, replace_dotted, to_dict
 
@@ -369,12 +370,13 @@ class TrainConfig:
         "mixing": MixingConfig,
         "loss": LossConfig,
         "optimizer": OptimizerConfig,
+        "lora": LoraConfig,
         "schedule": ScheduleConfig,
         "ema": EmaConfig,
         "early_stopping": EarlyStoppingConfig,
         "mesh": MeshConfig,
     }
-    OPTIONAL: ClassVar[tuple[str, ...]] = ("ema", "early_stopping")  # nested configs that may be None
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("lora", "ema", "early_stopping")  # nested configs that may be None
 
     model: ViTConfig  # or a preset's name, or a mapping as of ViTConfig.to_dict()
     drop: DropRates = NO_DROPS
@@ -382,6 +384,7 @@ class TrainConfig:
     mixing: MixingConfig = MixingConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoraConfig | None = None  # adapters, and what else it names, are trained instead of all parameters
     schedule: ScheduleConfig = ScheduleConfig()
     ema: EmaConfig | None = None
     early_stopping: EarlyStoppingConfig | None = None
@@ -454,6 +457,11 @@ class TrainConfig:
             raise ValueError(
                 f"data.image_size {self.data.image_size} is not the model's {self.model.image_size}: "
                 "set model.image_size"
+            )
+        if self.lora is not None and (self.optimizer.freeze or self.optimizer.train):
+            which = "freeze" if self.optimizer.freeze else "train"
+            raise ValueError(
+                f"with lora all is frozen but the adapters and lora.modules_to_save: leave optimizer.{which} out"
             )
         self._check_labels()
 

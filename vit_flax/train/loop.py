@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,29 @@ from vit_flax.train.data.prepared import preprocessing_of
 from vit_flax.train.history import History
 from vit_flax.train.inputs import open_inputs
 from vit_flax.train.interrupts import told_to_stop
-from vit_flax.train.lower import abstract_state, compile_eval, compile_step, create_state
+from vit_flax.train.lower import (
+    abstract_state,
+    compile_eval,
+    compile_merge,
+    compile_step,
+    create_state,
+    model_shardings,
+)
 from vit_flax.train.rate import Rate
 from vit_flax.train.results import RESULTS, count_parameters, draw_results, write_results
 from vit_flax.train.resuming import check_same_run, stored_config
 from vit_flax.train.runlog import LOG, RunLog, format_seconds
 from vit_flax.train.scoring import Scores, evaluate, score_name
 from vit_flax.train.sharding import make_mesh, place_batch, place_params
-from vit_flax.train.weights import check_exportable, export, exported_params, initial_params, teacher_params
+from vit_flax.train.weights import (
+    check_exportable,
+    digest_of,
+    export,
+    export_adapter,
+    exported_params,
+    initial_params,
+    teacher_params,
+)
 
 CONFIG = "train.json"  # the run's own, which `vit-flax train` takes
 # Steps given to the device before the first of them must be done: the batches of the later ones travel meanwhile, so
@@ -73,9 +88,11 @@ class Run:
         self.config, self.inputs = open_inputs(config, self.mesh)
         self.step_function = compile_step(self.config, self.mesh)
         self.eval_function = compile_eval(self.config, self.mesh)
+        self._merge = compile_merge(self.config, self.mesh)
         with self._writing():
             self.out.mkdir(parents=True, exist_ok=True)
             self.checkpoints = Checkpoints(self.out / "checkpoints", config.keep_checkpoints)
+        self._init_digest: str | None = None  # with config.lora, of the weights that it begins with
         self.start, self.state, self.history = self._begin()
         with self._writing():
             if self.is_first:
@@ -91,16 +108,30 @@ class Run:
         found = self.checkpoints.newest()
         if found is None:
             self.inputs.check(self.config.data.max_bad_share)
-            state = create_state(self.config, self.mesh, initial_params(self.config))
+            state = create_state(self.config, self.mesh, self._initial_params())
             if (teacher := teacher_params(self.config)) is not None:
                 shardings = jax.tree.map(lambda x: x.sharding, abstract_state(self.config, self.mesh).teacher)
                 state = state.replace(teacher=place_params(teacher, shardings))
             return 0, state, History(self.inputs.eval_split)
         step, run = found
         check_same_run(stored_config(run["config"]), self.config, step)
-        state = self.checkpoints.restore(step, abstract_state(self.config, self.mesh))
+        state = self.checkpoints.restore(step, abstract_state(self.config, self.mesh).replace(frozen=None))
+        if self.config.lora is not None:  # what is frozen is in no checkpoint
+            state = state.replace(frozen=create_state(self.config, self.mesh, self._initial_params(run)).frozen)
         self.inputs.train.set_state(run["data"])
         return step, state, History.restore(run, self.inputs.eval_split, self.config.early_stopping)
+
+    def _initial_params(self, run: Mapping[str, Any] | None = None) -> PyTree:
+        """Returns the parameters to begin with, or None for random ones; of a `run` that goes on, the same again."""
+        params = initial_params(self.config)
+        if self.config.lora is not None and params is not None:
+            self._init_digest = digest_of(params)
+            if run is not None and run["init_digest"] != self._init_digest:
+                raise ValueError(
+                    f"{self.config.init_from}: holds other weights than when the run in {self.out} began, and its "
+                    "adapters belong to those: put them back, or take another folder (--out)"
+                )
+        return params
 
     def run(self) -> Result:
         """Trains to the end, or until SIGTERM or Ctrl-C.
@@ -211,6 +242,10 @@ class Run:
     @property
     def _params(self) -> Any:
         """The parameters that evaluation and export use."""
+        return self._merge(self._trained, self.state.frozen)
+
+    @property
+    def _trained(self) -> Any:
         return self.state.params if self.state.ema is None else self.state.ema
 
     def _score(self, loader: Any, params: PyTree) -> Scores:
@@ -236,6 +271,11 @@ class Run:
             raise FileError(f"{error}; {self.checkpoints.last_good()}") from error
         for note in notes if name == "final" else ():
             self.log.say(f"{self.out / name}: {note}")
+        if self.config.lora is not None:
+            folder = self.out / f"{name}_adapter"
+            fault = export_adapter(folder, self.config, self._trained, self.state.frozen, params, self._prepared)
+            if fault and name == "final":
+                self.log.say(f"{folder} is not written, the merged weights in {name}/ are: {fault}")
 
     @property
     def _prepared(self) -> Preprocessing:
@@ -246,7 +286,8 @@ class Run:
     def _save(self, step: int) -> None:
         with self._rate.paused():
             run = {"config": self.config.to_dict(), "data": self.inputs.train.get_state()}
-            self.checkpoints.save(step, self.state, run | self.history.to_dict())
+            run |= {} if self._init_digest is None else {"init_digest": self._init_digest}
+            self.checkpoints.save(step, self.state.replace(frozen=None), run | self.history.to_dict())
 
     def _finish(self, step: int) -> dict[str, Any] | None:
         """Writes what is left of the run: weights, results, pictures; returns the scores of the test split."""
@@ -262,7 +303,7 @@ class Run:
         found = {"step": step, "epochs": step / self.config.steps_per_epoch, "stopped_early": self.history.stopped}
         found |= {"split": split, "scores": self.history.scores, "best": self.history.best, "test": test}
         found |= {"images": self.inputs.counts(), "bad_images": len(self.inputs.train.bad)}
-        found |= {"seconds": self.history.seconds, **count_parameters(self.config, self.state.params)}
+        found |= {"seconds": self.history.seconds, **count_parameters(self.config, self.state)}
         write_results(self.out, self.config, found, self._evaluated, names)
         try:
             draw_results(self.out, self.config, split, self._evaluated, names)
@@ -290,8 +331,7 @@ class Run:
         return found
 
     def _placed(self, params: PyTree) -> Any:
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state.params)
-        return place_params(params, shardings)
+        return place_params(params, model_shardings(self.config, self.mesh))
 
     @contextlib.contextmanager
     def _profiled(self, step: int) -> Iterator[None]:

@@ -5,14 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -22,6 +19,7 @@ from vit_flax.train.data import DataError
 from vit_flax.train.loop import Result, Run
 
 pytestmark = [
+    pytest.mark.usefixtures("compiling_once"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -30,20 +28,6 @@ TINY = {
     "data.threads": 1, "peak_flops": 1e12, "log_every": 2, "data.augment.shift_pixels": 0,
 }  # fmt: skip
 CLASSES = ("dark", "light")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _compiling_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Takes what an earlier run has compiled from a cache: most runs here differ in their data alone."""
-    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    seconds = jax.config.jax_persistent_cache_min_compile_time_secs  # pyright: ignore[reportAttributeAccessIssue]
-    compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
-    compilation_cache.reset_cache()
 
 
 def _photos(root: Path, splits: dict[str, int]) -> Path:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -22,7 +24,7 @@ from vit_flax.train.sharding import (
     sharding_rules,
     state_shardings,
 )
-from vit_flax.train.step import TrainState, batch_shapes, eval_step, init_state, train_step
+from vit_flax.train.step import TrainState, batch_shapes, eval_step, init_params, init_state, model_params, train_step
 
 
 def abstract_state(config: ResolvedConfig, mesh: AnyMesh) -> TrainState:
@@ -42,7 +44,21 @@ def create_state(config: ResolvedConfig, mesh: Mesh, params: PyTree = None) -> T
     init = jax.jit(partial(init_state, config=config), out_shardings=shardings)
     if params is None:
         return init(jax.random.key(config.seed))
-    return init(jax.random.key(config.seed), params=place_params(params, shardings.params))
+    return init(jax.random.key(config.seed), params=place_params(params, model_shardings(config, mesh)))
+
+
+def model_shardings(config: ResolvedConfig, mesh: AnyMesh) -> PyTree:
+    """Returns where each parameter of the model lies, whatever part of them is trained."""
+    shapes = jax.eval_shape(partial(init_params, model=config.model), jax.random.key(0))
+    rules = config.sharding or sharding_rules(config.model)
+    return state_shardings(TrainState(step=jnp.zeros((), jnp.int32), params=shapes, opt_state=()), mesh, rules).params
+
+
+def compile_merge(config: ResolvedConfig, mesh: Mesh) -> Callable[[PyTree, PyTree], PyTree]:
+    """Returns the function (trained parameters or their average, frozen ones) -> the model's parameters."""
+    if config.lora is None:
+        return lambda params, frozen: params
+    return jax.jit(partial(model_params, config=config), out_shardings=model_shardings(config, mesh))
 
 
 def compile_step(config: ResolvedConfig, mesh: Mesh) -> jax.stages.Wrapped:
@@ -68,7 +84,7 @@ def compile_step(config: ResolvedConfig, mesh: Mesh) -> jax.stages.Wrapped:
 
 def compile_eval(config: ResolvedConfig, mesh: Mesh) -> jax.stages.Wrapped:
     """Returns the jitted evaluation step, (params, batch) -> sums."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh).params)
+    shardings = model_shardings(config, mesh)
 
     def step(params: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         with _target(mesh), partitioned(mesh), attention_backend(config.attention):

@@ -7,15 +7,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jaxtyping import PyTree
 
 from vit_flax.train.config import ResolvedConfig
 from vit_flax.train.optimizer import trained_mask
 from vit_flax.train.pictures import draw_confusion, draw_curves
 from vit_flax.train.runlog import LOG, read_log
 from vit_flax.train.scoring import Scores, score_name
+from vit_flax.train.step import TrainState
 
 RESULTS = "results.json"
 
@@ -47,12 +48,12 @@ def draw_results(folder: Path, config: ResolvedConfig, split: str, scores: Score
         draw_confusion(folder / "confusion.png", scores.confusion, names, f"{folder.name}, {split}")
 
 
-def count_parameters(config: ResolvedConfig, params: PyTree) -> dict[str, int]:
-    """Returns how many numbers the parameters are, and how many of them are trained."""
-    flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
+def count_parameters(config: ResolvedConfig, state: TrainState) -> dict[str, int]:
+    """Returns how many numbers the parameters are, adapters included, and how many of them are trained."""
+    flat: dict[str, Any] = flatten_dict(state.params, sep="/")  # pyright: ignore[reportAssignmentType]
     sizes = {path: math.prod(leaf.shape) for path, leaf in flat.items()}
-    trained = flatten_dict(trained_mask(config, params), sep="/")
+    trained = flatten_dict(trained_mask(config, state.params), sep="/")
     return {
-        "parameters": sum(sizes.values()),
+        "parameters": sum(sizes.values()) + sum(leaf.size for leaf in jax.tree.leaves(state.frozen)),
         "trained_parameters": sum(sizes[path] for path in sizes if trained[path]),
     }

@@ -129,10 +129,10 @@ def _names(path: Any) -> list[str]:
 def state_shardings(state: PyTree, mesh: AnyMesh, rules: Sequence[ShardingRule] | None = None) -> PyTree:
     """Returns where each array of a training state lies: what belongs to a parameter lies as the parameter does.
 
-    `state` has `params` and perhaps `teacher`; any other leaf belongs to the parameter that its path ends with, if
-    their shapes agree. The rest is on every device.
+    `state` has `params` and perhaps `teacher` and `frozen`; any other leaf belongs to the parameter that its path ends
+    with, if their shapes agree. The rest is on every device.
     """
-    trees = [("params", state.params), ("teacher", getattr(state, "teacher", None))]
+    trees = [("params", state.params), *((name, getattr(state, name, None)) for name in ("teacher", "frozen"))]
     specs = {tree: parameter_specs(params, mesh, rules) for tree, params in trees if params is not None}
     shapes = {"/".join(_names(path)): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
 

@@ -93,4 +93,13 @@ ELSEWHERE = {
     "initial_checkpoint": "init_from",
     "pretrained": "init_from",
     "freeze": "optimizer.freeze",
+    "r": "lora.rank",
+    "lora_r": "lora.rank",
+    "lora_rank": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "lora_bias": "lora.bias",
+    "use_rslora": "lora.rslora",
+    "target_modules": "lora.targets",
+    "exclude_modules": "lora.exclude",
 }

@@ -13,6 +13,8 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from vit_flax.config import NO_DROPS, ViTConfig
+from vit_flax.lora.adapters import begin, merged
+from vit_flax.lora.dropout import applied_with_dropout, beside_kernels
 from vit_flax.models import VisionTransformer, build_model
 from vit_flax.train.config import LossConfig, ResolvedConfig, TrainConfig
 from vit_flax.train.ema import update_ema
@@ -30,10 +32,11 @@ class TrainState(flax.struct.PyTreeNode):
     """Everything that a step changes, and a teacher's parameters."""
 
     step: Array  # int32, steps taken
-    params: PyTree
+    params: PyTree  # with config.lora only what is trained
     opt_state: PyTree
     ema: PyTree = None  # a tree like params
     teacher: PyTree = None  # the parameters that config.teacher_model describes; they stay as they are
+    frozen: PyTree = None  # with config.lora all other parameters of the model
 
 
 def train_model(config: TrainConfig) -> VisionTransformer:
@@ -67,6 +70,9 @@ def init_state(key: Array, config: ResolvedConfig, params: PyTree = None, teache
         params = init_params(key, config.model)
     if config.teacher_model is not None and teacher is None:
         teacher = init_params(key, config.teacher_model)
+    frozen: PyTree = None
+    if config.lora is not None:
+        params, frozen = begin(jax.random.fold_in(key, 1), params, config.lora)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -74,7 +80,13 @@ def init_state(key: Array, config: ResolvedConfig, params: PyTree = None, teache
         # not the same buffers: a donated state must not hold one twice
         ema=None if config.ema is None else jax.tree.map(jnp.copy, params),
         teacher=teacher,
+        frozen=frozen,
     )
+
+
+def model_params(params: PyTree, frozen: PyTree, config: TrainConfig) -> PyTree:
+    """Returns the whole model's parameters from those that are trained (or their average) and the frozen ones."""
+    return params if config.lora is None else merged(frozen, params, config.lora)
 
 
 def normalise(images: Array, config: TrainConfig) -> Float[Array, "b h w c"]:
@@ -102,6 +114,11 @@ def train_step(state: TrainState, batch: Batch, config: ResolvedConfig) -> tuple
     def loss_of(params: PyTree, images: Array, labels: Array, key: Array) -> Array:
         # no gradient is computed for what is frozen
         params = jax.tree.map(lambda p, is_trained: p if is_trained else lax.stop_gradient(p), params, trained)
+        if config.lora is not None and config.lora.dropout:
+            params = beside_kernels(state.frozen, params, config.lora, config.scan)
+            with applied_with_dropout(config.lora.dropout):
+                return compute_loss(params, state.teacher, images, labels, key, config, weights)
+        params = model_params(params, state.frozen, config)
         return compute_loss(params, state.teacher, images, labels, key, config, weights)
 
     loss, gradients = accumulate(loss_of, state.params, images, labels, drop_key, config.accumulation)
@@ -130,7 +147,8 @@ def compute_loss(
 ) -> Float[Array, ""]:
     """Computes the loss of normalised images; `key` is of what is left out at random, `weights` are the classes'."""
     model = train_model(config)
-    rngs = {} if config.drop == NO_DROPS else {"dropout": key}
+    is_random = config.drop != NO_DROPS or (config.lora is not None and config.lora.dropout > 0)
+    rngs = {"dropout": key} if is_random else {}
     if config.loss.distillation == "none":
         logits: Any = model.apply({"params": params}, images, rngs=rngs)
         return classification_loss(logits, labels, config.loss, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from jaxtyping import PyTree
 
 from vit_flax.config import ViTConfig
 from vit_flax.convert import Wish, layout_to_write, open_checkpoint
+from vit_flax.convert.folder import HUB
+from vit_flax.lora.peft_folder import write_adapter
 from vit_flax.models import build_model
 from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.pretrained import load, save
-from vit_flax.reading import read_model
+from vit_flax.reading import Reading, read_model
 from vit_flax.train.config import TrainConfig
 from vit_flax.train.step import init_params
 
@@ -35,11 +38,7 @@ def initial_params(config: TrainConfig) -> PyTree:
     """
     if config.init_from is None:
         return None
-    overrides = {"image_size": config.model.image_size}
-    wish = Wish(
-        layout=config.init_layout, config=config.init_config, overrides=overrides, own_classes=True, float32=True
-    )
-    reading = read_model(open_checkpoint(config.init_from, wish), wish)
+    reading = _read_initial(config)
     reading.log_notes()
     _, params = reading.build()
     loaded: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
@@ -59,6 +58,25 @@ def initial_params(config: TrainConfig) -> PyTree:
     return jax.tree.map(np.asarray, unflatten_dict(own, sep="/"))
 
 
+def _read_initial(config: TrainConfig) -> Reading:
+    assert config.init_from is not None
+    overrides = {"image_size": config.model.image_size}
+    wish = Wish(
+        layout=config.init_layout, config=config.init_config, overrides=overrides, own_classes=True, float32=True
+    )
+    return read_model(open_checkpoint(config.init_from, wish), wish)
+
+
+def digest_of(params: PyTree) -> str:
+    """Returns a digest of parameters in host memory: names, shapes, dtypes and values."""
+    digest = hashlib.sha256()
+    flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
+    for path, leaf in sorted(flat.items()):
+        digest.update(f"{path} {leaf.shape} {leaf.dtype}".encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
+
+
 def teacher_params(config: TrainConfig) -> PyTree:
     """Returns the teacher's parameters in float32, or None."""
     if config.teacher is None or config.teacher_model is None:
@@ -70,6 +88,48 @@ def teacher_params(config: TrainConfig) -> PyTree:
 def check_exportable(config: TrainConfig) -> None:
     """Raises ConversionError when the layout asked for, or every layout, has no place for the model."""
     layout_to_write(config.model, config.export_layout)
+
+
+def export_adapter(
+    folder: Path,
+    config: TrainConfig,
+    trained: PyTree,
+    frozen: PyTree,
+    params: PyTree,
+    preprocessing: Preprocessing | None = None,
+) -> str:
+    """Writes the adapters of a run as peft has them, beside the merged weights; returns why not, or nothing.
+
+    They are read back with the weights that the run began with, and left only where that gives `params`: what else the
+    run changed (a resized table, say) is in no adapter.
+    """
+    trained, frozen, params = gather(trained), gather(frozen), gather(params)
+    assert config.lora is not None
+    if jax.process_index() != 0:
+        return ""
+    shutil.rmtree(folder, ignore_errors=True)
+    if config.init_from is None:
+        return "the run began with random weights, so there is no base"
+    try:
+        base = config.init_from if config.init_from.startswith(HUB) else str(Path(config.init_from).absolute())
+        layout = _read_initial(config).layout.name
+        write_adapter(folder, config.model, trained, frozen, config.lora, layout, base, preprocessing)
+        wish = Wish(float32=True)
+        _, read = read_model(open_checkpoint(folder, wish), wish).build()
+    except ValueError as error:  # of conversion, or of a base that does not tell everything
+        shutil.rmtree(folder, ignore_errors=True)
+        return " ".join(str(error).split())
+    found: dict[str, Any] = flatten_dict(read, sep="/")  # pyright: ignore[reportAssignmentType]
+    whole: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
+    if found.keys() == whole.keys() and all(_same(found[path], leaf) for path, leaf in whole.items()):
+        return ""
+    shutil.rmtree(folder)
+    return f"with {config.init_from} it is not the model of this run, which changed more than adapters hold"
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Returns whether arrays are one but for rounding."""
+    return np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-5, atol=1e-6 * float(np.abs(b).max(initial=0)))
 
 
 def export(
