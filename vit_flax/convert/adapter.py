@@ -221,7 +221,7 @@ def merged(opened: Opened, rename: Renamer) -> Checkpoint:
         if name not in matched.pairs:
             return array
         down, up = (adapter.read(matched.pairs[name][part]) for part in "AB")
-        change = _product(config, down, up) * scale_of(config, matched.modules[name], down.shape[0])
+        change = _product(config, down, up) * scale_of(opened, matched.modules[name], down.shape[0])
         return (array + change.astype(array.dtype)).astype(array.dtype)
 
     note = f"applied the LoRA adapter in {opened.folder.name} to {len(matched.pairs)} tensors of {opened.base.source}"
@@ -245,8 +245,9 @@ def _product(config: Mapping[str, Any], down: np.ndarray, up: np.ndarray) -> np.
     return product.T if config.get("fan_in_fan_out") and product.ndim == 2 else product
 
 
-def scale_of(config: Mapping[str, Any], module: str, rank: int) -> float:
+def scale_of(opened: Opened, module: str, rank: int) -> float:
     """Returns what the product of a module's two matrices is multiplied by."""
+    config = opened.config
     patterns = config.get("alpha_pattern") or {}
     alpha = next(
         (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), config.get("lora_alpha", 8)

@@ -208,8 +208,8 @@ def _write_json(path: Path, values: Mapping[str, Any] | None) -> None:
 def write_folder(
     path: Path,
     tensors: Mapping[str, np.ndarray],
-    config: Mapping[str, Any],
-    files: Mapping[str, Mapping[str, Any]],
+    config: Mapping[str, object],
+    files: Mapping[str, Mapping[str, object]],
     weights_name: str = WEIGHT_NAMES[0],
 ) -> None:
     """Writes a safetensors file with `config` in its metadata and JSON files, all of them or none."""

@@ -251,7 +251,7 @@ def load_adapter(folder: str | os.PathLike[str], wish: Wish | None = None) -> Ad
     told = {"rank": config.get("r", 8), "alpha": config.get("lora_alpha", 8)}
     usual = LoraConfig(**told, rslora=bool(config.get("use_rslora")))
     alphas = {
-        name: scale_of(config, matched.modules[name], rank) * usual.alpha / usual.scale("", rank)
+        name: scale_of(opened, matched.modules[name], rank) * usual.alpha / usual.scale("", rank)
         for name, rank in ranks.items()
     }
     lora = dataclasses.replace(
