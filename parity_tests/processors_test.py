@@ -53,6 +53,8 @@ PROCESSORS: list[tuple[str, dict[str, Any]]] = [
     ("dinov3_vit", {"image_processor_type": "DINOv3ViTImageProcessorFast", "size": {"height": 32, "width": 32}}),
     ("dinov3_vit", {"do_center_crop": True, "crop_size": 40, "size": {"shortest_edge": 44}, "resample": 3}),
     ("ijepa", {}),
+    ("chinese_clip", {"image_processor_type": "ChineseCLIPImageProcessor", "size": {"shortest_edge": 33}}),
+    ("owlvit", {"image_processor_type": "OwlViTImageProcessor", "size": {"height": 32, "width": 40}}),
 ]
 
 

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import ATTENTION_POOLS, ViTConfig
 from vit_flax.convert import Drop, Layout, Rule
 from vit_flax.convert.rules import source_shapes
 from vit_flax.models import VisionTransformer
@@ -108,8 +108,8 @@ def reset_classifier(
     old = model.config
     changes: dict[str, PyTree] = {"num_classes": num_classes}
     if global_pool is not None and global_pool != old.global_pool:
-        if global_pool == "map":
-            raise ValueError("global_pool='map' cannot be added: its query and layers would be untrained")
+        if global_pool in ATTENTION_POOLS:
+            raise ValueError(f"global_pool={global_pool!r} cannot be added: its query and layers would be untrained")
         changes["global_pool"] = global_pool
     new = model.clone(config=old.replace(**changes))
     expected = expected_shapes(new)

@@ -24,6 +24,7 @@ from vit_flax.config.tokens import (
     softsplit_size,
 )
 from vit_flax.config.vit import (
+    ATTENTION_POOLS,
     BLOCK_LIMITS,
     BLOCKS,
     FIXED_POS_EMBEDS,
@@ -35,6 +36,7 @@ from vit_flax.config.vit import (
 )
 
 __all__ = [
+    "ATTENTION_POOLS",
     "BLOCKS",
     "BLOCK_LIMITS",
     "FAMILIES",

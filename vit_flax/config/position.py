@@ -45,8 +45,9 @@ class Rotation(Position):
     rope_grid_indexing: str = "ij"  # the first channels follow the row; 'xy': the column
     rope_grid_offset: float = 0.0  # the first patch's number
     rope_ref_grid: Pair | None = None  # numbers are stretched to a grid of this (height, width)
+    rope_class_token: bool = False  # the class token is rotated as well, by learned angles; MLCD
 
-    spared: ClassVar[tuple[str, ...]] = ("rope_freqs",)
+    spared: ClassVar[tuple[str, ...]] = ("rope_freqs", "rope_class_angles")
 
     def __post_init__(self) -> None:
         """Checks what stands by itself."""
@@ -66,6 +67,10 @@ class Rotation(Position):
         super().check(config)
         if self.rope_type != "none" and config.head_dim % 4:
             raise ValueError(f"a rotation in two axes needs heads of a width divisible by 4, got {config.head_dim}")
+        if self.rope_class_token and self.rope_type in ("mixed", "none"):
+            raise ValueError(f"rope_type={self.rope_type!r} does not take rope_class_token=True")
+        if self.rope_class_token and not (config.class_token and config.num_prefix_tokens == 1):
+            raise ValueError("rope_class_token=True needs class_token=True, and no dist_token or reg_tokens")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from vit_flax.config.tokens import Patches, Tokens
 if TYPE_CHECKING:
     from vit_flax.config.families import ViTFamily
 
-POS_EMBEDS = ("learned", "sinusoid", "sincos_2d", "simple_sincos_2d", "none")
+POS_EMBEDS = ("learned", "sinusoid", "sincos_2d", "native_sincos_2d", "simple_sincos_2d", "none")
 FIXED_POS_EMBEDS = ("sinusoid", "sincos_2d")  # stored with the parameters, never trained
 NORM_LAYERS = ("layernorm", "rmsnorm")
 BLOCKS = ("standard", "res_post", "parallel_scaling", "parallel_things", "diff", "diff_parallel_scaling")
@@ -31,7 +31,9 @@ BLOCK_LIMITS: dict[str, dict[str, object]] = {
     "diff_parallel_scaling": _PARALLEL_LIMITS,
 }
 MLP_LAYERS = ("mlp", "swiglu", "swiglu_packed")
-GLOBAL_POOLS = ("token", "avg", "avgmax", "max", "token_avg", "map", "none")
+GLOBAL_POOLS = ("token", "avg", "avgmax", "max", "token_avg", "prefix", "prefix_avg", "map", "query", "none")
+ATTENTION_POOLS = ("map", "query")
+_PREFIX_POOLS = ("prefix", "prefix_avg")
 PARTS = ("tokens", "position")
 _PATCHES, _NO_POSITION = Patches(), NoPosition()
 
@@ -79,16 +81,20 @@ class ViTConfig:
     dist_token: bool = False  # a second token for distillation, after the class token
     reg_tokens: int = 0  # register tokens, between these and the patches
     mask_token: bool = False  # stored for masked-image training; evaluation does not read it
-    # a table; 'sinusoid' and 'sincos_2d' are stored with the parameters, never trained; 'simple_sincos_2d' is neither
+    # a table; 'sinusoid' and 'sincos_2d' are stored with the parameters, never trained; 'native_sincos_2d', which has
+    # the same numbers, and 'simple_sincos_2d' are neither
     pos_embed: str = "learned"
     no_embed_class: bool = False  # the table has rows for patches only: prefix tokens join after it is added
     no_embed_reg: bool = False  # it has rows for class and distillation token, but registers join after it is added
     pre_norm: bool = False  # normalise all tokens before the blocks
     final_norm: bool = True  # normalise all tokens after the blocks
     fc_norm: bool = False  # do so after the pooling instead: on what is pooled
-    global_pool: str = "token"  # 'token_avg' joins both; 'map' attends from a learned query
+    # 'token_avg' joins both; 'prefix' joins prefix tokens, 'prefix_avg' is their mean; 'map' attends from a learned
+    # query, 'query' does so without an MLP after it
+    global_pool: str = "token"
+    pool_tokens: tuple[int, ...] | None = None  # which prefix tokens 'prefix' and 'prefix_avg' look at; None: all
     pool_include_prefix: bool = False  # every pooling but 'token' looks at the prefix tokens as well
-    attn_pool_num_heads: int | None = None  # of global_pool='map'; None: num_heads
+    attn_pool_num_heads: int | None = None  # of global_pool='map' and 'query'; None: num_heads
     attn_pool_mlp_ratio: float | None = None  # None: mlp_ratio
     representation_size: int | None = None  # width of a tanh layer before the head; None: there is none
     head_bias: bool = True
@@ -134,6 +140,7 @@ class ViTConfig:
             require_int("representation_size", self.representation_size, minimum=1)
         if self.global_pool in ("token", "token_avg") and not self.class_token:
             raise ValueError(f"global_pool={self.global_pool!r} needs class_token=True; use `global_pool='avg'`")
+        self._check_pool_tokens()
         if self.fc_norm and not self.final_norm:
             raise ValueError("fc_norm=True needs final_norm=True: it says where the final norm stands")
         if self.dist_token and not self.class_token:
@@ -142,6 +149,17 @@ class ViTConfig:
             raise ValueError("head_dist=True needs dist_token=True and global_pool='token'")
         self.tokens.check(self)
         self.position.check(self)
+
+    def _check_pool_tokens(self) -> None:
+        prefix = self.num_prefix_tokens
+        if self.pool_tokens is not None:
+            object.__setattr__(self, "pool_tokens", tuple(self.pool_tokens))
+            if not self.pool_tokens or not all(isinstance(i, int) and 0 <= i < prefix for i in self.pool_tokens):
+                raise ValueError(f"pool_tokens must be numbers of the {prefix} prefix tokens, got {self.pool_tokens}")
+            if self.global_pool not in _PREFIX_POOLS:
+                raise ValueError(f"pool_tokens needs global_pool='prefix' or 'prefix_avg', got {self.global_pool!r}")
+        if self.global_pool in _PREFIX_POOLS and not prefix:
+            raise ValueError(f"global_pool={self.global_pool!r} needs class_token=True or reg_tokens")
 
     def _check_heads(self) -> None:
         if self.attn_head_dim is not None:
@@ -152,7 +170,7 @@ class ViTConfig:
         for name, wrong in (("attn_proj=False", not self.attn_proj), ("value_skip=True", self.value_skip)):
             if wrong and width != self.embed_dim:
                 raise ValueError(f"{name} needs num_heads * attn_head_dim, {width}, to be embed_dim {self.embed_dim}")
-        if self.global_pool == "map" and self.embed_dim % self.pool_num_heads:
+        if self.global_pool in ATTENTION_POOLS and self.embed_dim % self.pool_num_heads:
             raise ValueError(
                 f"embed_dim {self.embed_dim} is not divisible by the pooling's {self.pool_num_heads} heads"
             )

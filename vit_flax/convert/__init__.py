@@ -20,11 +20,7 @@ from vit_flax.convert.files import read_checkpoint, write_checkpoint
 from vit_flax.convert.flax_names import with_torch_names
 from vit_flax.convert.foreign import foreign_kind
 from vit_flax.convert.google import BIG_VISION, BIG_VISION_SCAN, GOOGLE_NPZ
-from vit_flax.convert.huggingface_beit import BEIT_FAMILIES, BEIT_LAYOUTS
-from vit_flax.convert.huggingface_clip import CLIP_FAMILIES, CLIP_LAYOUTS
-from vit_flax.convert.huggingface_dinov2 import DINOV2_FAMILIES, DINOV2_LAYOUTS
-from vit_flax.convert.huggingface_dinov3 import DINOV3_FAMILIES, DINOV3_LAYOUTS
-from vit_flax.convert.huggingface_vit import VIT_FAMILIES, VIT_LAYOUTS
+from vit_flax.convert.huggingface_tables import HUGGINGFACE_FAMILIES, HUGGINGFACE_LAYOUTS
 from vit_flax.convert.layout import Layout, Resolved, resolve_config
 from vit_flax.convert.lucidrains import LUCIDRAINS, SIMPLE_VIT
 from vit_flax.convert.open_clip import OPEN_CLIP, OPEN_CLIP_EVA, OPEN_CLIP_TIMM, OPEN_CLIP_TOWER
@@ -71,13 +67,13 @@ _ORDER = (
     TIMM, DINO, DEIT, DEIT3, DINOV2, IJEPA, MAE, OPEN_CLIP_TIMM, OPEN_CLIP, OPEN_CLIP_TOWER, TORCHVISION, GOOGLE_NPZ,
     BIG_VISION, BIG_VISION_SCAN, EVA, EVA02, FACEBOOK_DINOV3, OPEN_CLIP_EVA, PERCEPTION_ENCODER,
     PERCEPTION_ENCODER_TOWER, BEIT, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T,
-    *FLAX_LAYOUTS, *VIT_LAYOUTS, *BEIT_LAYOUTS, *DINOV2_LAYOUTS, *DINOV3_LAYOUTS, *CLIP_LAYOUTS,
+    *FLAX_LAYOUTS, *HUGGINGFACE_LAYOUTS,
 )  # fmt: skip
 _READ_ONLY = {layout.name for layout in FLAX_LAYOUTS}
 LAYOUTS: dict[str, Layout] = {layout.name: without_training(layout) for layout in _ORDER}
 
 # By the model_type of Hugging Face's config.json.
-FAMILIES: dict[str, Family] = {**VIT_FAMILIES, **BEIT_FAMILIES, **DINOV2_FAMILIES, **DINOV3_FAMILIES, **CLIP_FAMILIES}
+FAMILIES: dict[str, Family] = HUGGINGFACE_FAMILIES
 
 
 def get_layout(name: str) -> Layout:

@@ -118,8 +118,13 @@ def activation(name: object) -> str:
 
 def _huggingface(values: Mapping[str, Any], families: Mapping[str, Family]) -> Beside:
     kind = str(values["model_type"])
+    if kind not in families and (inner := _inner_tower(values, families)):
+        return dataclasses.replace(inner, origin=inner.origin.replace(" (", f" ({kind}, ", 1))
     if kind not in families:
-        raise ConversionError(f"model_type {kind[:60]!r} is not known; known: {', '.join(families)}")
+        others = [f" with a {name} of model_type {one_line(repr(t))[:60]}" for name, t in _inner_types(values).items()]
+        raise ConversionError(
+            f"model_type {kind[:60]!r}{''.join(others[:1])} is not known; known: {', '.join(families)}"
+        )
     family = families[kind]
     if family.part is not None and family.part in values:
         values = values[family.part] or {}
@@ -137,6 +142,26 @@ def _huggingface(values: Mapping[str, Any], families: Mapping[str, Family]) -> B
     if refused:
         raise ConversionError(f"model_type {kind!r} with {', '.join(refused)}")
     return Beside(f"config.json ({kind})", family.layout, family.fields(attributes))
+
+
+# Attributes under which a larger model keeps the config of the image tower in it.
+_TOWERS = ("vision_config", "backbone_config")
+
+
+def _inner_types(values: Mapping[str, Any]) -> dict[str, object]:
+    """Returns the model types of the towers in a larger model's config, by attribute."""
+    towers = {name: values.get(name) for name in _TOWERS}
+    return {
+        name: tower["model_type"]
+        for name, tower in towers.items()
+        if isinstance(tower, Mapping) and "model_type" in tower
+    }
+
+
+def _inner_tower(values: Mapping[str, Any], families: Mapping[str, Family]) -> Beside | None:
+    """Returns what a larger model's config says of its image tower, or None where that is of no known kind."""
+    known = (name for name, kind in _inner_types(values).items() if isinstance(kind, str) and kind in families)
+    return next((_huggingface(values[name], families) for name in known), None)
 
 
 def _text(value: Any) -> str | None:

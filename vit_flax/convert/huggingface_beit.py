@@ -62,15 +62,20 @@ def _infer(names: hf.Names) -> Callable[[Shapes, Mapping[str, Any]], dict[str, A
             "pos_embed": "learned" if any_match(shapes, "embeddings.position_embeddings") else "none",
             "rel_pos_bias": any_match(shapes, own),
             "shared_rel_pos_bias": any_match(shapes, shared),
-            "fc_norm": pooled,
-            "global_pool": "avg" if pooled else "token",
+            **_pooling(pooled, any_match(shapes, "layernorm.weight")),
         }
 
     return infer
 
 
+def _pooling(pooled: bool, normed: bool) -> dict[str, Any]:
+    # data2vec's models without a classifier have neither: their tokens are not normalised
+    pool = "avg" if pooled else "token" if normed else "none"
+    return {"fc_norm": pooled, "final_norm": pooled or normed, "global_pool": pool}
+
+
 def _read(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    scale, mean = attributes["layer_scale_init_value"], attributes["use_mean_pooling"]
+    scale = attributes["layer_scale_init_value"]
     return {
         **hf.read(attributes),
         **hf.read_sizes(attributes),
@@ -80,9 +85,7 @@ def _read(attributes: Mapping[str, Any]) -> dict[str, Any]:
         "pos_embed": "learned" if attributes["use_absolute_position_embeddings"] else "none",
         "rel_pos_bias": attributes["use_relative_position_bias"],
         "shared_rel_pos_bias": attributes["use_shared_relative_position_bias"],
-        "fc_norm": mean,
-        "global_pool": "avg" if mean else "token",
-    }
+    }  # the tensors tell use_mean_pooling
 
 
 def _write(config: ViTConfig) -> dict[str, Any]:
@@ -170,14 +173,14 @@ BEIT_FAMILIES: dict[str, Family] = {
         defaults={
             **hf.SIZES, "patch_size": 16, "intermediate_size": 3072, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
             "use_mask_token": False, "use_absolute_position_embeddings": False, "use_relative_position_bias": False,
-            "use_shared_relative_position_bias": False, "layer_scale_init_value": 0.1, "use_mean_pooling": True,
+            "use_shared_relative_position_bias": False, "layer_scale_init_value": 0.1,
         },
         fields=_read,
-        # the tokens of masked-image training, heads for segmentation, and its use as a backbone
+        # what the tensors tell, the tokens of masked-image training, heads for segmentation, and its use as a backbone
         harmless=(
-            *hf.HARMLESS, "vocab_size", "pool_scales", "use_auxiliary_head", "auxiliary_loss_weight",
-            "auxiliary_channels", "auxiliary_num_convs", "auxiliary_concat_input", "semantic_loss_ignore_index",
-            "add_fpn", "reshape_hidden_states", "segmentation_indices",
+            *hf.HARMLESS, "use_mean_pooling", "vocab_size", "pool_scales", "use_auxiliary_head",
+            "auxiliary_loss_weight", "auxiliary_channels", "auxiliary_num_convs", "auxiliary_concat_input",
+            "semantic_loss_ignore_index", "add_fpn", "reshape_hidden_states", "segmentation_indices",
         ),
     )
 }  # fmt: skip

@@ -28,6 +28,7 @@ _BESIDE = (
     Drop("text_model.embeddings.position_ids", "counts up"),
     Drop("embeddings.position_ids", "counts up"),
     Drop("logit_scale", "of the similarity of images and texts"),
+    Drop("text_model.{rest}", _TEXT, otherwise=True),  # BERT's and RoBERTa's, beside the same image tower
 )
 
 

@@ -8,12 +8,12 @@ from typing import Any
 from vit_flax.config import PlainViTConfig, ViTConfig
 from vit_flax.convert import huggingface as hf
 from vit_flax.convert.config_files import Family, activation
+from vit_flax.convert.gated_width import hidden_width, integer_ratio
 from vit_flax.convert.layout import Layout, Shapes, any_match, ratio_for, vote
 from vit_flax.convert.rules import CONV, ROW, Drop, Rule
 from vit_flax.convert.timm_blocks import joined, linear, norm
 
 _FIELDS = {**hf.FIELDS, "qkv_bias": "qkv_bias"}
-_MAX_RATIO = 64  # of the hidden width, an integer
 
 
 def _gated(names: hf.Names) -> tuple[Rule, ...]:
@@ -71,21 +71,6 @@ def _infer(names: hf.Names) -> Callable[[Shapes, Mapping[str, Any]], dict[str, A
     return infer
 
 
-def _gated_width(width: int, ratio: int) -> int:
-    return (int(width * ratio * 2 / 3) + 7) // 8 * 8
-
-
-def _hidden_width(config: ViTConfig, ratio: int) -> int:
-    gated = config.mlp_layer == "swiglu_packed"
-    return _gated_width(config.embed_dim, ratio) if gated else config.embed_dim * ratio
-
-
-def _ratio(config: ViTConfig) -> int | None:
-    # 4 first: among gated widths more than one may fit
-    ratios = (4, *range(1, _MAX_RATIO))
-    return next((ratio for ratio in ratios if _hidden_width(config, ratio) == config.mlp_dim), None)
-
-
 def _read(attributes: Mapping[str, Any]) -> dict[str, Any]:
     width = attributes["hidden_size"]
     gated = attributes["use_swiglu_ffn"]
@@ -95,10 +80,10 @@ def _read(attributes: Mapping[str, Any]) -> dict[str, Any]:
         "init_values": attributes["layerscale_value"],
     }
     if not gated:
-        hidden = int(width * attributes["mlp_ratio"])
+        hidden = hidden_width(width, attributes["mlp_ratio"], gated)
         name = activation(attributes["hidden_act"])
         return {**fields, "mlp_layer": "mlp", "mlp_ratio": ratio_for(hidden, width), "activation": name}
-    hidden = (int(int(width * attributes["mlp_ratio"]) * 2 / 3) + 7) // 8 * 8
+    hidden = hidden_width(width, attributes["mlp_ratio"], gated)
     return {
         **fields,
         "mlp_layer": "swiglu_packed",
@@ -118,7 +103,7 @@ def _write(config: ViTConfig) -> dict[str, Any]:
         "model_type": _model_type(config),
         **hf.write(config, _FIELDS),
         **hf.write_sizes(config),
-        "mlp_ratio": _ratio(config),
+        "mlp_ratio": integer_ratio(config),
         "use_swiglu_ffn": gated,
         "layerscale_value": config.init_values,
         **({} if gated else {"hidden_act": hf.write_mlp(config)["hidden_act"]}),
@@ -150,7 +135,7 @@ def _conditions(config: ViTConfig) -> list[str]:
         )
     if config.mlp_layer == "swiglu_packed" and config.activation != "silu":
         lines.append(f"activation={config.activation!r} with mlp_layer='swiglu_packed' (it holds 'silu')")
-    if _ratio(config) is None:
+    if integer_ratio(config) is None:
         lines.append(f"mlp_ratio={config.mlp_ratio} (it holds an integer, of a gated MLP's product 2/3 of it)")
     return lines
 

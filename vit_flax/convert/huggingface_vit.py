@@ -221,6 +221,7 @@ _POOLER = {"pooler_act": ("tanh",)}
 VIT_FAMILIES: dict[str, Family] = {
     "vit": Family("huggingface_vit", _DEFAULTS, _read, _POOLER, (*hf.HARMLESS, "pooler_output_size")),
     "deit": Family("huggingface_deit", _DEFAULTS, _read, _POOLER, (*hf.HARMLESS, "pooler_output_size")),
+    "vit_msn": Family("huggingface_vit", {**_DEFAULTS, "layer_norm_eps": 1e-6}, _read, harmless=hf.HARMLESS),
     "ijepa": Family("huggingface_ijepa", _DEFAULTS, _read, _POOLER, (*hf.HARMLESS, "pooler_output_size")),
     # how many patches pre-training hides, and its decoder
     "vit_mae": Family("huggingface_mae", _DEFAULTS, _read, harmless=(*hf.HARMLESS, *_PRE_TRAINING)),

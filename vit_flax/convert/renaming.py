@@ -6,11 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Collection, Iterator
 
-from vit_flax.convert.huggingface_beit import BEIT_LAYOUTS
-from vit_flax.convert.huggingface_clip import CLIP_LAYOUTS
-from vit_flax.convert.huggingface_dinov2 import DINOV2_LAYOUTS
-from vit_flax.convert.huggingface_dinov3 import DINOV3_LAYOUTS
-from vit_flax.convert.huggingface_vit import VIT_LAYOUTS
+from vit_flax.convert.huggingface_tables import HUGGINGFACE_LAYOUTS
 from vit_flax.convert.layout import Layout
 from vit_flax.convert.rules import Rule, match
 
@@ -39,7 +35,7 @@ def same_tensor(names: Collection[str], wanted: str) -> str | None:
 
 @functools.cache
 def _pairs() -> tuple[tuple[_Spelling, _Spelling], ...]:
-    layouts = {x.name: x for x in (*VIT_LAYOUTS, *BEIT_LAYOUTS, *DINOV2_LAYOUTS, *DINOV3_LAYOUTS, *CLIP_LAYOUTS)}
+    layouts = {x.name: x for x in HUGGINGFACE_LAYOUTS}
     both = [
         (_spelling(layouts[name + _MEMORY]), _spelling(layout))
         for name, layout in layouts.items()

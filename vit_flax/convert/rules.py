@@ -298,7 +298,7 @@ def to_tensors(params: Mapping[str, ArrayLike], rules: Iterable[Rule | Drop]) ->
     rules = list(rules)
     restored = {r.source: r.restored for r in rules if isinstance(r, Drop) and r.restored is not None}
     dtype = next((np.asarray(value).dtype for value in params.values()), np.float32)
-    tensors = {name: array.astype(dtype) for name, array in restored.items()}
+    tensors = {n: array if array.dtype.kind == "i" else array.astype(dtype) for n, array in restored.items()}
     problems = []
     for path, value in params.items():
         try:

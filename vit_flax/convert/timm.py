@@ -159,6 +159,7 @@ PLAIN = {
     "no_embed_reg": (False,),
     "mask_token": (False,),
     "representation_size": (None,),
+    "pos_embed": ("learned", "sinusoid", "sincos_2d", "none"),  # a table that is not stored would be lost
     "head_bias": (True,),
     "global_pool": ("token", "avg", "avgmax", "max", "map", "none"),
 }

@@ -58,6 +58,34 @@ class AttentionPool(nn.Module):
         return out[:, 0]
 
 
+class QueryPool(nn.Module):
+    """Gathers all tokens into one vector: a learned query, which no layer projects, attends to them.
+
+    Reference: transformers' Aimv2AttentionPoolingHead, arXiv 2411.14402.
+    """
+
+    num_heads: int
+    qkv_bias: bool = False
+    precision: Precision = Precision()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"] | None = None) -> Float[Array, "b d"]:
+        """Returns one vector an image, of the tokens that `mask` does not hide."""
+        batch, _, dim = x.shape
+        scale = (dim // self.num_heads) ** -0.5
+        latent = self.param("latent", nn.initializers.normal(0.02), (1, 1, dim), self.precision.params)
+        kv = Linear(2 * dim, self.qkv_bias, self.precision, name="kv")(x)
+        dtype = self.precision.operand_dtype(x, kv)
+        k, v = (part.astype(dtype) for part in split_qkv(kv, self.num_heads, parts=2))
+        q = latent.reshape(1, self.num_heads, 1, -1)
+        q = jnp.broadcast_to(q, (batch, *q.shape[1:]), out_sharding=as_batch_of(x, 4)).astype(dtype)
+        if mask is not None:
+            q, k = hide_keys(q, k, mask, scale)
+        out: Any = dot_product_attention(q, k, v, scale, self.precision)
+        # (B, H, 1, E) -> (B, D)
+        return Linear(dim, True, self.precision, name="proj")(reshape(out, batch, dim))
+
+
 class Projections(nn.Module):
     """Holds the kernel (D, 3 D) and bias of queries, keys and values, for two inputs to share."""
 

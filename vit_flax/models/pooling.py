@@ -10,17 +10,24 @@ def pool_tokens(
     num_prefix_tokens: int,
     include_prefix: bool = False,
     mask: Bool[Array, "b n"] | None = None,
+    pool_tokens: tuple[int, ...] | None = None,
 ) -> Array:
     """Reduces tokens to one vector an image; 'none' returns them as they are, 'token_avg' a vector twice as wide.
 
-    `mask` is of the tokens that are no padding.
+    `mask` is of the tokens that are no padding; `pool_tokens` which prefix tokens 'prefix' joins and 'prefix_avg'
+    averages, None for all.
 
-    Reference: timm.models.vision_transformer.global_pool_nlc; 'token_avg' is the input of DINOv2's linear classifier.
+    Reference: timm.models.vision_transformer.global_pool_nlc; 'token_avg' is the input of DINOv2's linear classifier,
+    'prefix' the summary of transformers' RadioModel, 'prefix_avg' the output of its PixioModel.
     """
     if global_pool == "none":
         return tokens
     if global_pool == "token":
         return tokens[:, 0]
+    if global_pool in ("prefix", "prefix_avg"):
+        chosen = range(num_prefix_tokens) if pool_tokens is None else pool_tokens
+        kept = [tokens[:, i] for i in chosen]
+        return jnp.concatenate(kept, axis=-1) if global_pool == "prefix" else jnp.stack(kept, axis=1).mean(axis=1)
     first = 0 if include_prefix else num_prefix_tokens
     pooled, mask = tokens[:, first:], None if mask is None else mask[:, first:, None]
     if global_pool == "avg":

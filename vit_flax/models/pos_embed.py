@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.models.placed import custom_vjp
@@ -23,8 +24,10 @@ def sinusoid_1d(num_tokens: int, token_len: int) -> np.ndarray:
     return np.where(columns % 2 == 0, np.sin(angles), np.cos(angles))[None].astype(np.float32)
 
 
-def sincos_2d(grid_size: tuple[int, int], token_len: int, prefix_tokens: int = 0) -> np.ndarray:
-    """Computes the fixed table of MAE and I-JEPA, shape (1, prefix_tokens + H W, token_len), float32.
+def sincos_2d(
+    grid_size: tuple[int, int], token_len: int, prefix_tokens: int = 0, dtype: DTypeLike = np.float32
+) -> np.ndarray:
+    """Computes the fixed table of MAE, I-JEPA and AIMv2's native models, shape (1, prefix_tokens + H W, token_len).
 
     The first half of a row encodes the column, the second the row of the grid; each half is sines, then cosines, of the
     coordinate / 10000^(4 j / token_len). Prefix tokens have zeros.
@@ -41,7 +44,7 @@ def sincos_2d(grid_size: tuple[int, int], token_len: int, prefix_tokens: int = 0
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     angles = [axis.reshape(-1, 1) * frequencies for axis in (columns, rows)]
     table = np.concatenate([part(angle) for angle in angles for part in (np.sin, np.cos)], axis=1)
-    return np.concatenate([np.zeros((prefix_tokens, token_len)), table])[None].astype(np.float32)
+    return np.concatenate([np.zeros((prefix_tokens, token_len)), table])[None].astype(dtype)
 
 
 def simple_sincos_2d(

@@ -11,6 +11,7 @@ float64, JAX arrays by JAX in float32 or wider, and the result has the dtype of 
 | `bicubic_corners` | the same with align_corners=True | torchvision's interpolate_embeddings |
 | `bicubic_antialias` | torch bicubic antialias=True (a=-0.5, renormalised) | timm, open_clip, DINOv2 with registers |
 | `bilinear` | torch bilinear | timm's loader of Google's .npz, TensorFlow's resize |
+| `bilinear_crop` | the same to a square of the longer side, of which the upper left part is taken | RADIO |
 | `bilinear_antialias` | torch bilinear antialias=True | NaFlex: big_vision, HF SigLIP2 |
 | `zoom` | scipy.ndimage.zoom(order=1): linear, corners aligned | Google's vision_transformer, big_vision, scenic |
 | `geometric` | linear, samples closer together near the middle; for tables of relative positions alone | BEiT, timm |
@@ -52,7 +53,9 @@ def resize_pos_embed(pos_embed: Table, old_grid: Grid, new_grid: Grid, num_prefi
     prefix, grid = pos_embed[..., :num_prefix_tokens, :], pos_embed[..., num_prefix_tokens:, :]
     *batch, _, dim = pos_embed.shape
     grid = grid.reshape(*batch, old_height, old_width, dim)
-    grid = _apply("ih,jw,...hwd->...ijd", (old_height, new_height), (old_width, new_width), MODES[mode], grid)
+    sides = (max(new_grid),) * 2 if mode in _CROPPED else (new_height, new_width)
+    grid = _apply("ih,jw,...hwd->...ijd", (old_height, sides[0]), (old_width, sides[1]), MODES[mode], grid)
+    grid = grid[..., :new_height, :new_width, :]
     return numpy.concatenate([prefix, grid.reshape(*batch, new_height * new_width, dim)], axis=-2)
 
 
@@ -227,9 +230,11 @@ MODES: dict[str, Callable[[int, int], np.ndarray]] = {
     "bicubic_corners": _bicubic_corners,
     "bicubic_antialias": _bicubic_antialias,
     "bilinear": _bilinear,
+    "bilinear_crop": _bilinear,
     "bilinear_antialias": _bilinear_antialias,
     "zoom": _zoom,
 }
+_CROPPED = ("bilinear_crop",)
 WINDOW_MODES: dict[str, Callable[[int, int], np.ndarray]] = {**MODES, "geometric": _geometric}
 PATCH_MODES: dict[str, Callable[[int, int], np.ndarray]] = {
     name: _inverse(MODES[name]) for name in ("bicubic", "bicubic_antialias", "bilinear", "bilinear_antialias")

@@ -88,9 +88,10 @@ def _turned(x: Float[Array, "b h n e"], prefix: int, angles: Array | np.ndarray,
 
 
 class RotaryPositions(Positions):
-    """Rotates the queries and keys of patches, not those of prefix tokens.
+    """Rotates the queries and keys of patches, not those of prefix tokens unless these have angles of their own.
 
-    Reference: transformers' DINOv3ViTAttention, arXiv 2508.10104; timm's EvaAttention and AttentionRope.
+    Reference: transformers' DINOv3ViTAttention, arXiv 2508.10104; timm's EvaAttention and AttentionRope; for the class
+    token transformers' MLCDVisionModel, arXiv 2407.17331.
     """
 
     def setup_model(self, model: nn.Module) -> None:
@@ -100,13 +101,23 @@ class RotaryPositions(Positions):
             shape = (2, cfg.depth, cfg.num_heads, cfg.head_dim // 2)
             init = partial(_init_freqs, config=cfg, dtype=model.policy.params)
             model.rope_freqs = model.param("rope_freqs", init, shape)
+        if cfg.rope_class_token:
+            shape, dtype = (1, cfg.head_dim // 2), model.policy.params
+            model.rope_class_angles = model.param("rope_class_angles", nn.initializers.normal(1.0), shape, dtype)
 
     def block_inputs(self, model: nn.Module, mask: Array | None) -> list[Array | None]:
         """Returns the angles of every block."""
         cfg = model.config
         if cfg.rope_type == "mixed":
             return list(mixed_angles(cfg, model.rope_freqs))
-        return [None if cfg.rope_type == "none" else rotary_angles(cfg)] * cfg.depth
+        if cfg.rope_type == "none":
+            return [None] * cfg.depth
+        angles: Array | np.ndarray = rotary_angles(cfg)
+        if cfg.rope_class_token:
+            first = model.rope_class_angles
+            wide = jnp.asarray(angles, jnp.promote_types(first.dtype, jnp.float32))
+            angles = jnp.concatenate([first.astype(wide.dtype), wide])
+        return [angles] * cfg.depth
 
     def apply(
         self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | None
@@ -114,7 +125,8 @@ class RotaryPositions(Positions):
         """Returns queries and keys rotated by the angles ([H,] P, E/2) given, if any."""
         if given is None:
             return q, k, None
-        prefix, half = self.config.num_prefix_tokens, self.config.rope_rotate_half
+        half = self.config.rope_rotate_half
+        prefix = 0 if self.config.rope_class_token else self.config.num_prefix_tokens
         return _turned(q, prefix, given, half), _turned(k, prefix, given, half), None
 
 

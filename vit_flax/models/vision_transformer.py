@@ -12,8 +12,8 @@ from jax.lax import PrecisionLike
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vit_flax.config import FIXED_POS_EMBEDS, NO_DROPS, DropRates, ViTConfig
-from vit_flax.models.attention_pool import AttentionPool
+from vit_flax.config import ATTENTION_POOLS, FIXED_POS_EMBEDS, NO_DROPS, DropRates, ViTConfig
+from vit_flax.models.attention_pool import AttentionPool, QueryPool
 from vit_flax.models.blocks import build_block
 from vit_flax.models.drop import dropout
 from vit_flax.models.intermediates import Intermediate, check_format, laid_out, taken_blocks
@@ -83,6 +83,8 @@ class VisionTransformer(nn.Module):
         if cfg.global_pool == "map":
             fields = (cfg.pool_num_heads, cfg.pool_mlp_dim, cfg.activation, cfg.norm_layer, cfg.norm_eps)
             self.attn_pool = AttentionPool(*fields, wide)
+        if cfg.global_pool == "query":
+            self.attn_pool = QueryPool(cfg.pool_num_heads, cfg.qkv_bias, wide)
         if cfg.fc_norm:
             self.fc_norm = last_norm()
         if cfg.representation_size is not None:
@@ -213,7 +215,7 @@ class VisionTransformer(nn.Module):
         prefix = jnp.concatenate(prefix, axis=1) if prefix else None
         if cfg.pos_embed != "none":
             rows = cfg.num_embed_prefix_tokens
-            table = self._pos_table()
+            table = self._pos_table(tokens)
             own = self._for_each(table[:, rows:], spatial_shapes, tokens.shape[1])
             # the compiler does not divide a named layout among several
             one_gpu = self.policy.stored is not None and target().platform in GPUS and target().devices == 1
@@ -226,8 +228,11 @@ class VisionTransformer(nn.Module):
         prefix = jnp.broadcast_to(prefix, (tokens.shape[0], *prefix.shape[1:]), out_sharding=as_batch_of(tokens, 3))
         return jnp.concatenate([prefix.astype(tokens.dtype), tokens], axis=1)
 
-    def _pos_table(self) -> Array:
+    def _pos_table(self, tokens: Array) -> Array:
         cfg = self.config
+        if cfg.pos_embed == "native_sincos_2d":
+            dtype = accumulator_dtype(tokens.dtype)
+            return jnp.asarray(sincos_2d(cfg.grid_size, cfg.embed_dim, cfg.num_embed_prefix_tokens, dtype))
         if cfg.pos_embed == "simple_sincos_2d":
             return jnp.asarray(simple_sincos_2d(cfg.grid_size, cfg.embed_dim, cfg.num_embed_prefix_tokens))
         return lax.stop_gradient(self.pos_embed) if cfg.pos_embed in FIXED_POS_EMBEDS else self.pos_embed
@@ -270,10 +275,11 @@ class VisionTransformer(nn.Module):
         """Reduces the tokens of `encode` to one vector an image; to themselves where global_pool is 'none'."""
         cfg = self.config
         mask = self._with_prefix(mask)
-        if cfg.global_pool == "map":
+        if cfg.global_pool in ATTENTION_POOLS:
             first = 0 if cfg.pool_include_prefix else cfg.num_prefix_tokens
             return self.attn_pool(tokens[:, first:], None if mask is None else mask[:, first:])
-        return pool_tokens(tokens, cfg.global_pool, cfg.num_prefix_tokens, cfg.pool_include_prefix, mask)
+        prefix, chosen = cfg.num_prefix_tokens, cfg.pool_tokens
+        return pool_tokens(tokens, cfg.global_pool, prefix, cfg.pool_include_prefix, mask, chosen)
 
     def _distilled(self, tokens: Array) -> tuple[Array, Array]:
         cfg = self.config

@@ -40,6 +40,8 @@ _PROCESSORS = {
     "BeitImageProcessor": _Processor(INCEPTION, 3, crop_size=224),
     "BitImageProcessor": _Processor(CLIP, 3, square=False, do_center_crop=True, crop_size=224),
     "CLIPImageProcessor": _Processor(CLIP, 3, square=False, do_center_crop=True, crop_size=224),
+    "ChineseCLIPImageProcessor": _Processor(CLIP, 3, square=False, do_center_crop=True, crop_size=224),
+    "OwlViTImageProcessor": _Processor(CLIP, 3, {"height": 768, "width": 768}, crop_size=768),
     "SiglipImageProcessor": _Processor(INCEPTION, 3, {"height": 224, "width": 224}, square=False),
     "DINOv3ViTImageProcessor": _Processor(IMAGENET, 2, floats=True),
 }
@@ -47,7 +49,13 @@ _PROCESSORS = {
 _OF_MODELS = {
     **dict.fromkeys(("vit", "ijepa", "vit_mae", "vit_msn"), "ViTImageProcessor"),
     **dict.fromkeys(("beit", "data2vec-vision"), "BeitImageProcessor"),
-    **dict.fromkeys(("clip", "clip_vision_model", "metaclip_2"), "CLIPImageProcessor"),
+    **dict.fromkeys(("clip", "clip_vision_model", "metaclip_2", "metaclip_2_vision_model"), "CLIPImageProcessor"),
+    **dict.fromkeys(("altclip", "altclip_vision_model", "mlcd_vision_model"), "CLIPImageProcessor"),
+    **dict.fromkeys(("aimv2", "aimv2_vision_model"), "CLIPImageProcessor"),
+    **dict.fromkeys(("chinese_clip", "chinese_clip_vision_model"), "ChineseCLIPImageProcessor"),
+    **dict.fromkeys(("owlvit", "owlvit_vision_model"), "OwlViTImageProcessor"),
+    "clipseg": "ViTImageProcessor",
+    "pixio": "BitImageProcessor",
     **dict.fromkeys(("siglip", "siglip_vision_model"), "SiglipImageProcessor"),
     **dict.fromkeys(("siglip2", "siglip2_vision_model"), "Siglip2ImageProcessor"),
     **dict.fromkeys(("dinov2", "dinov2_with_registers"), "BitImageProcessor"),

@@ -13,6 +13,7 @@ from vit_flax.presets.eva import EVA_MODELS
 from vit_flax.presets.explained import EXPLAINED
 from vit_flax.presets.foundation import FOUNDATION_MODELS
 from vit_flax.presets.huggingface import HUGGINGFACE_MODELS
+from vit_flax.presets.huggingface_towers import HUGGINGFACE_TOWERS
 from vit_flax.presets.open_clip import OPEN_CLIP_MODELS
 from vit_flax.presets.preset import Preset
 from vit_flax.presets.siglip import SIGLIP_MODELS
@@ -35,6 +36,7 @@ PRESETS: dict[str, Preset] = {
     **TORCHVISION_MODELS,
     **T2T_MODELS,
     **HUGGINGFACE_MODELS,
+    **HUGGINGFACE_TOWERS,
     **EXPLAINED,
 }
 

@@ -32,7 +32,8 @@ SIGLIP = {"class_token": False, "global_pool": "map", "activation": "gelu_tanh",
 IJEPA = {"class_token": False, "global_pool": "avg", "num_classes": 0}
 
 
-def _row(config: ViTConfig, normalisation: Normalisation, licence: str | None = "apache-2.0", **fields: Any) -> Preset:
+def row(config: ViTConfig, normalisation: Normalisation, licence: str | None = "apache-2.0", **fields: Any) -> Preset:
+    """Returns the preset of a repository; `fields` are what of its images differs from a centre crop."""
     mean, std = normalisation
     return Preset(config=config, mean=mean, std=std, licence=licence, **fields)
 
@@ -58,7 +59,7 @@ def _google_vit() -> dict[str, Preset]:
         rows[name] = vit(*size, patch, int(name[-3:]), **VIT)
     for name, (size, patch) in sizes.items():  # with the pooler that was pre-trained, and no head
         rows[f"{name}-224-in21k"] = vit(*size, patch, 224, num_classes=0, representation_size=size[0], **VIT)
-    return {f"google/vit-{name}": _row(config, INCEPTION, **SQUASHED) for name, config in rows.items()}
+    return {f"google/vit-{name}": row(config, INCEPTION, **SQUASHED) for name, config in rows.items()}
 
 
 def _deit() -> dict[str, Preset]:
@@ -69,14 +70,14 @@ def _deit() -> dict[str, Preset]:
         rows[f"{size}-distilled-{rest}"] = rows[name].replace(dist_token=True, head_dist=True)
     crops = {224: CROPPED, 384: 384 / 438}
     return {
-        f"facebook/deit-{name}": _row(config, IMAGENET, crop_pct=crops[config.image_size[0]])
+        f"facebook/deit-{name}": row(config, IMAGENET, crop_pct=crops[config.image_size[0]])
         for name, config in rows.items()
     }
 
 
 def _dino() -> dict[str, Preset]:
     return {
-        f"facebook/dino-vit{letter}{patch}": _row(vit(*size, patch, 224, num_classes=0, **VIT), IMAGENET, **SQUASHED)
+        f"facebook/dino-vit{letter}{patch}": row(vit(*size, patch, 224, num_classes=0, **VIT), IMAGENET, **SQUASHED)
         for letter, size in (("s", SMALL), ("b", BASE))
         for patch in (16, 8)
     }
@@ -89,8 +90,8 @@ def _dinov2() -> dict[str, Preset]:
             more = {**fields, **(GATED if name == "giant" else {})}
             backbone = vit(*_NAMES[name], 14, 518, num_classes=0, **more)
             classifier = backbone.replace(num_classes=1000, global_pool="token_avg")
-            presets[f"facebook/{kind}-{name}"] = _row(backbone, IMAGENET, crop_pct=CROPPED)
-            presets[f"facebook/{kind}-{name}-imagenet1k-1-layer"] = _row(classifier, IMAGENET, crop_pct=CROPPED)
+            presets[f"facebook/{kind}-{name}"] = row(backbone, IMAGENET, crop_pct=CROPPED)
+            presets[f"facebook/{kind}-{name}-imagenet1k-1-layer"] = row(classifier, IMAGENET, crop_pct=CROPPED)
     return presets
 
 
@@ -107,11 +108,11 @@ def _dinov3() -> dict[str, Preset]:
     licence = "dinov3-license"
     return {
         **{
-            f"facebook/dinov3-{name}-pretrain-lvd1689m": _row(config, IMAGENET, licence, **SQUASHED)
+            f"facebook/dinov3-{name}-pretrain-lvd1689m": row(config, IMAGENET, licence, **SQUASHED)
             for name, config in rows.items()
         },
         **{
-            f"facebook/dinov3-{name}-pretrain-sat493m": _row(rows[name], SATELLITE, licence, **SQUASHED)
+            f"facebook/dinov3-{name}-pretrain-sat493m": row(rows[name], SATELLITE, licence, **SQUASHED)
             for name in ("vitl16", "vit7b16")
         },
     }
@@ -124,7 +125,7 @@ def _clip() -> dict[str, Preset]:
         "large-patch14": vit(*LARGE, 14, 224, num_classes=768, **OPENAI),
         "large-patch14-336": vit(*LARGE, 14, 336, num_classes=768, **OPENAI),
     }
-    return {f"openai/clip-vit-{name}": _row(config, CLIP, "mit") for name, config in rows.items()}
+    return {f"openai/clip-vit-{name}": row(config, CLIP, "mit") for name, config in rows.items()}
 
 
 def _siglip() -> dict[str, Preset]:
@@ -143,8 +144,8 @@ def _siglip() -> dict[str, Preset]:
         "so400m-patch16-256-i18n": tower(SO400M, 16, 256),
     }
     return {
-        **{f"google/siglip-{name}": _row(c, INCEPTION, crop_mode="squash") for name, c in first.items()},
-        **{f"google/siglip2-{name}": _row(c, INCEPTION, **SQUASHED) for name, c in second.items()},
+        **{f"google/siglip-{name}": row(c, INCEPTION, crop_mode="squash") for name, c in first.items()},
+        **{f"google/siglip2-{name}": row(c, INCEPTION, **SQUASHED) for name, c in second.items()},
     }
 
 
@@ -152,7 +153,7 @@ def _masked() -> dict[str, Preset]:
     mae = {"num_classes": 0, "pos_embed": "sincos_2d", **VIT}
     patches = {"base": 16, "large": 16, "huge": 14}
     return {
-        f"facebook/vit-mae-{name}": _row(vit(*_NAMES[name], patch, 224, **mae), IMAGENET, **SQUASHED)
+        f"facebook/vit-mae-{name}": row(vit(*_NAMES[name], patch, 224, **mae), IMAGENET, **SQUASHED)
         for name, patch in patches.items()
     }
 
@@ -164,7 +165,7 @@ def _ijepa() -> dict[str, Preset]:
         "vith16_1k": vit(*HUGE, 16, 448, **IJEPA),
         "vitg16_22k": vit(1408, 40, 16, 16, 224, mlp_ratio=48 / 11, **IJEPA),
     }
-    return {f"facebook/ijepa_{name}": _row(c, INCEPTION, "cc-by-nc-4.0", **SQUASHED) for name, c in rows.items()}
+    return {f"facebook/ijepa_{name}": row(c, INCEPTION, "cc-by-nc-4.0", **SQUASHED) for name, c in rows.items()}
 
 
 _ALL = {
