@@ -76,7 +76,7 @@ def measure(model: str, depth: int | None, batch: int, mode: str, chip: str, con
     """Returns one row; where the program cannot be compiled, why."""
     import jax
 
-    from vit_flax.plan.chips import find_chip
+    from vit_flax.chips import find_chip
     from vit_flax.plan.costs import costs
     from vit_flax.plan.hlo import Program
 

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.accelerators import CHIPS, compile_case, table
 from vit_flax import gpu_compiler
-from vit_flax.plan.chips import find_chip
+from vit_flax.chips import find_chip
 from vit_flax.plan.costs import Costs, costs
 from vit_flax.plan.hlo import Program
 

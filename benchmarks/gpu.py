@@ -47,7 +47,7 @@ def find_gpu() -> tuple[Any, str]:
     words = device.device_kind.lower().replace("-", " ").split()
     names = [name for name in CHIPS if name in words]
     if not names:
-        raise ValueError(f"nothing is published here of a {device.device_kind}: add it to vit_flax/plan/chips.py")
+        raise ValueError(f"nothing is published here of a {device.device_kind}: add it to vit_flax/chips.py")
     return device, names[0]
 
 
@@ -95,7 +95,7 @@ def measure(config: Any, device: Any, steps: int = STEPS) -> tuple[float, Any]:
 
 def compare(config: Any, device: Any, chip: str) -> dict[str, Any]:
     """Returns one row: predicted without the device, counted in what is compiled on it, measured."""
-    from vit_flax.plan.chips import CHIPS
+    from vit_flax.chips import CHIPS
     from vit_flax.plan.costs import costs
     from vit_flax.plan.hlo import Program
     from vit_flax.train.flops import training_flops

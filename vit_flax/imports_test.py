@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent
 
 # A file imports only from rows above its own; within a row, only from its own folder.
 LAYERS = (
-    ("suggestions", "config", "gpu_compiler", "host_memory", "array_writer", "presets"),
+    ("chips", "suggestions", "config", "gpu_compiler", "host_memory", "array_writer", "presets"),
     ("microbatches", "models", "convert", "preprocessing", "reference"),
     ("resizing", "classifier", "device_arrays", "preparing"),
     ("reading", "writing", "image_sizes"),

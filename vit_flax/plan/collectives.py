@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from vit_flax.plan.chips import Chip
+from vit_flax.chips import Chip
 from vit_flax.plan.hlo import Array, Computation, Operation
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 
-from vit_flax.plan.chips import Chip
+from vit_flax.chips import Chip
 from vit_flax.plan.collectives import Exchange, exchange
 from vit_flax.plan.hlo import Computation, Operation, Program
 from vit_flax.plan.labels import label_of

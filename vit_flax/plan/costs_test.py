@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_flax import gpu_compiler
-from vit_flax.plan.chips import CHIPS, find_chip
+from vit_flax.chips import CHIPS, find_chip
 from vit_flax.plan.collectives import groups_of
 from vit_flax.plan.costs import Costs, costs
 from vit_flax.plan.hlo import Program, arrays

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from vit_flax.plan.chips import find_chip, parse_topology
+from vit_flax.chips import find_chip, parse_topology
 from vit_flax.plan.costs import costs
 from vit_flax.plan.hlo import Program
 from vit_flax.plan.targets import GPU_LIMITS, compiler_options, topology_devices

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_flax import gpu_compiler
+from vit_flax.chips import Topology, parse_topology
 from vit_flax.microbatches import Device
-from vit_flax.plan.chips import Topology, parse_topology
 
 # Products as cuBLAS calls for everybody: with a device XLA times its Triton kernels against them and takes the faster,
 # without one it takes Triton's untimed, and for some shapes finds no tiles and gives up.

@@ -11,17 +11,13 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr
 from jax.typing import DTypeLike
 
+from vit_flax.chips import chip_of_kind
 from vit_flax.models import build_model
 from vit_flax.train.config import TrainConfig
 
 BACKWARD = 2  # gradients of both operands of each product: twice the forward's operations
 _SIDE = 1024
 _REPEATS = 8
-# dense bf16 operations a second of one chip, by the beginning of its device_kind; as published by the makers
-PEAKS = {
-    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
-    "TPU v6 lite": 918e12, "TPU v6e": 918e12, "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
-}  # fmt: skip
 
 
 def training_flops(config: TrainConfig) -> int:
@@ -56,10 +52,8 @@ def peak_flops(config: TrainConfig) -> float:
     if config.peak_flops is not None:
         return config.peak_flops
     kind = jax.local_devices()[0].device_kind
-    if config.precision == "bf16":
-        for name, peak in PEAKS.items():
-            if kind.startswith(name):
-                return peak
+    if config.precision == "bf16" and (chip := chip_of_kind(kind)):
+        return chip.flops
     return measure_flops(jnp.bfloat16 if config.precision == "bf16" else jnp.float32)
 
 

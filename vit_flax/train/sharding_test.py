@@ -98,7 +98,7 @@ import numpy as np
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 from vit_flax.train.sharding_test import config
-from vit_flax.plan.chips import CHIPS
+from vit_flax.chips import CHIPS
 from vit_flax.plan.costs import costs
 from vit_flax.plan.hlo import Program
 from vit_flax.train.lower import compile_eval, create_state, lower

@@ -26,6 +26,7 @@ class Chip:
     network: float = math.inf  # to chips of other hosts
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of products that are not bf16
     options: tuple[tuple[str, str], ...] = ()  # of the topology: two cores that act as one device
+    kinds: tuple[str, ...] = ()  # how JAX's names of such devices begin
 
     def compute_seconds(self, flops: Mapping[str, int]) -> float:
         """Returns how long products take at the least, by kind as in `vit_flax.plan.products`."""
@@ -43,23 +44,31 @@ def _tpu(flops: float, memory: float, bandwidth: float, link: float, **fields: o
     return Chip(flops=flops, memory=memory, bandwidth=bandwidth, link=link, rates=rates, **fields)  # pyright: ignore
 
 
-def _gpu(flops: float, tf32: float, fp32: float, fp64: float, memory: float, bandwidth: float, link: float,
+def _gpu(kind: str, flops: float, tf32: float, fp32: float, fp64: float, memory: float, bandwidth: float, link: float,
          network: float) -> Chip:  # fmt: skip
     rates = {"f32:default": tf32, "f32:high": tf32 / 3, "f32:highest": fp32, "f64": fp64}
     return Chip(flops=flops, memory=memory, bandwidth=bandwidth, link=link, link_name="NVLink", per_host=8,
-                network=network, rates=rates)  # fmt: skip
+                network=network, rates=rates, kinds=(kind,))  # fmt: skip
 
 
 CHIPS = {
-    "v4": _tpu(275e12, 32e9, 1228e9, 300e9, options=(("chip_config_name", "megacore"),)),
-    "v5e": _tpu(197e12, 16e9, 819e9, 200e9),
-    "v5p": _tpu(459e12, 95e9, 2765e9, 600e9),
-    "v6e": _tpu(918e12, 32e9, 1640e9, 400e9),
-    "a100": _gpu(312e12, 156e12, 19.5e12, 19.5e12, 80e9, 2039e9, 300e9, 25e9),
-    "h100": _gpu(989e12, 495e12, 67e12, 67e12, 80e9, 3350e9, 450e9, 50e9),
-    "h200": _gpu(989e12, 495e12, 67e12, 67e12, 141e9, 4800e9, 450e9, 50e9),
-    "b200": _gpu(2250e12, 1125e12, 75e12, 37e12, 180e9, 7700e9, 900e9, 50e9),
+    "v4": _tpu(275e12, 32e9, 1228e9, 300e9, options=(("chip_config_name", "megacore"),), kinds=("TPU v4",)),
+    "v5e": _tpu(197e12, 16e9, 819e9, 200e9, kinds=("TPU v5 lite", "TPU v5e")),
+    "v5p": _tpu(459e12, 95e9, 2765e9, 600e9, kinds=("TPU v5", "TPU v5p")),
+    "v6e": _tpu(918e12, 32e9, 1640e9, 400e9, kinds=("TPU v6 lite", "TPU v6e")),
+    "a100": _gpu("NVIDIA A100", 312e12, 156e12, 19.5e12, 19.5e12, 80e9, 2039e9, 300e9, 25e9),
+    "h100": _gpu("NVIDIA H100", 989e12, 495e12, 67e12, 67e12, 80e9, 3350e9, 450e9, 50e9),
+    "h200": _gpu("NVIDIA H200", 989e12, 495e12, 67e12, 67e12, 141e9, 4800e9, 450e9, 50e9),
+    "b200": _gpu("NVIDIA B200", 2250e12, 1125e12, 75e12, 37e12, 180e9, 7700e9, 900e9, 50e9),
 }
+
+
+def chip_of_kind(kind: str) -> Chip | None:
+    """Returns the chip of a device that JAX calls `kind`; None if it is none of these."""
+    found = [(len(name), chip) for chip in CHIPS.values() for name in chip.kinds if kind.startswith(name)]
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
 # TPUs' names by number: of chips, or of TensorCores, two of which are one of our devices
 _BY_CHIPS = {"v5litepod": "v5e", "v5e": "v5e", "v6e": "v6e"}
 _BY_CORES = {"v4": "v4", "v5p": "v5p"}
