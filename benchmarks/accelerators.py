@@ -64,7 +64,7 @@ def compile_case(model: str, depth: int | None, batch: int, mode: str, topology:
 
     device = topology_devices(topology)[0]
     alone = NamedSharding(Mesh(np.array([device]), ("x",)), PartitionSpec())
-    with compiled_for(device.platform):
+    with compiled_for(device.platform, kind=device.device_kind):
         if mode == "training":
             lowered = jax.jit(step, in_shardings=alone, donate_argnums=0).lower(params, images, labels)
         else:

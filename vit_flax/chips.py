@@ -27,6 +27,7 @@ class Chip:
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of products that are not bf16
     options: tuple[tuple[str, str], ...] = ()  # of the topology: two cores that act as one device
     kinds: tuple[str, ...] = ()  # how JAX's names of such devices begin
+    fast_memory: int = 0  # bytes beside a TPU's cores that kernels work in, as JAX's Pallas has it
 
     def compute_seconds(self, flops: Mapping[str, int]) -> float:
         """Returns how long products take at the least, by kind as in `vit_flax.plan.products`."""
@@ -51,11 +52,20 @@ def _gpu(kind: str, flops: float, tf32: float, fp32: float, fp64: float, memory:
                 network=network, rates=rates, kinds=(kind,))  # fmt: skip
 
 
+MIB = 2**20
 CHIPS = {
-    "v4": _tpu(275e12, 32e9, 1228e9, 300e9, options=(("chip_config_name", "megacore"),), kinds=("TPU v4",)),
-    "v5e": _tpu(197e12, 16e9, 819e9, 200e9, kinds=("TPU v5 lite", "TPU v5e")),
-    "v5p": _tpu(459e12, 95e9, 2765e9, 600e9, kinds=("TPU v5", "TPU v5p")),
-    "v6e": _tpu(918e12, 32e9, 1640e9, 400e9, kinds=("TPU v6 lite", "TPU v6e")),
+    "v4": _tpu(
+        275e12,
+        32e9,
+        1228e9,
+        300e9,
+        options=(("chip_config_name", "megacore"),),
+        kinds=("TPU v4",),
+        fast_memory=16 * MIB,
+    ),
+    "v5e": _tpu(197e12, 16e9, 819e9, 200e9, kinds=("TPU v5 lite", "TPU v5e"), fast_memory=128 * MIB),
+    "v5p": _tpu(459e12, 95e9, 2765e9, 600e9, kinds=("TPU v5", "TPU v5p"), fast_memory=64 * MIB),
+    "v6e": _tpu(918e12, 32e9, 1640e9, 400e9, kinds=("TPU v6 lite", "TPU v6e"), fast_memory=128 * MIB),
     "a100": _gpu("NVIDIA A100", 312e12, 156e12, 19.5e12, 19.5e12, 80e9, 2039e9, 300e9, 25e9),
     "h100": _gpu("NVIDIA H100", 989e12, 495e12, 67e12, 67e12, 80e9, 3350e9, 450e9, 50e9),
     "h200": _gpu("NVIDIA H200", 989e12, 495e12, 67e12, 67e12, 141e9, 4800e9, 450e9, 50e9),

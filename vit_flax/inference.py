@@ -96,7 +96,7 @@ class Predictor:
             return self._methods[shape, method]
         model = self._at(shape)[0]
         config = model.config
-        machine = (self._devices[0].platform, len(self._devices))
+        machine = (self._devices[0].platform, len(self._devices), self._devices[0].device_kind)
         size = microbatch_size(config, self.batch_size, model.policy.compute, self._devices)
         if isinstance(method, Intermediates):
             taken_blocks(method.indices, config.depth)
@@ -360,7 +360,7 @@ def _name(number: int, image: Image) -> str:
 
 
 def _jitted(
-    model: VisionTransformer, size: int, machine: tuple[str, int], method: str | None = None, asked: Any = None
+    model: VisionTransformer, size: int, machine: tuple[str, int, str], method: str | None = None, asked: Any = None
 ) -> Any:
     """Returns the jitted function of (parameters, images) that applies a method to `size` images at a time."""
 

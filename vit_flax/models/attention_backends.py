@@ -14,12 +14,10 @@ from jax.lax import PrecisionLike
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from vit_flax.models.division import is_divided
 from vit_flax.models.fence import fence
 from vit_flax.models.placed import custom_vjp, reshape
-from vit_flax.models.precision import GPUS, HIGHEST, Precision, Target, accumulator_dtype, rounded, target
-
-# A TPU's fast memory holds what 'rows' takes of so many tokens; 'splash' pads them to multiples of 128.
-MOST_ROW_TOKENS = 600
+from vit_flax.models.precision import GPUS, HIGHEST, Precision, accumulator_dtype, rounded, target
 
 # part of the key of every jit cache: what was traced with one back end is never run for another
 _chosen = jax.make_user_context("auto")
@@ -28,11 +26,11 @@ _chosen = jax.make_user_context("auto")
 def attention_backend(name: str) -> AbstractContextManager[None]:
     """Makes models that run in this context, jitted ones too, compute attention by the back end of that name.
 
-    'auto' (the default) never refuses: 'xla' where the model's `Precision` stores float32; else 'stored', and for one
-    TPU (`compiled_for`) 'rows', or 'splash' above 600 tokens. 'xla' is our own form of it, for every dtype and
-    device; 'stored' is the same with logits stored in the dtype of the queries, 'rows' a Pallas kernel for TPUs that
-    stores none. 'plain' is the textbook's,
-    differentiated by JAX; ours is compared with it. 'jax_nn' and 'cudnn' are the two implementations of
+    'auto' (the default) never refuses: 'xla' where the model's `Precision` stores float32; else 'stored', and for TPUs
+    (`compiled_for`; of several: `division.divided`) 'rows', or 'splash' where an image has more tokens than that can
+    take. 'xla' is our own form of it, for every dtype and device; 'stored' is the same with logits stored in the dtype
+    of the queries; 'rows' is our Pallas kernel for TPUs, which stores none. 'plain' is the textbook's, differentiated
+    by JAX; ours is compared with it. 'jax_nn' and 'cudnn' are the two implementations of
     jax.nn.dot_product_attention, 'splash' is JAX's Pallas kernel for TPUs. What is left out at random in training
     (attn_drop) has a form of its own, which no back end replaces.
 
@@ -75,11 +73,13 @@ def backend_for(shape: tuple[int, ...], dtype: DTypeLike, precision: Precision, 
         return name
     if precision.stored is None or dtype == accumulator_dtype(dtype):
         return "xla"
-    _, _, tokens, width = shape
-    one_tpu = target() == Target("tpu", 1)  # the compiler does not divide a kernel among several
-    if not one_tpu or not is_plain or width % 8:
+    _, heads, tokens, width = shape
+    one = target().devices == 1 or is_divided()  # the compiler does not divide a kernel among several
+    if target().platform != "tpu" or not one or not is_plain or width % 8:
         return "stored"
-    return "rows" if tokens <= MOST_ROW_TOKENS else "splash"
+    from vit_flax.models.row_attention import fits  # Pallas takes as long to import as all of Flax
+
+    return "rows" if fits(tokens, heads, width) else "splash"
 
 
 @partial(custom_vjp, nondiff_argnums=(3, 4))

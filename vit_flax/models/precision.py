@@ -29,15 +29,19 @@ class Target:
 
     platform: str | None = None  # 'cpu', 'tpu', 'gpu'; None: whatever the program is lowered for
     devices: int = 1
+    kind: str = ""  # what JAX calls such a device, where that is known
 
 
 # part of the key of every jit cache, so that what was traced for one machine is never run on another
 _target = jax.make_user_context(Target())
 
 
-def compiled_for(platform: str | None, devices: int = 1) -> AbstractContextManager[None]:
-    """Makes models traced in this context store what is best on that platform: see `Precision.of`."""
-    return _target(Target(platform, devices))
+def compiled_for(platform: str | None, devices: int = 1, kind: str = "") -> AbstractContextManager[None]:
+    """Makes models traced in this context store and compute what is best on that platform.
+
+    See `Precision.of` and `attention_backend`; by `kind`, a device's `device_kind`, kernels know its fast memory.
+    """
+    return _target(Target(platform, devices, kind))
 
 
 def target() -> Target:

@@ -15,7 +15,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.lax import PrecisionLike
 from jaxtyping import Array, Float
 
+from vit_flax.chips import chip_of_kind
+from vit_flax.models.division import head_shards, on_each_device
 from vit_flax.models.placed import custom_vjp
+from vit_flax.models.precision import target
 
 LANES = 128  # columns that a register of a TPU holds
 SCOPE = 16 * 2**20  # bytes of fast memory that a kernel has unless it asks for more
@@ -28,8 +31,8 @@ def row_attention(
 
     The kernel takes all tokens of an image at once, so that softmax needs no second look at a row, any number of
     tokens without padding, and heads as columns, so that none is laid out anew. The backward pass keeps the parts alone
-    and computes the weights again. It is for one TPU: the compiler does not divide the kernel among several. On the CPU
-    it runs inside `jax.experimental.pallas.tpu.force_tpu_interpret_mode()`, for tests.
+    and computes the weights again. On several TPUs it needs `division.divided`. On the CPU it runs inside
+    `jax.experimental.pallas.tpu.force_tpu_interpret_mode()`, for tests.
 
     Args:
         parts: queries, keys and values (B, N, H E), or one array of all three side by side.
@@ -38,14 +41,20 @@ def row_attention(
         precision: of float32 products.
 
     Raises:
-        NotImplementedError: another dtype than float32 and bfloat16, or more tokens than the fast memory holds.
+        NotImplementedError: another dtype than float32 and bfloat16, or parts of several shapes.
     """
     if parts[0].dtype not in (jnp.float32, jnp.bfloat16):
         raise NotImplementedError("the kernel computes float32 and bfloat16 alone")
     if len(parts) == 3 and not parts[0].shape == parts[1].shape == parts[2].shape:
         raise NotImplementedError("the kernel takes queries, keys and values of one shape")
-    out: Any = _attend(tuple(parts), heads, scale, _of_kernel(parts[0], precision))
-    return out
+    shards = head_shards()
+    if shards > 1 and len(parts) == 1:  # a part of the columns is no part of the heads
+        parts = jnp.split(parts[0], 3, axis=-1)
+
+    def attend(*parts: Array) -> Any:
+        return _attend(parts, heads // shards, scale, _of_kernel(parts[0], precision))
+
+    return on_each_device(attend, parts, ("images", None, "heads"))
 
 
 def _of_kernel(operand: Array, precision: PrecisionLike) -> Any:
@@ -104,10 +113,17 @@ def _call(body: Any, arrays: Sequence[Array], widths: Sequence[int], heads: int,
     return found
 
 
+def fits(tokens: int, heads: int, head_dim: int) -> bool:
+    """Whether the target's fast memory holds what both kernels take of an image in bfloat16."""
+    chip = chip_of_kind(target().kind)
+    most = (chip.fast_memory if chip else SCOPE) * 3 // 4
+    return fast_memory(tokens, 7 * heads * head_dim // head_shards(), head_dim, 2) <= most
+
+
 def fast_memory(tokens: int, columns: int, head_dim: int, itemsize: int) -> int:
-    """Returns the bytes that a kernel takes at the most: two images' blocks, and the arrays of a head."""
+    """Returns the bytes that a kernel takes at the most: two images' blocks, and what is spilt of a head's arrays."""
     rows, lanes = -(-tokens // 16) * 16, -(-tokens // 128) * 128
-    return 2 * rows * columns * itemsize + 6 * rows * lanes * 4 + 8 * rows * max(128, head_dim) * 4
+    return 2 * rows * columns * itemsize + 3 * rows * lanes * 4 + 8 * rows * max(128, head_dim) * 4
 
 
 def _dot(a: Array, b: Array, a_axis: int, b_axis: int, precision: Any) -> Array:

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import pallas as pl
+from jax.sharding import Mesh
 
 from vit_flax.config import ViTConfig
 from vit_flax.models import build_model
 from vit_flax.models.attention_backends import attention_backend, backend_for, plain_attention
+from vit_flax.models.division import divided
 from vit_flax.models.precision import HIGHEST, Precision, compiled_for
 from vit_flax.models.qkv import merge_heads, split_qkv
-from vit_flax.models.row_attention import fast_memory, row_attention
+from vit_flax.models.row_attention import row_attention
 
 BFLOAT16 = Precision(compute=jnp.bfloat16, stored=jnp.bfloat16)
 
@@ -78,13 +80,20 @@ def test_when_it_is_chosen() -> None:
     def chosen(tokens: int, width: int = 64, is_plain: bool = True, policy: Precision = BFLOAT16) -> str:
         return backend_for((2, 4, tokens, width), jnp.bfloat16, policy, is_plain)
 
-    with compiled_for("tpu"):
-        assert [chosen(tokens) for tokens in (5, 197, 257, 577, 1025)] == ["rows"] * 4 + ["splash"]
+    with compiled_for("tpu", kind="TPU v5 lite"):
+        assert [chosen(tokens) for tokens in (5, 197, 257, 577, 1025, 1370)] == ["rows"] * 6
+        assert chosen(4097) == "splash"
         assert chosen(197, is_plain=False) == chosen(197, width=20) == "stored"
         assert chosen(197, policy=Precision(compute=jnp.bfloat16)) == "xla"
+    for kind in ("", "TPU v4"):  # 16 MiB of fast memory
+        with compiled_for("tpu", kind=kind):
+            assert [chosen(tokens) for tokens in (197, 257, 1025)] == ["rows", "rows", "splash"]
     for machine in (("tpu", 4), ("gpu", 1), (None, 1)):
         with compiled_for(*machine):
             assert chosen(197) == "stored"
+    mesh = Mesh(np.array(jax.devices("cpu")[:1]).reshape(1, 1), ("data", "tensor"))
+    with compiled_for("tpu", 4), divided(mesh, ("data",), "tensor"):
+        assert chosen(197) == "rows"
 
 
 def test_what_it_cannot_compute() -> None:
@@ -107,4 +116,3 @@ def test_it_compiles_for_a_tpu() -> None:
     text = jax.jit(jax.grad(squares)).lower(qkv).compile().as_text() or ""
     assert text.count('custom_call_target="tpu_custom_call"') == 2  # forward and backward
     assert "197,197" not in text
-    assert fast_memory(577, 7 * 768, 64, 2) < 64 * 2**20

@@ -13,6 +13,7 @@ from jax.lax import PrecisionLike
 from jaxtyping import Array
 
 from vit_flax.models.attention_backends import matmul_precision
+from vit_flax.models.division import on_each_device
 from vit_flax.models.placed import custom_vjp
 from vit_flax.models.precision import target
 
@@ -25,8 +26,8 @@ def splash_attention(
 ) -> Array:
     """Mixes the values of (B, H, N, E) heads without storing the (N, N) weights, neither forward nor backward.
 
-    Numbers of tokens are padded to multiples of 128. It is for one TPU: the compiler does not divide the kernel among
-    several. On the CPU it runs inside `jax.experimental.pallas.tpu.force_tpu_interpret_mode()`, for tests.
+    Numbers of tokens are padded to multiples of 128. On several TPUs it needs `division.divided`. On the
+    CPU it runs inside `jax.experimental.pallas.tpu.force_tpu_interpret_mode()`, for tests.
 
     Raises:
         NotImplementedError: a bias, another dtype than float32 and bfloat16, or a GPU.
@@ -39,11 +40,15 @@ def splash_attention(
         raise NotImplementedError("the kernel computes float32 and bfloat16 alone")
     if target().platform in ("gpu", "cuda", "rocm"):
         raise NotImplementedError(f"the kernel is for TPUs, and this program for a {target().platform}")
-    batch, heads, queries, _ = q.shape
+    queries = q.shape[2]
     keys = k.shape[2]
-    q, k, v = (_rows(part) for part in ((q * scale).astype(q.dtype), k, v.astype(q.dtype)))
-    out: Any = _attend(q, k, v, keys, precision)
-    return out[:, :queries].reshape(batch, heads, queries, -1)
+
+    def attend(*parts: Array) -> Array:
+        out: Any = _attend(*map(_rows, parts), keys, precision)
+        return out[:, :queries].reshape(*parts[0].shape[:3], -1)
+
+    parts = (q * scale).astype(q.dtype), k, v.astype(q.dtype)
+    return on_each_device(attend, parts, ("images", "heads", None, None))
 
 
 def _rows(x: Array) -> Array:

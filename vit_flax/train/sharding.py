@@ -21,6 +21,7 @@ from jaxtyping import Array, PyTree
 from vit_flax.config import ViTConfig
 from vit_flax.config.part import Axes, ShardingRule
 from vit_flax.microbatches import Device
+from vit_flax.models.division import divided
 from vit_flax.models.linear import Linear, matmul
 from vit_flax.train.config import MeshConfig, TrainConfig
 from vit_flax.train.patterns import match
@@ -202,7 +203,7 @@ def partitioned(mesh: Mesh) -> Iterator[None]:
     if mesh.size == 1:
         yield
         return
-    with nn.intercept_methods(_intercept(mesh)):
+    with nn.intercept_methods(_intercept(mesh)), divided(mesh, BATCH, "tensor"):
         yield
 
 

@@ -129,6 +129,21 @@ for sizes in json.loads(sys.argv[1]):
         entry["count"], entry["bytes"] = entry["count"] + exchanged.count, entry["bytes"] + exchanged.bytes
     found = {"losses": losses, "share": held / total, "count": int(sums["count"]), "collectives": collectives}
     print(json.dumps(found))
+
+import functools
+from jax.experimental import pallas as pl
+from vit_flax.models.row_attention import row_attention
+from vit_flax.train.sharding import partitioned
+pl.pallas_call = functools.partial(pl.pallas_call, interpret=True)
+qkv = rng.standard_normal((4, 3, 96), np.float32)
+def attend(qkv):
+    out = row_attention([qkv], 4, 0.3, None)
+    return (out * (1 + np.arange(32))).sum(), out
+whole = jax.grad(attend, has_aux=True)(qkv)
+with partitioned(mesh := make_mesh(config(**{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}).mesh, jax.devices())):
+    divided = jax.jit(jax.grad(attend, has_aux=True))
+    assert "'tensor'" in str(divided.trace(qkv).jaxpr)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), divided(qkv), whole)
 """
 
 
