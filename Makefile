@@ -5,6 +5,8 @@ VENV ?= .venv
 #   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
+# the Pythons of `make compat`
+COMPAT ?= 3.11 3.12 3.13
 BIN := $(VENV)/bin
 
 # Where the four IDX files of Fashion-MNIST are; Debian's dataset-fashion-mnist puts them here.
@@ -12,7 +14,7 @@ FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
 # What `make train` runs on it: fashion_mnist_t2t is the other one.
 RECIPE ?= fashion_mnist
 
-.PHONY: setup demo train test slow gpu lint format clean
+.PHONY: setup demo train test slow gpu lint format docs docs-check dist released compat workflows clean
 
 setup: $(VENV)/.ready
 
@@ -57,5 +59,52 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The site, every cell run, warnings are errors; the article's page also as a notebook with its outputs.
+docs: setup
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+
+# Every page in Chromium at 1280 and 375 pixels, light and dark.
+docs-check: docs
+	$(BIN)/pip install --quiet --editable ".[docs-check]"
+	$(BIN)/python docs/check_pages.py docs/_build/html
+
+# The wheel and the sdist, built twice: the same bytes, no test in the wheel, a README that renders.
+dist: setup
+	$(BIN)/pip install --quiet --editable ".[release]"
+	rm -rf dist
+	for copy in . again; do \
+	  SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --outdir dist/$$copy . >/dev/null || exit 1; done
+	for file in dist/*.whl dist/*.gz; do cmp $$file dist/again/$$(basename $$file) || exit 1; done
+	rm -r dist/again
+	! $(BIN)/python -m zipfile --list dist/*.whl | grep _test.py
+	$(BIN)/twine check --strict dist/*
+
+# The tests that need no torch, with the newest of everything, on every Python; and the wheel alone.
+compat: $(COMPAT:%=compat-%)
+
+compat-%:
+	rm -rf .compat/$*
+	python$* -m venv .compat/$*
+	.compat/$*/bin/pip install --quiet --upgrade pip
+	.compat/$*/bin/pip wheel --quiet --no-deps --wheel-dir .compat/$*/wheel .
+	.compat/$*/bin/pip install --quiet .compat/$*/wheel/*.whl
+	cd .compat && $*/bin/python -m vit_flax --version
+	.compat/$*/bin/pip install --quiet --upgrade --editable ".[train,images,hub,datasets]" hypothesis pytest pytest-xdist scipy libtpu beartype
+	.compat/$*/bin/python -m pytest vit_flax -n $(WORKERS) --dist worksteal
+
+# A tag must be the version that the package says; then everything that a release must pass.
+released: setup
+	$(BIN)/python -c "import sys, vit_flax; sys.exit(sys.argv[1] != f'v{vit_flax.__version__}' and \
+	  f'the tag {sys.argv[1]} is not v{vit_flax.__version__}, what vit_flax/__init__.py says')" $(TAG)
+	grep -q "^## \[$(TAG:v%=%)\]" CHANGELOG.md || { echo "CHANGELOG.md has no section [$(TAG:v%=%)]" >&2; exit 1; }
+	$(MAKE) lint test dist
+
+# .github/workflows by two linters: GitHub's schema, and what is unsafe
+workflows: setup
+	$(BIN)/pip install --quiet check-jsonschema zizmor
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github/workflows
+
 clean:
-	rm -rf $(VENV) vit_flax_report.html
+	rm -rf $(VENV) .compat dist docs/_build docs/generated vit_flax_report.html

@@ -3,13 +3,17 @@
 Names are imported when they are first used, so that `vit-flax inspect` of a broken file need not wait for JAX.
 """
 
+import sys
+import warnings
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vit_flax.classifier import reset_classifier
     from vit_flax.config import LucidrainsViTConfig, T2TViTConfig, ViTConfig
     from vit_flax.convert import ConversionError
+    from vit_flax.hub import push_to_hub
     from vit_flax.image_sizes import at_image_size
     from vit_flax.inference import Predictor, attention_maps
     from vit_flax.models import LucidrainsViT, T2TViT, VisionTransformer, trainable_mask, weight_decay_mask
@@ -34,6 +38,7 @@ __all__ = [
     "create_model",
     "from_state_dict",
     "load",
+    "push_to_hub",
     "read_preprocessing",
     "reset_classifier",
     "save",
@@ -46,6 +51,7 @@ _MODULES = {
     "vit_flax.classifier": ("reset_classifier",),
     "vit_flax.config": ("LucidrainsViTConfig", "T2TViTConfig", "ViTConfig"),
     "vit_flax.convert": ("ConversionError",),
+    "vit_flax.hub": ("push_to_hub",),
     "vit_flax.image_sizes": ("at_image_size",),
     "vit_flax.inference": ("Predictor", "attention_maps"),
     "vit_flax.models": ("LucidrainsViT", "T2TViT", "VisionTransformer", "trainable_mask", "weight_decay_mask"),
@@ -54,6 +60,20 @@ _MODULES = {
     "vit_flax.pretrained": ("create_model", "from_state_dict", "load", "save", "to_state_dict"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def _warn_of_namesake(folders: list[str]) -> None:
+    """Warns where PyPI's project 'vit-flax', whose modules overwrite this package's, is installed as well."""
+    for folder in folders:
+        if next(Path(folder).glob("vit_flax-*.dist-info"), None):
+            warnings.warn(
+                f"the project 'vit-flax' in {folder} writes its modules over those of vit-linen, which this is: "
+                "pip uninstall vit-flax vit-linen, then install vit-linen again",
+                stacklevel=3,
+            )
+
+
+_warn_of_namesake([str(Path(__file__).parents[1]), *(folder for folder in sys.path if folder.endswith("-packages"))])
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from vit_flax.cli import attention, compare, convert, evaluate, features, inspect, list, plan, predict, train
+from vit_flax.cli import attention, compare, convert, evaluate, features, inspect, list, plan, predict, push, train
 from vit_flax.cli.errors import explain
 from vit_flax.cli.parser import Parser
 from vit_flax.cli.runtime import hide_absent_accelerators, prepare
@@ -16,7 +16,7 @@ from vit_flax.cli.spelling import options_of, spelled
 from vit_flax.cli.version import ShowVersions
 from vit_flax.suggestions import suggest
 
-COMMANDS = (compare, convert, inspect, train, evaluate, predict, features, attention, plan, list)
+COMMANDS = (compare, convert, inspect, train, evaluate, predict, features, attention, plan, push, list)
 COMPUTING = {"compare", "train", "evaluate", "predict", "features", "attention"}
 INTERNAL = 70  # EX_SOFTWARE: a fault of this program, which says nothing about the input
 EPILOG = """exit status: 0 done; 1 done, and the answer is no; 2 unusable input; 70 a fault of vit-flax itself
@@ -26,7 +26,7 @@ EPILOG = """exit status: 0 done; 1 done, and the answer is no; 2 unusable input;
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `vit-flax` and returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser, commands = _parser()
+    parser, commands = build_parser()
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         near = suggest(arguments[0], commands, f"there are {', '.join(commands)}")
         parser.error(f"no command {arguments[0]!r}; {near}")
@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERNAL
 
 
-def _parser() -> tuple[Parser, dict[str, Parser]]:
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    """Returns the parser of the whole program, and that of each command."""
     parser = Parser(
         prog="vit-flax",
         description="PyTorch's Vision Transformers in Flax, proven equal.",
