@@ -16,7 +16,7 @@ LAYERS = (
     ("resizing", "classifier", "device_arrays", "preparing"),
     ("reading", "writing", "image_sizes"),
     ("lora",),
-    ("pretrained", "inference", "model_card"),
+    ("pretrained", "inference", "model_card", "depth"),
     ("hub",),
     ("train",),
     ("parity", "plan", "recipes"),

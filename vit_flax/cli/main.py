@@ -8,7 +8,20 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from vit_flax.cli import attention, compare, convert, evaluate, features, inspect, list, plan, predict, push, train
+from vit_flax.cli import (
+    attention,
+    compare,
+    convert,
+    depth,
+    evaluate,
+    features,
+    inspect,
+    list,
+    plan,
+    predict,
+    push,
+    train,
+)
 from vit_flax.cli.errors import explain
 from vit_flax.cli.parser import Parser
 from vit_flax.cli.runtime import hide_absent_accelerators, prepare
@@ -16,8 +29,8 @@ from vit_flax.cli.spelling import options_of, spelled
 from vit_flax.cli.version import ShowVersions
 from vit_flax.suggestions import suggest
 
-COMMANDS = (compare, convert, inspect, train, evaluate, predict, features, attention, plan, push, list)
-COMPUTING = {"compare", "train", "evaluate", "predict", "features", "attention"}
+COMMANDS = (compare, convert, inspect, train, evaluate, predict, features, attention, depth, plan, push, list)
+COMPUTING = {"compare", "train", "evaluate", "predict", "features", "attention", "depth"}
 INTERNAL = 70  # EX_SOFTWARE: a fault of this program, which says nothing about the input
 EPILOG = """exit status: 0 done; 1 done, and the answer is no; 2 unusable input; 70 a fault of vit-flax itself
 (VIT_FLAX_DEBUG=1 shows the traceback of any error)"""

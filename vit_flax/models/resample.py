@@ -156,8 +156,16 @@ def _bicubic_corners(old: int, new: int) -> np.ndarray:
 
 
 @functools.cache
-def _bilinear(old: int, new: int) -> np.ndarray:
+def bilinear(old: int, new: int) -> np.ndarray:
+    """Returns the matrix (new, old) of torch's bilinear resize without antialias."""
     return _taps(np.maximum(_centres(new, old / new), 0.0), 0, 2, _triangle, old)
+
+
+@functools.cache
+def bilinear_corners(old: int, new: int) -> np.ndarray:
+    """Returns the matrix (new, old) of torch's bilinear resize with align_corners=True."""
+    step = (old - 1) / (new - 1) if new > 1 else 0.0
+    return _taps(np.arange(new) * step, 0, 2, _triangle, old)
 
 
 def _antialias(old: int, new: int, kernel: Callable[[np.ndarray], np.ndarray], radius: int) -> np.ndarray:
@@ -229,8 +237,8 @@ MODES: dict[str, Callable[[int, int], np.ndarray]] = {
     "bicubic_offset": _bicubic_offset,
     "bicubic_corners": _bicubic_corners,
     "bicubic_antialias": _bicubic_antialias,
-    "bilinear": _bilinear,
-    "bilinear_crop": _bilinear,
+    "bilinear": bilinear,
+    "bilinear_crop": bilinear,
     "bilinear_antialias": _bilinear_antialias,
     "zoom": _zoom,
 }

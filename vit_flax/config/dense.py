@@ -1,0 +1,56 @@
+"""The frozen description of a model that reads a depth from every pixel: a Vision Transformer, a DPT neck, a head."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from vit_flax.config.checks import require_choice, require_int
+from vit_flax.config.vit import ViTConfig
+
+DEPTH_TYPES = ("relative", "metric")
+FACTORS = (0.25, 0.5, 1, 2, 3, 4, 8)  # of what a grid of patches is enlarged
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DepthConfig:
+    """Depth Anything and its second version; arXiv 2401.10891, 2406.09414.
+
+    Raises:
+        ValueError: a value is out of range, or two do not fit each other.
+    """
+
+    backbone: ViTConfig
+    layers: tuple[int, ...]  # the blocks whose tokens the neck reads, counted from 0
+    factors: tuple[float, ...] = (4, 2, 1, 0.5)  # each grid is enlarged by, before grids are joined
+    neck_sizes: tuple[int, ...] = (48, 96, 192, 384)  # channels of each grid
+    fusion_size: int = 64  # channels of what they are joined to
+    head_size: int = 32  # channels before the last layer
+    depth_type: str = "relative"  # 'metric': the last activation is a sigmoid
+    max_depth: float = 1.0  # what is multiplied by in the end
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        for name in ("layers", "factors", "neck_sizes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        counts = {name: len(getattr(self, name)) for name in ("layers", "factors", "neck_sizes")}
+        if len(set(counts.values())) != 1 or not self.layers:
+            raise ValueError(f"layers, factors and neck_sizes must be as many, got {counts}")
+        inside = all(0 <= layer < self.backbone.depth for layer in self.layers)
+        if not inside or list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"layers must count up within the {self.backbone.depth} blocks, got {self.layers}")
+        for factor in self.factors:
+            if factor not in FACTORS:
+                raise ValueError(f"factors must be of {FACTORS}, got {factor!r}")
+        for name in ("fusion_size", "head_size"):
+            require_int(name, getattr(self, name), minimum=1)
+        require_choice("depth_type", self.depth_type, DEPTH_TYPES)
+        if self.fusion_size % 2:
+            raise ValueError(f"fusion_size must be even, got {self.fusion_size}")
+        if not self.max_depth > 0:
+            raise ValueError(f"max_depth must be positive, got {self.max_depth!r}")
+        if self.backbone.num_classes:
+            raise ValueError("the backbone of a depth model has no classifier: num_classes=0")
+
+    def replace(self, **changes: object) -> DepthConfig:
+        """Returns a copy with other values."""
+        return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]

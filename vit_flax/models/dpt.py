@@ -1,0 +1,134 @@
+"""DPT: grids of features of several blocks, joined from the last to the first, and a head that reads a depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from vit_flax.config.dense import DepthConfig
+from vit_flax.models.feature_maps import Convolution, Enlargement, resize_maps
+from vit_flax.models.precision import Precision
+
+Grid = Float[Array, "b h w c"]
+
+
+class Reassemble(nn.Module):
+    """Projects a grid of tokens and changes its size.
+
+    Reference: transformers' DepthAnythingReassembleLayer.
+    """
+
+    features: int
+    factor: float
+    precision: Precision = Precision()
+
+    def setup(self) -> None:
+        """Builds the two layers."""
+        self.projection = Convolution(self.features, 1, precision=self.precision)
+        if self.factor > 1:
+            self.resize = Enlargement(self.features, int(self.factor), self.precision)
+        elif self.factor < 1:
+            self.resize = Convolution(self.features, 3, int(1 / self.factor), precision=self.precision)
+
+    def __call__(self, x: Grid) -> Grid:
+        """Returns the grid in its new size."""
+        x = self.projection(x)
+        return x if self.factor == 1 else self.resize(x)
+
+
+class Residual(nn.Module):
+    """Adds two convolutions of a grid to it, each after a ReLU.
+
+    Reference: transformers' DepthAnythingPreActResidualLayer.
+    """
+
+    precision: Precision = Precision()
+
+    @nn.compact
+    def __call__(self, x: Grid) -> Grid:
+        """Returns the grid."""
+        out = x
+        for name in ("convolution1", "convolution2"):
+            out = Convolution(x.shape[-1], precision=self.precision, name=name)(jax.nn.relu(out))
+        return x + out
+
+
+class Fusion(nn.Module):
+    """Joins a grid to what was joined before, and enlarges the sum.
+
+    Reference: transformers' DepthAnythingFeatureFusionLayer.
+    """
+
+    features: int
+    precision: Precision = Precision()
+
+    def setup(self) -> None:
+        """Builds the layers."""
+        self.projection = Convolution(self.features, 1, precision=self.precision)
+        self.residual_layer1 = Residual(self.precision)
+        self.residual_layer2 = Residual(self.precision)
+
+    def __call__(self, x: Grid, other: Grid | None, size: tuple[int, int]) -> Grid:
+        """Returns the joined grid in the given size; the first layer, which joins nothing, has those weights too."""
+        if other is not None or self.is_initializing():
+            grid = (x.shape[1], x.shape[2])
+            own = self.residual_layer1(x if other is None else resize_maps(other, grid, corners=False))
+            x = x if other is None else x + own
+        return self.projection(resize_maps(self.residual_layer2(x), size, corners=True))
+
+
+class DptNeck(nn.Module):
+    """Joins grids of features from the last to the first, each twice as large as the one before.
+
+    Reference: transformers' DepthAnythingNeck; arXiv 2103.13413.
+    """
+
+    config: DepthConfig
+    precision: Precision = Precision()
+
+    def setup(self) -> None:
+        """Builds a reassembling layer, a convolution and a fusion for each grid."""
+        cfg, policy = self.config, self.precision
+        pairs = zip(cfg.neck_sizes, cfg.factors, strict=True)
+        self.reassemble = [Reassemble(size, factor, policy) for size, factor in pairs]
+        self.convs = [Convolution(cfg.fusion_size, use_bias=False, precision=policy) for _ in cfg.layers]
+        self.fusion = [Fusion(cfg.fusion_size, policy) for _ in cfg.layers]
+
+    def __call__(self, grids: Sequence[Grid]) -> Grid:
+        """Returns the joined grid."""
+        made = zip(self.reassemble, self.convs, grids, strict=True)
+        grids = [conv(reassemble(grid)) for reassemble, conv, grid in made][::-1]
+        joined = None
+        for number, (grid, fusion) in enumerate(zip(grids, self.fusion, strict=True)):
+            height, width = (grid if joined is None else joined).shape[1:3]
+            size = grids[number + 1].shape[1:3] if number + 1 < len(grids) else (2 * height, 2 * width)
+            joined = fusion(grid, None, size) if joined is None else fusion(joined, grid, size)
+        assert joined is not None
+        return joined
+
+
+class DepthHead(nn.Module):
+    """Reads a depth from every cell of a grid, enlarged to the image.
+
+    Reference: transformers' DepthAnythingDepthEstimationHead.
+    """
+
+    config: DepthConfig
+    precision: Precision = Precision()
+
+    def setup(self) -> None:
+        """Builds the three convolutions."""
+        cfg = self.config
+        self.conv1 = Convolution(cfg.fusion_size // 2, precision=self.precision)
+        self.conv2 = Convolution(cfg.head_size, precision=self.precision)
+        self.conv3 = Convolution(1, 1, precision=self.precision)
+
+    def __call__(self, grid: Grid, size: tuple[int, int]) -> Float[Array, "b h w"]:
+        """Returns the depth of images of `size`."""
+        cfg = self.config
+        x = jax.nn.relu(self.conv2(resize_maps(self.conv1(grid), size, corners=True)))
+        last = jax.nn.relu if cfg.depth_type == "relative" else jax.nn.sigmoid
+        return last(self.conv3(x))[..., 0] * cfg.max_depth

@@ -1,0 +1,81 @@
+"""Layers of grids of features (B, H, W, C): convolutions, enlargement, resizing."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from vit_flax.models.precision import Precision, accumulator_dtype
+from vit_flax.models.resample import bilinear, bilinear_corners
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+_INIT = nn.initializers.normal(0.02)
+
+
+class Convolution(nn.Module):
+    """Convolves with an odd kernel, the border padded with zeros so that stride 1 keeps the size.
+
+    Reference: torch.nn.Conv2d(kernel_size, stride, padding=kernel_size // 2).
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    use_bias: bool = True
+    precision: Precision = Precision()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
+        """Returns the convolved grid."""
+        side, dtype = self.kernel_size, self.precision.params
+        kernel = self.param("kernel", _INIT, (side, side, x.shape[-1], self.features), dtype)
+        operand = self.precision.operand_dtype(x, kernel)
+        out = lax.conv_general_dilated(
+            x.astype(operand),
+            kernel.astype(operand),
+            (self.stride, self.stride),
+            [(side // 2, side // 2)] * 2,
+            dimension_numbers=_NHWC,
+            precision=self.precision.products,
+        ).astype(accumulator_dtype(operand))
+        if not self.use_bias:
+            return out
+        return out + self.param("bias", nn.initializers.zeros, (self.features,), dtype)
+
+
+class Enlargement(nn.Module):
+    """Makes `factor` x `factor` cells of every cell.
+
+    Reference: torch.nn.ConvTranspose2d(kernel_size=factor, stride=factor).
+    """
+
+    features: int
+    factor: int
+    precision: Precision = Precision()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
+        """Returns the enlarged grid."""
+        (batch, height, width, chans), factor, dtype = x.shape, self.factor, self.precision.params
+        kernel = self.param("kernel", _INIT, (factor, factor, chans, self.features), dtype)
+        operand = self.precision.operand_dtype(x, kernel)
+        # (B, H, W, C) x (F, F, C, D) -> (B, H, F, W, F, D)
+        products = self.precision.products
+        out = jnp.einsum("bhwc,ijcd->bhiwjd", x.astype(operand), kernel.astype(operand), precision=products)
+        out = out.reshape(batch, height * factor, width * factor, self.features).astype(accumulator_dtype(operand))
+        return out + self.param("bias", nn.initializers.zeros, (self.features,), dtype)
+
+
+def resize_maps(x: Float[Array, "b h w c"], size: tuple[int, int], corners: bool) -> Float[Array, "b i j c"]:
+    """Resizes grids bilinearly, without antialias; `corners`: the corners' centres stay where they are.
+
+    Reference: torch.nn.functional.interpolate(mode="bilinear", align_corners=corners).
+    """
+    if x.shape[1:3] == tuple(size) and not corners:
+        return x
+    matrix = bilinear_corners if corners else bilinear
+    dtype = accumulator_dtype(x.dtype)
+    rows, columns = (jnp.asarray(matrix(old, new), dtype) for old, new in zip(x.shape[1:3], size, strict=True))
+    return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x.astype(dtype), precision=lax.Precision.HIGHEST)

@@ -1,0 +1,106 @@
+"""How images are prepared for depth models: resized to whole patches, the aspect ratio kept nearly."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from vit_flax.preprocessing import torch_resize
+from vit_flax.preprocessing.decode import Decoding, match_channels, open_image, to_array
+from vit_flax.preprocessing.evaluation import normalise
+from vit_flax.presets.preset import IMAGENET, INCEPTION
+
+_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+_ON = ("do_resize", "do_rescale", "do_normalize")  # always done here
+_NO_MATTER = ("do_convert_rgb", "do_reduce_labels")
+_RESCALE = 1 / 255
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DepthPreprocessing:
+    """What transformers' DPTImageProcessor does; the defaults are Depth Anything's."""
+
+    size: tuple[int, int] = (518, 518)  # (height, width) that an image is brought near to
+    multiple: int = 14  # of which both sides become multiples
+    keep_aspect_ratio: bool = True
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = IMAGENET[0]
+    std: tuple[float, ...] = IMAGENET[1]
+    exif: bool = True  # photographs are turned, as transformers' pipeline turns them
+
+    @classmethod
+    def from_huggingface(cls, values: Mapping[str, object], source: str) -> DepthPreprocessing:
+        """Returns what a preprocessor_config.json says.
+
+        Raises:
+            ValueError: it is of another processor, or does what cannot be expressed.
+        """
+        told: dict[str, Any] = dict(values)
+        kind = str(told.get("image_processor_type") or told.get("feature_extractor_type") or "DPTImageProcessor")
+        if kind.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor") != "DPTImageProcessor":
+            raise ValueError(f"{source}: processor {kind[:60]!r} is none of depth models: DPTImageProcessor is")
+        wrong = [name for name in _ON if not told.get(name, True)]
+        wrong += [name for name in told if name.startswith("do_") and name not in (*_ON, *_NO_MATTER) and told[name]]
+        wrong += ["rescale_factor"] * (abs(told.get("rescale_factor", _RESCALE) - _RESCALE) > 1e-9)
+        wrong += ["resample"] * (told.get("resample", 3) not in _FILTERS)
+        if wrong:
+            raise ValueError(f"{source}: {wrong[0]}={told.get(wrong[0])!r} is not followed here")
+        size = told.get("size", 384)
+        height, width = (size, size) if isinstance(size, int) else (size["height"], size["width"])
+        return cls(
+            size=(height, width),
+            multiple=told.get("ensure_multiple_of") or 1,
+            keep_aspect_ratio=bool(told.get("keep_aspect_ratio", False)),
+            interpolation=_FILTERS[told.get("resample", 3)],
+            mean=tuple(told.get("image_mean") or INCEPTION[0]),
+            std=tuple(told.get("image_std") or INCEPTION[1]),
+        )
+
+    def to_huggingface(self) -> dict[str, object]:
+        """Returns the contents of a preprocessor_config.json."""
+        return {
+            "image_processor_type": "DPTImageProcessor",
+            "size": {"height": self.size[0], "width": self.size[1]},
+            "ensure_multiple_of": self.multiple,
+            "keep_aspect_ratio": self.keep_aspect_ratio,
+            "resample": next(number for number, name in _FILTERS.items() if name == self.interpolation),
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "rescale_factor": _RESCALE,
+            "do_pad": False,
+        }
+
+    def open(self, image: np.ndarray | bytes | str | os.PathLike[str]) -> np.ndarray:
+        """Returns an image as (height, width, channels) uint8; BadImageError where it cannot be read."""
+        channels = len(self.mean)
+        return (
+            match_channels(image, channels)
+            if isinstance(image, np.ndarray)
+            else to_array(open_image(image, channels, Decoding(self.exif)))
+        )
+
+    def sides(self, height: int, width: int) -> tuple[int, int]:
+        """Returns the (height, width) that an image of that size is resized to."""
+        across, down = self.size[1] / width, self.size[0] / height
+        if self.keep_aspect_ratio:  # scaled as little as possible
+            down = across = across if abs(1 - across) < abs(1 - down) else down
+        return self._whole(down * height), self._whole(across * width)
+
+    def _whole(self, side: float) -> int:
+        rounded = round(side / self.multiple) * self.multiple
+        return rounded or math.ceil(side / self.multiple) * self.multiple
+
+    def prepare(self, pixels: np.ndarray) -> Float32[np.ndarray, "h w c"]:
+        """Returns the resized and normalised image."""
+        return normalise(
+            torch_resize.resize(pixels, self.sides(*pixels.shape[:2]), self.interpolation), self.mean, self.std
+        )
