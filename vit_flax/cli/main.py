@@ -20,6 +20,7 @@ from vit_flax.cli import (
     plan,
     predict,
     push,
+    segment,
     train,
 )
 from vit_flax.cli.errors import explain
@@ -29,8 +30,8 @@ from vit_flax.cli.spelling import options_of, spelled
 from vit_flax.cli.version import ShowVersions
 from vit_flax.suggestions import suggest
 
-COMMANDS = (compare, convert, inspect, train, evaluate, predict, features, attention, depth, plan, push, list)
-COMPUTING = {"compare", "train", "evaluate", "predict", "features", "attention", "depth"}
+COMMANDS = (compare, convert, inspect, train, evaluate, predict, features, attention, depth, segment, plan, push, list)
+COMPUTING = {"compare", "train", "evaluate", "predict", "features", "attention", "depth", "segment"}
 INTERNAL = 70  # EX_SOFTWARE: a fault of this program, which says nothing about the input
 EPILOG = """exit status: 0 done; 1 done, and the answer is no; 2 unusable input; 70 a fault of vit-flax itself
 (VIT_FLAX_DEBUG=1 shows the traceback of any error)"""

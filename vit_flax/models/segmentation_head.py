@@ -1,0 +1,59 @@
+"""A linear head for semantic segmentation, on features that are normalised over the batch first."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vit_flax.models.feature_maps import Convolution
+from vit_flax.models.precision import Precision
+
+STATISTICS = "batch_stats"  # the collection of what batches had on average
+MOMENTUM, EPSILON = 0.1, 1e-5  # torch's
+
+
+class BatchNorm(nn.Module):
+    """Normalises each channel by its mean and variance over batch and places, or by those of training.
+
+    Reference: torch.nn.BatchNorm2d.
+    """
+
+    precision: Precision = Precision()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w c"]:
+        """Returns the normalised grid; in training the averages in `STATISTICS` move, if they are mutable."""
+        shape, dtype = x.shape[-1:], self.precision.params
+        mean = self.variable(STATISTICS, "mean", jnp.zeros, shape, dtype)
+        var = self.variable(STATISTICS, "var", jnp.ones, shape, dtype)
+        scale = self.param("scale", nn.initializers.ones, shape, dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, dtype)
+        centre, spread = mean.value, var.value
+        if train:
+            centre, spread = x.mean((0, 1, 2)), x.var((0, 1, 2))
+            if self.is_mutable_collection(STATISTICS) and not self.is_initializing():
+                count = x.size // x.shape[-1]
+                unbiased = spread * (count / max(count - 1, 1))
+                mean.value = (1 - MOMENTUM) * mean.value + MOMENTUM * centre
+                var.value = (1 - MOMENTUM) * var.value + MOMENTUM * unbiased
+        return (x - centre) * scale / jnp.sqrt(spread + EPSILON) + bias
+
+
+class SegmentationHead(nn.Module):
+    """Gives every patch a score for each class: a linear layer of its normalised token.
+
+    Reference: BNHead of DINOv2's evaluation of semantic segmentation, arXiv 2304.07193.
+    """
+
+    num_classes: int
+    precision: Precision = Precision()
+
+    def setup(self) -> None:
+        """Builds the two layers, with DINOv2's names."""
+        self.bn = BatchNorm(self.precision)
+        self.conv_seg = Convolution(self.num_classes, 1, precision=self.precision)
+
+    def __call__(self, grids: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w k"]:
+        """Returns the scores of patches."""
+        return self.conv_seg(self.bn(grids, train))
