@@ -19,7 +19,7 @@ LAYERS = (
     ("pretrained", "inference", "model_card", "depth"),
     ("hub",),
     ("train",),
-    ("parity", "plan", "recipes"),
+    ("parity", "plan", "recipes", "evaluators"),
     ("cli",),
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}

@@ -9,11 +9,12 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vit_flax.cli.data import add_data_options, open_data
+from vit_flax.cli.frozen import add_frozen_options, check_frozen_options, run_frozen
 from vit_flax.cli.images import add_label_option, add_model_options, load_model
 from vit_flax.cli.options import format_table
 from vit_flax.preprocessing.label_matching import match_labels
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 EXAMPLE = """example:
   vit-flax evaluate runs/digits/best --data digits
   vit-flax evaluate vit.safetensors --config vit_tiny_patch16_224 --data image_folder:photos --split val
+  vit-flax evaluate dinov2-small/ --data image_folder:photos --knn --linear-probe --picture neighbours.png
 
 `vit-flax list sources` lists the sources."""
 
@@ -34,22 +36,17 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="measure a checkpoint's accuracy",
-        description="Runs a checkpoint over the images of a data source: top-1, top-5, and each class.",
+        description="Runs a checkpoint over the images of a data source: top-1, top-5, and each class. With --knn, "
+        "--linear-probe or --retrieval it is the features that are measured, of models without a head too.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--data", required=True, metavar="SOURCE[:PATH]", help="where the images come from")
-    parser.add_argument("--split", default="test", help="train, val or test (default test)")
-    parser.add_argument("--image-key", help="column or feature of the image, where its name is unusual")
-    parser.add_argument("--label-key", help="column or feature of the label, where its name is unusual")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default 0)")
-    parser.add_argument(
-        "--max-bad-share", type=float, default=0.01, metavar="X", help="stop when more cannot be read (default 0.01)"
-    )
+    add_data_options(parser)
     add_label_option(parser)
     parser.add_argument("--by-number", action="store_true", help="label 0 is class 0, whatever both are called")
     add_model_options(parser)
+    add_frozen_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -104,31 +101,17 @@ def count_correct(predictor: Predictor, loader: Iterable[Mapping[str, np.ndarray
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
+    is_frozen = check_frozen_options(options)
     loaded = load_model(options)
+    if is_frozen:
+        return run_frozen(options, loaded)
     predictor, transform = loaded.predictor, loaded.transform
     config, classes = predictor.model.config, loaded.require_classes("evaluate")
-
-    from vit_flax.train.config import DataConfig
-    from vit_flax.train.data import open_source
-    from vit_flax.train.data.loader import make_loader
-
-    name, _, path = options.data.partition(":")
-    if Path(options.data).is_dir():
-        raise ValueError(f"--data {options.data} is a folder; did you mean --data image_folder:{options.data}?")
-    data = DataConfig(
-        name=name, path=path or None, batch_size=options.batch_size, workers=options.workers,
-        image_key=options.image_key, label_key=options.label_key, max_bad_share=options.max_bad_share,
-    )  # fmt: skip
-    source: Any = open_source(data, options.split, config.in_chans, classes)
-    source.decoding = transform.decoding
+    loader = open_data(options, loaded, options.split, classes)
+    source = loader.source
     names = None if options.by_number else transform.class_names
-    if transform.varies:
-        raise ValueError(f"{loaded.origin} does not bring images to one size: --preprocessing FILE says how to")
     matching = match_labels(source.class_names, classes, names, transform.class_descriptions)
     loaded.notes.extend(matching.notes)
-    loader = make_loader(
-        source, data, image_size=config.image_size, channels=config.in_chans, train=False, preprocessing=transform
-    )
     print(f"... {len(source):,} images of {source.name}", file=sys.stderr)
     loaded.show_notes()
     started = time.perf_counter()
