@@ -18,12 +18,14 @@ RECIPE ?= fashion_mnist
 
 setup: $(VENV)/.ready
 
-# timm wants torchvision, whose wheel asks for a CUDA build of torch: installed without its dependencies
+# timm wants torchvision, whose wheel asks for a CUDA build of torch, and jax2onnx wants an older Orbax: both are
+# installed without their dependencies
 $(VENV)/.ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --no-deps torchvision==0.28.0
 	$(BIN)/pip install --quiet --editable ".[test,lint]"
+	$(BIN)/pip install --quiet --no-deps jax2onnx==0.17.1
 	touch $@
 
 demo: setup

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vit_flax.classifier import reset_classifier
     from vit_flax.config import LucidrainsViTConfig, T2TViTConfig, ViTConfig
     from vit_flax.convert import ConversionError
+    from vit_flax.export.exporting import export_model
     from vit_flax.hub import push_to_hub
     from vit_flax.image_sizes import at_image_size
     from vit_flax.inference import Predictor, attention_maps
@@ -36,6 +37,7 @@ __all__ = [
     "at_image_size",
     "attention_maps",
     "create_model",
+    "export_model",
     "from_state_dict",
     "load",
     "push_to_hub",
@@ -51,6 +53,7 @@ _MODULES = {
     "vit_flax.classifier": ("reset_classifier",),
     "vit_flax.config": ("LucidrainsViTConfig", "T2TViTConfig", "ViTConfig"),
     "vit_flax.convert": ("ConversionError",),
+    "vit_flax.export.exporting": ("export_model",),
     "vit_flax.hub": ("push_to_hub",),
     "vit_flax.image_sizes": ("at_image_size",),
     "vit_flax.inference": ("Predictor", "attention_maps"),

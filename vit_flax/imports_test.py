@@ -20,6 +20,7 @@ LAYERS = (
     ("hub",),
     ("train",),
     ("parity", "plan", "recipes", "evaluators"),
+    ("export",),
     ("cli",),
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}

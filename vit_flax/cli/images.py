@@ -30,10 +30,13 @@ _FIELDS = ("mean", "std", "crop_pct", "interpolation", "crop_mode", "exif", "pix
 _ANY_SIZE = ("huggingface_dinov2", "huggingface_dinov3")  # their models take images of any size, without being asked
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the checkpoint, and how its images are prepared."""
+def add_model_options(parser: argparse.ArgumentParser, batches: bool = True) -> None:
+    """Adds the checkpoint, and how its images are prepared; `batches`: and how many are computed together."""
     parser.add_argument("checkpoint", help=".safetensors, .npz, .pth or .bin file, or a folder")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images computed together (default 64)")
+    parser.set_defaults(batch_size=1)
+    if batches:
+        told = "images computed together (default 64)"
+        parser.add_argument("--batch-size", type=int, default=64, metavar="N", help=told)
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products (default float32)"
     )

@@ -14,6 +14,7 @@ from vit_flax.cli import (
     convert,
     depth,
     evaluate,
+    export,
     features,
     inspect,
     list,
@@ -30,8 +31,10 @@ from vit_flax.cli.spelling import options_of, spelled
 from vit_flax.cli.version import ShowVersions
 from vit_flax.suggestions import suggest
 
-COMMANDS = (compare, convert, inspect, train, evaluate, predict, features, attention, depth, segment, plan, push, list)
-COMPUTING = {"compare", "train", "evaluate", "predict", "features", "attention", "depth", "segment"}
+COMMANDS = (
+    compare, convert, inspect, train, evaluate, predict, features, attention, depth, segment, export, plan, push, list,
+)  # fmt: skip
+COMPUTING = {"compare", "train", "evaluate", "predict", "features", "attention", "depth", "segment", "export"}
 INTERNAL = 70  # EX_SOFTWARE: a fault of this program, which says nothing about the input
 EPILOG = """exit status: 0 done; 1 done, and the answer is no; 2 unusable input; 70 a fault of vit-flax itself
 (VIT_FLAX_DEBUG=1 shows the traceback of any error)"""

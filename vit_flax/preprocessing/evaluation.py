@@ -192,7 +192,7 @@ class Preprocessing:
         else:
             opened = open_image(image, self.channels, self.decoding)
         resized = self._resize(opened)
-        return to_array(centre_crop(resized, self.image_size, self._fill()) if self.image_size else resized)
+        return to_array(centre_crop(resized, self.image_size, self.fill_colour()) if self.image_size else resized)
 
     def _opened(self, image: np.ndarray | bytes | str | os.PathLike[str]) -> np.ndarray:
         if isinstance(image, np.ndarray):
@@ -201,19 +201,20 @@ class Preprocessing:
 
     def _cut(self, image: np.ndarray) -> np.ndarray:
         """Resizes and crops as torchvision does tensors."""
-        sides = self._sides(image.shape[0], image.shape[1])
+        sides = self.sides(image.shape[0], image.shape[1])
         if image.shape[:2] != sides:
             image = torch_resize.resize(image, sides, self.interpolation)
         return crop_array(image, self.image_size) if self.image_size else image
 
-    def _fill(self) -> Any:
+    def fill_colour(self) -> int | tuple[int, ...]:
+        """Returns what Pillow images are padded with: a grey level, or a tuple of colours."""
         if self.crop_mode != "border":
             return 0
         fill = self.fill or tuple(round(255 * value) for value in self.mean)
         return fill[0] if len(fill) == 1 else fill
 
-    def _sides(self, height: int, width: int) -> tuple[int, int]:
-        """Returns what an image of that size is resized to."""
+    def sides(self, height: int, width: int) -> tuple[int, int]:
+        """Returns (height, width) that an image of that size is resized to."""
         sides = self.resized_to
         if sides is None:
             return height, width
@@ -230,7 +231,7 @@ class Preprocessing:
         return round(height / ratio), round(width / ratio)
 
     def _resize(self, image: Image.Image) -> Image.Image:
-        sides = self._sides(image.height, image.width)
+        sides = self.sides(image.height, image.width)
         if (image.height, image.width) == sides:
             return image
         method = getattr(import_pillow().Resampling, self.interpolation.upper())

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Float32, Int32
 
 _BLOCK = 32  # rows of the result computed together: they draw on nearly the same rows of the image
 _MAX_BITS = 22
@@ -45,7 +46,7 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.n
     Bytes come out as torch's to the bit, floats to its rounding.
     """
     if interpolation == "nearest":
-        rows, columns = (_nearest(old, new) for old, new in zip(image.shape[:2], size, strict=True))
+        rows, columns = (nearest(old, new) for old, new in zip(image.shape[:2], size, strict=True))
         return np.ascontiguousarray(image[rows][:, columns])
     if image.shape[1] != size[1]:  # first across, as torch does
         image = _resize_rows(image.swapaxes(0, 1), size[1], interpolation).swapaxes(0, 1)
@@ -54,7 +55,8 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.n
     return np.ascontiguousarray(image)
 
 
-def _nearest(old: int, new: int) -> np.ndarray:
+def nearest(old: int, new: int) -> np.ndarray:
+    """Returns the row that each row of the result is."""
     scale = np.float32(old) / np.float32(new)
     positions = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * scale
     return np.minimum(np.floor(positions).astype(np.int64), old - 1)
@@ -63,12 +65,11 @@ def _nearest(old: int, new: int) -> np.ndarray:
 def _resize_rows(image: np.ndarray, new: int, interpolation: str) -> np.ndarray:
     """Resizes the first axis."""
     counts_bytes = image.dtype == np.uint8
-    first, weights = _weights(image.shape[0], new, interpolation, np.dtype(float if counts_bytes else image.dtype))
     bits = 0
     if counts_bytes:
-        bits = _precision(float(weights.max()))
-        scaled = weights * (1 << bits)
-        weights = np.trunc(scaled + np.where(weights < 0, -0.5, 0.5))
+        first, weights, bits = _whole_weights(image.shape[0], new, interpolation)
+    else:
+        first, weights = _weights(image.shape[0], new, interpolation, image.dtype)
     flat = np.ascontiguousarray(image).reshape(image.shape[0], -1)
     result = np.empty((new, flat.shape[1]), image.dtype)
     for start in range(0, new, _BLOCK):
@@ -103,6 +104,32 @@ def _weights(old: int, new: int, interpolation: str, dtype: np.dtype) -> tuple[n
     weights = function(((offsets + first[:, None]).astype(dtype) - centre[:, None] + dtype.type(0.5)) / stretch)
     weights = np.where(offsets < (last - first)[:, None], weights, 0.0)
     return first, weights / weights.sum(1, keepdims=True)
+
+
+def _whole_weights(old: int, new: int, interpolation: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """Returns what `_weights` does, in whole numbers, and how many bits of them are after the point."""
+    first, weights = _weights(old, new, interpolation, np.dtype(float))
+    bits = _precision(float(weights.max()))
+    return first, np.trunc(weights * (1 << bits) + np.where(weights < 0, -0.5, 0.5)), bits
+
+
+def byte_weights(old: int, new: int, interpolation: str) -> tuple[Int32[np.ndarray, "new old"], int]:
+    """Returns the weights by which bytes are resized along an axis, and how many bits of them are after the point."""
+    first, weights, bits = _whole_weights(old, new, interpolation)
+    return _matrix(first, weights, old).astype(np.int32), bits
+
+
+def float_weights(old: int, new: int, interpolation: str) -> Float32[np.ndarray, "new old"]:
+    """Returns the weights by which floats are resized along an axis."""
+    return _matrix(*_weights(old, new, interpolation, np.dtype(np.float32)), old).astype(np.float32)
+
+
+def _matrix(first: np.ndarray, weights: np.ndarray, old: int) -> np.ndarray:
+    matrix = np.zeros((len(first), old))
+    for row, begin, values in zip(matrix, first, weights, strict=True):
+        count = min(len(values), old - begin)
+        row[begin : begin + count] = values[:count]
+    return matrix
 
 
 def _precision(largest: float) -> int:

@@ -1,0 +1,131 @@
+"""What is exported: a function of images alone, whose parameters are constants."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
+
+from vit_flax.export.pixels import prepare_pixels
+from vit_flax.models import VisionTransformer
+from vit_flax.models.precision import compiled_for
+from vit_flax.preprocessing.evaluation import Preprocessing
+
+OUTPUTS = ("logits", "features", "intermediates")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What a model computes of images, with names for its outputs."""
+
+    model: VisionTransformer
+    params: PyTree
+    output: str = "logits"
+    layers: tuple[int, ...] = ()  # blocks, of 'intermediates'; (): all
+    norm: bool = False  # of 'intermediates': after the final norm
+    preprocessing: Preprocessing | None = None
+    raw_size: tuple[int, int] | None = None  # (height, width) of uint8 images that are prepared inside
+    dtype: str = "float32"  # of the matrix products
+
+    def __post_init__(self) -> None:
+        """Checks what does not depend on the file's format."""
+        if self.output not in OUTPUTS:
+            raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {self.output!r}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
+        if self.output != "intermediates" and (self.layers or self.norm):
+            raise ValueError(f"`layers` and `norm` are of `output='intermediates'`, got {self.output!r}")
+        if self.raw_size is not None and self.preprocessing is None:
+            raise ValueError("raw_size needs preprocessing: what is done to raw pixels")
+        depth = self.model.config.depth
+        if wrong := [index for index in self.layers if not -depth <= index < depth]:
+            raise ValueError(f"no layer {wrong[0]}: the model has {depth}, numbered 0 to {depth - 1}")
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The numbers of the blocks whose tokens are returned, the first block's first."""
+        depth = self.model.config.depth
+        return tuple(sorted({index % depth for index in self.layers or range(depth)}))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the outputs."""
+        if self.output == "intermediates":
+            return tuple(f"layer_{index}" for index in self.blocks)
+        return (self.output if self.output != "logits" or self.model.config.num_classes else "embeddings",)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of what goes in."""
+        config = self.model.config
+        height, width = self.raw_size or config.image_size
+        return height, width, config.in_chans
+
+    @property
+    def image_dtype(self) -> DTypeLike:
+        """The dtype of what goes in."""
+        return jnp.float32 if self.raw_size is None else jnp.uint8
+
+    def function(self) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
+        """Returns the function of images (B, H, W, C) that is exported."""
+        prepare = None
+        if self.raw_size is not None:
+            assert self.preprocessing is not None
+            prepare = prepare_pixels(self.preprocessing, self.raw_size, self.model.config.in_chans)
+        narrow = jnp.bfloat16 if self.dtype == "bfloat16" else None
+        model = self.model.clone(dtype=narrow) if narrow is not None else self.model
+        params = _with_kernels_in(self.params, narrow)
+
+        def run(images: jax.Array) -> tuple[jax.Array, ...]:
+            return self._apply(model, params, images if prepare is None else prepare(images))
+
+        return run
+
+    def exact(self, images: np.ndarray) -> list[np.ndarray]:
+        """Computes what the model makes of prepared images in float64."""
+        with jax.enable_x64(True):
+            wide = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), self.params)
+            model = self.model.clone(dtype=None)
+            run = jax.jit(lambda params, images: self._apply(model, params, images))
+            return [np.asarray(array) for array in run(wide, jnp.asarray(images, jnp.float64))]
+
+    def model_own(self, images: np.ndarray) -> list[np.ndarray]:
+        """Computes what the model makes of prepared images in the dtype that is exported."""
+        run = jax.jit(dataclasses.replace(self, raw_size=None).function())
+        return [np.asarray(array) for array in run(jnp.asarray(images, jnp.float32))]
+
+    def _apply(self, model: VisionTransformer, params: PyTree, images: jax.Array) -> tuple[jax.Array, ...]:
+        with compiled_for("cpu"):  # what every platform has
+            return self._outputs(model, params, images)
+
+    def _outputs(self, model: VisionTransformer, params: PyTree, images: jax.Array) -> tuple[jax.Array, ...]:
+        variables = {"params": params}
+        if self.output == "logits":
+            found: Any = model.apply(variables, images)
+        elif self.output == "features":
+            found = model.apply(variables, images, method="features")
+        else:
+            chosen: Sequence[int] = list(self.blocks)
+            found = model.apply(
+                variables, images, indices=chosen, norm=self.norm, stop_early=not self.norm, intermediates_only=True,
+                method="forward_intermediates",
+            )  # fmt: skip
+            return tuple(found)
+        return (found,)
+
+
+def _with_kernels_in(params: PyTree, dtype: Any) -> PyTree:
+    """Returns the parameters with the kernels, which products round anyhow, in the products' dtype."""
+    if dtype is None:
+        return jax.tree.map(jnp.asarray, params)
+    flat: dict[tuple[str, ...], Any] = flatten_dict(params)  # pyright: ignore[reportAssignmentType]
+    return unflatten_dict(
+        {path: jnp.asarray(leaf, dtype if path[-1] == "kernel" else None) for path, leaf in flat.items()}
+    )

@@ -1,0 +1,34 @@
+"""StableHLO: the bytes that jax.export.deserialize takes, for the CPU, CUDA and TPUs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vit_flax.export.metadata import metadata
+from vit_flax.export.program import Program
+
+_PLATFORMS = ("cpu", "cuda", "tpu")
+_MOST = 2**31 - 2**20  # bytes: jax.export's own format counts them in 31 bits
+
+
+def write(path: Path, program: Program) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """Writes the program, and what it says of itself beside it; returns the function that the file holds."""
+    from jax import export  # a submodule that `import jax` does not load
+
+    height, width, channels = program.image_shape
+    (batch,) = export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, height, width, channels), program.image_dtype)
+    exported = export.export(jax.jit(program.function()), platforms=_PLATFORMS)(images)
+    data = exported.serialize()
+    if len(data) > _MOST:
+        raise ValueError(f"the program has {len(data):,} bytes, and jax.export holds {_MOST:,}: take dtype=bfloat16")
+    path.write_bytes(data)
+    path.with_name(f"{path.name}.json").write_text(json.dumps(metadata(program), indent=1) + "\n", "utf-8")
+    loaded = export.deserialize(bytearray(path.read_bytes()))
+    call = jax.jit(loaded.call)
+    return lambda images: [np.asarray(array) for array in call(images)]
