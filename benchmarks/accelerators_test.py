@@ -18,21 +18,13 @@ def _costs(chip: str, contestant: str) -> Costs:
     return costs(Program(compiled.as_text()), find_chip(CHIPS[chip]))
 
 
-# the TPU's compiler takes minutes for two such blocks, the GPU's seconds
-@pytest.mark.parametrize(
-    "chip",
-    [
-        "h100",
-        pytest.param(
-            "v5e",
-            marks=[pytest.mark.slow, pytest.mark.xfail(strict=True, reason="not reached yet: benchmarks/README.md")],
-        ),
-    ],
-)
+# the TPU's compiler takes a minute and a half of a core for two such blocks of linen's, the GPU's seconds
+@pytest.mark.parametrize("chip", ["h100", pytest.param("v5e", marks=pytest.mark.slow)])
 def test_two_blocks_move_no_more_bytes_than_linens(chip: str) -> None:
     ours, linen = _costs(chip, "ours"), _costs(chip, "linen")
     assert ours.flops == pytest.approx(linen.flops, rel=0.05), "another model"
     assert ours.bytes <= linen.bytes
+    assert ours.device_bytes <= linen.device_bytes
 
 
 def test_the_table() -> None:

@@ -23,6 +23,11 @@ class Device(Protocol):
         ...
 
     @property
+    def device_kind(self) -> str:
+        """What it is, such as 'TPU v5 lite'."""
+        ...
+
+    @property
     def id(self) -> int:
         """Its number among all processes' devices."""
         ...
