@@ -39,7 +39,7 @@ def compile_case(model: str, depth: int | None, batch: int, mode: str, topology:
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     from vit_flax.models.precision import compiled_for
-    from vit_flax.plan.targets import compiler_options, topology_devices
+    from vit_flax.plan.targets import compiler_options, topology_devices, traced_for
 
     config = MODELS[model] if depth is None else MODELS[model].replace(depth=depth)
     apply, init = apply_of(contestant, config)
@@ -64,7 +64,7 @@ def compile_case(model: str, depth: int | None, batch: int, mode: str, topology:
 
     device = topology_devices(topology)[0]
     alone = NamedSharding(Mesh(np.array([device]), ("x",)), PartitionSpec())
-    with compiled_for(device.platform, kind=device.device_kind):
+    with traced_for(topology), compiled_for(device.platform, kind=device.device_kind):
         if mode == "training":
             lowered = jax.jit(step, in_shardings=alone, donate_argnums=0).lower(params, images, labels)
         else:

@@ -27,6 +27,15 @@ def test_two_blocks_move_no_more_bytes_than_linens(chip: str) -> None:
     assert ours.device_bytes <= linen.device_bytes
 
 
+def test_cudnns_attention_compiles_for_a_gpu_and_stores_no_logits() -> None:
+    if not gpu_compiler.show():
+        pytest.skip("no compiler for GPUs for this platform")
+    text = compile_case("S", 1, 2, "training", CHIPS["h100"], "ours, cudnn").as_text()
+    assert text.count('custom_call_target="__cudnn$fmha') == 2  # forward and backward, of 197 tokens
+    assert "2,6,198,198]" not in text
+    assert "2,6,200,200]" not in text
+
+
 def test_the_table() -> None:
     row = {"model": "S", "depth": None, "batch": 64, "mode": "training", "chip": "v5e", "accessed": 3 * 10**9,
            "bytes": 2 * 10**9, "device_bytes": 10**9, "temporary_bytes": 10**8, "flops": 10**12, "uncounted": [],

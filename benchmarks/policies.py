@@ -2,7 +2,7 @@
 
 A recipe is trained in bfloat16, here, once under each policy, with the same seeds and batches:
 
-    python -m benchmarks.policies                                                     # 200 steps on scikit-learn's digits
+    python -m benchmarks.policies                                         # 200 steps on scikit-learn's digits
     python -m benchmarks.policies --recipe fashion_mnist --folder DIR --epochs 1
 
 The losses of both go into one picture, and the scores at the end beside each other; the median of the seeds where there
@@ -75,9 +75,8 @@ def main() -> None:
     config = make() if options.recipe == "digits" else make(options.folder)
     steps = options.steps or (None if options.epochs else 200)
     length = {"epochs": options.epochs, "steps": None} if steps is None else {"epochs": None, "steps": steps}
-    config = config.replace(
-        {**length, "precision": "bf16", "log_every": max(1, min(config.log_every, (steps or 99) // 20))}
-    )
+    every = max(1, min(config.log_every, (steps or 99) // 20))
+    config = config.replace({**length, "precision": "bf16", "log_every": every})
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in POLICIES}
     for seed in range(options.seeds):
         for name, platform in POLICIES.items():

@@ -253,17 +253,25 @@ def _cudnn(q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike,
 
 
 def _by_jax(q: Array, k: Array, v: Array, scale: float, bias: Array | None, implementation: Any, step: int) -> Array:
-    # it wants (B, N, H, E) heads of one width, a multiple of `step`
+    # it wants (B, N, H, E) heads of one width, a multiple of `step`; cuDNN's backward pass an even number of tokens
     width = -(-max(q.shape[-1], v.shape[-1]) // step) * step
+    batch, _, queries, _ = q.shape
+    lengths: Any = {}
+    if implementation == "cudnn" and bias is None:
+        sizes = {"query_seq_lengths": queries, "key_value_seq_lengths": k.shape[2]}
+        if any(size % 2 for size in sizes.values()):
+            lengths = {name: jnp.full(batch, size, jnp.int32) for name, size in sizes.items()}
 
     def padded(part: Array) -> Array:
-        return jnp.pad(part.astype(q.dtype), ((0, 0), (0, 0), (0, 0), (0, width - part.shape[-1]))).swapaxes(1, 2)
+        tokens = part.shape[2] % 2 if lengths else 0
+        sides = ((0, 0), (0, 0), (0, tokens), (0, width - part.shape[-1]))
+        return jnp.pad(part.astype(q.dtype), sides).swapaxes(1, 2)
 
     bias = None if bias is None else bias.astype(q.dtype)
     out = jax.nn.dot_product_attention(
-        padded(q), padded(k), padded(v), bias, scale=scale, implementation=implementation
+        padded(q), padded(k), padded(v), bias, scale=scale, implementation=implementation, **lengths
     )
-    return out.swapaxes(1, 2)[..., : v.shape[-1]]
+    return out.swapaxes(1, 2)[:, :, :queries, : v.shape[-1]]
 
 
 def matmul_precision(precision: PrecisionLike) -> AbstractContextManager[None]:

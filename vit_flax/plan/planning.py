@@ -13,7 +13,7 @@ import jax
 from vit_flax.chips import find_chip, parse_topology
 from vit_flax.plan.costs import costs
 from vit_flax.plan.hlo import Program
-from vit_flax.plan.targets import GPU_LIMITS, compiler_options, topology_devices
+from vit_flax.plan.targets import GPU_LIMITS, compiler_options, topology_devices, traced_for
 from vit_flax.train.config import MeshConfig, ResolvedConfig
 from vit_flax.train.flops import training_flops
 from vit_flax.train.lower import abstract_state, lower
@@ -66,7 +66,8 @@ def plan(config: ResolvedConfig, topology: str) -> Plan:
     chip, devices = find_chip(topology), topology_devices(topology)
     mesh = make_mesh(config.mesh, devices)
     state = abstract_state(config, mesh)
-    lowered = lower(config, mesh)
+    with traced_for(topology):
+        lowered = lower(config, mesh)
     start = time.perf_counter()
     compiled: Any = None
     needed, missing = 0, 0

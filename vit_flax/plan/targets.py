@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 from vit_flax import gpu_compiler
 from vit_flax.chips import Topology, parse_topology
@@ -20,6 +23,7 @@ GPU_LIMITS: tuple[str, ...] = (
     "JAX takes 75 % of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says more",
 )
 
+CUDNN = (9, 8)  # the version that programs are compiled for
 # What the compiler asks about a GPU (XLA's GpuTargetConfigProto). The same for all: limits of compute capability 8.0
 # and later. Reference: CUDA C++ Programming Guide, 'Technical Specifications per Compute Capability'.
 _COMMON = """threads_per_block_limit: 1024
@@ -64,6 +68,30 @@ def compiler_options(topology: str) -> dict[str, Any]:
     return dict(GPU_OPTIONS) if parse_topology(topology).chip.is_gpu else {}
 
 
+@contextlib.contextmanager
+def traced_for(topology: str) -> Iterator[None]:
+    """Makes JAX trace cuDNN's attention for GPUs that are not here: it asks this machine what its GPU and cuDNN are.
+
+    What is asked is no public part of JAX; where another version asks otherwise, cuDNN's attention needs a GPU to plan.
+    """
+    if not parse_topology(topology).chip.is_gpu:
+        yield
+        return
+    asked = None
+    with contextlib.suppress(ImportError):
+        asked = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
+    capability = _GPUS[parse_topology(topology).chip_name]["capability"]
+    answers: dict[str, Callable[..., Any]] = {
+        "check_cudnn_version": lambda: CUDNN[0] * 10000 + CUDNN[1] * 100,
+        "check_compute_capability": lambda least: capability >= tuple(map(int, least.split("."))),
+    }
+    with contextlib.ExitStack() as patches:
+        for name, answer in answers.items():
+            if hasattr(asked, name):
+                patches.enter_context(mock.patch.object(asked, name, answer))
+        yield
+
+
 def _tpu_devices(wanted: Topology) -> list[Any]:
     # no metadata server, no lock on a TPU that another process may be using, no log lines about the missing TPU
     for name, value in (
@@ -103,7 +131,8 @@ def target_config(chip: str) -> str:
     name, (major, minor) = fields.pop("name"), fields.pop("capability")
     own = "\n".join(f"{key}: {value}" for key, value in fields.items())
     capability = f"cuda_compute_capability {{ major: {major} minor: {minor} }}"
+    cudnn = f"dnn_version_info {{ major: {CUDNN[0]} minor: {CUDNN[1]} }}"
     return (
         f"gpu_device_info {{\n{_COMMON}\n{own}\n{capability}\n}}\n"
-        f'platform_name: "CUDA"\ndnn_version_info {{ major: 9 minor: 8 }}\ndevice_description_str: "{name}"\n'
+        f'platform_name: "CUDA"\n{cudnn}\ndevice_description_str: "{name}"\n'
     )
