@@ -211,7 +211,7 @@ def test_models_that_are_not_here_are_refused_by_name() -> None:
         vit_flax.from_state_dict(hybrid, **PLAIN)
     naflex = {name.replace("patch_embed.proj", "embeds.proj"): array for name, array in tensors.items()}
     for config in (None, "vit_tiny_patch16_224"):
-        with pytest.raises(ConversionError, match="timm's NaFlexVit"):
+        with pytest.raises(ConversionError, match="timm's NaFlexVit with a convolution"):
             vit_flax.from_state_dict(naflex, config=config, **PLAIN)
 
 

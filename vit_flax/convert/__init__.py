@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 
 from vit_flax.config import ViTConfig, ViTFamily
 from vit_flax.convert.beit import BEIT
+from vit_flax.convert.beit3 import BEIT3
 from vit_flax.convert.checkpoint import Checkpoint, from_mapping
 from vit_flax.convert.config_files import Beside, Family, read_config
 from vit_flax.convert.dtypes import in_float32, settled
@@ -29,6 +30,7 @@ from vit_flax.convert.perception_encoder import PERCEPTION_ENCODER, PERCEPTION_E
 from vit_flax.convert.rules import ConversionError, Drop, Rule
 from vit_flax.convert.t2t_vit import T2T_VIT
 from vit_flax.convert.timm import TIMM
+from vit_flax.convert.timm_naflex import TIMM_NAFLEX
 from vit_flax.convert.torchvision import TORCHVISION
 from vit_flax.convert.training_only import without_training
 from vit_flax.convert.wish import Wish
@@ -66,7 +68,7 @@ __all__ = [
 _ORDER = (
     TIMM, DINO, DEIT, DEIT3, DINOV2, IJEPA, MAE, OPEN_CLIP_TIMM, OPEN_CLIP, OPEN_CLIP_TOWER, TORCHVISION, GOOGLE_NPZ,
     BIG_VISION, BIG_VISION_SCAN, EVA, EVA02, FACEBOOK_DINOV3, OPEN_CLIP_EVA, PERCEPTION_ENCODER,
-    PERCEPTION_ENCODER_TOWER, BEIT, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T,
+    PERCEPTION_ENCODER_TOWER, BEIT, BEIT3, TIMM_NAFLEX, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T,
     *FLAX_LAYOUTS, *HUGGINGFACE_LAYOUTS,
 )  # fmt: skip
 _READ_ONLY = {layout.name for layout in FLAX_LAYOUTS}

@@ -10,8 +10,6 @@ _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((r"\.lora_(A|B|up|down)\b|\.lora_embedding_",), "an adapter (LoRA): give the folder with its adapter_config.json"),
     ((r"(^|/)(exp_avg|momentum_buffer|exp_avg_sq|max_exp_avg_sq)$",), "an optimiser's state without the model"),
     ((r"patch_embed\.backbone\.",), "a hybrid model, whose tokens come from a convolutional network"),
-    ((r"embeds\.proj\.",), "timm's NaFlexVit; of NaFlex models Hugging Face's SigLIP 2 is read, and timm's "
-                           "VisionTransformer with the same weights"),
     ((r"blocks_token_only\.",), "a CaiT"),
     ((r"cls_attn_blocks\.|\.local_mp\.|\.attn\.temperature$",), "an XCiT"),
     ((r"\.temporal_(attn|attention)\.",), "a TimeSformer, which reads video"),
@@ -61,7 +59,7 @@ _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((r"running_mean$",), "a network with batch normalisation, convolutional at least in part"),
 )  # fmt: skip
 # Those whose tensors a layout would take for a model of its own, to fail at hundreds of them.
-_TAKEN = ("a hybrid", "timm's NaFlexVit", "a CaiT", "an XCiT", "a TimeSformer", "the image encoder", "an MViT",
+_TAKEN = ("a hybrid", "a CaiT", "an XCiT", "a TimeSformer", "the image encoder", "an MViT",
           "a Hiera", "a diffusion transformer", "a YOLOS", "a MaxViT")  # fmt: skip
 
 
