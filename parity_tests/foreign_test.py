@@ -21,6 +21,7 @@ TRANSFORMERS = {
     "BertModel": "a language model (BERT", "GPT2Model": "a language model (GPT)", "T5Model": "a language model",
     "SwinModel": "a Swin Transformer", "ResNetModel": "a ResNet", "SegformerModel": "a pyramid of transformers",
     "WhisperModel": "a speech model", "DetrModel": "a detector", "CLIPTextModel": "the text tower of a CLIP",
+    "VitDetModel": "a ViTDet, most of whose blocks attend inside windows", "SamVisionModel": "Segment Anything",
     "HieraModel": "a Hiera", "YolosModel": "a YOLOS", "TimesformerModel": "a TimeSformer",
 }  # fmt: skip
 

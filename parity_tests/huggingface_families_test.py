@@ -225,9 +225,13 @@ def test_the_image_tower_of_a_larger_model(kind, tmp_path) -> None:
 def test_a_larger_model_with_another_tower_is_refused_by_its_name(tmp_path) -> None:
     theirs, _ = larger("Llava")
     config = theirs.config.to_dict()
-    config["vision_config"]["model_type"] = "pixtral"
-    with pytest.raises(vit_flax.ConversionError, match=r"'llava' with a vision_config of model_type 'pixtral'"):
-        vit_flax.from_state_dict(theirs.state_dict(), config=config)
+    for kind, says in (
+        ("pixtral", r"'llava' is not read: its blocks are a language model's"),
+        ("another", r"'llava' with a vision_config of model_type 'another' is not known"),
+    ):
+        config["vision_config"]["model_type"] = kind
+        with pytest.raises(vit_flax.ConversionError, match=says):
+            vit_flax.from_state_dict(theirs.state_dict(), config=config)
 
 
 # with a component that the others do not have: name, (case, layout, mutations)

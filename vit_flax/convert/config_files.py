@@ -12,6 +12,7 @@ from typing import Any
 
 from vit_flax.config import ViTConfig, config_from_dict
 from vit_flax.convert.checkpoint import one_line
+from vit_flax.convert.foreign_types import why_not
 from vit_flax.convert.rules import ConversionError
 from vit_flax.convert.timm_config import read_open_clip_config, read_timm_backbone, read_timm_config
 
@@ -121,6 +122,9 @@ def _huggingface(values: Mapping[str, Any], families: Mapping[str, Family]) -> B
     if kind not in families and (inner := _inner_tower(values, families)):
         return dataclasses.replace(inner, origin=inner.origin.replace(" (", f" ({kind}, ", 1))
     if kind not in families:
+        types = (kind, *map(str, _inner_types(values).values()))
+        if reason := next((found for name in types if (found := why_not(name))), None):
+            raise ConversionError(f"model_type {kind[:60]!r} is not read: {reason}")
         others = [f" with a {name} of model_type {one_line(repr(t))[:60]}" for name, t in _inner_types(values).items()]
         raise ConversionError(
             f"model_type {kind[:60]!r}{''.join(others[:1])} is not known; known: {', '.join(families)}"

@@ -83,6 +83,15 @@ class TestHuggingFace:
         assert "model_type 'llama' is not known; known: vit" in refused({"model_type": "llama"})
         refused({"model_type": ["vit"]})
 
+    @pytest.mark.parametrize(
+        ("kind", "said"),
+        [("vitdet", "inside windows"), ("sam_vision_model", "inside windows"), ("sam3_vit_model", "rotates inside"),
+         ("sam2_vision_model", "a Hiera"), ("swinv2", "a Swin"), ("qwen2_5_vl_vision", "a language model's")],
+    )  # fmt: skip
+    def test_types_that_look_like_a_vit_are_refused_with_the_reason(self, kind, said):
+        assert said in refused({"model_type": kind})
+        assert said in refused({"model_type": "larger", "vision_config": {"model_type": kind}})
+
     def test_the_tables_point_to_what_there_is(self):
         assert {family.layout for family in FAMILIES.values()} <= set(LAYOUTS)
         for name in ACTIVATIONS.values():

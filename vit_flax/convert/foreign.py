@@ -15,6 +15,8 @@ _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((r"\.temporal_(attn|attention)\.",), "a TimeSformer, which reads video"),
     ((r"\.attn\.rel_pos_h$", r"(^|[./])neck\.0\."), "the image encoder of Segment Anything (SAM)"),
     ((r"\.(attn|attention)\.rel_pos_h$", r"(^|[./])neck\.conv1\."), "the image encoder of Segment Anything (SAM)"),
+    ((r"\.(attn|attention)\.rel_pos_h$",), "a ViTDet, most of whose blocks attend inside windows"),
+    ((r"encoder\.layer\.\d+\.attention\.qkv\.weight$",), "a ViTDet, most of whose blocks attend inside windows"),
     ((r"detection_tokens$",), "a YOLOS, which detects objects"),
     ((r"window_attention\.attn_layer\.",), "a MaxViT"),
     ((r"\.pool_q\.|\.attn\.pool_k\.",), "an MViT"),
@@ -59,7 +61,7 @@ _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((r"running_mean$",), "a network with batch normalisation, convolutional at least in part"),
 )  # fmt: skip
 # Those whose tensors a layout would take for a model of its own, to fail at hundreds of them.
-_TAKEN = ("a hybrid", "a CaiT", "an XCiT", "a TimeSformer", "the image encoder", "an MViT",
+_TAKEN = ("a hybrid", "a CaiT", "an XCiT", "a TimeSformer", "the image encoder", "a ViTDet", "an MViT",
           "a Hiera", "a diffusion transformer", "a YOLOS", "a MaxViT")  # fmt: skip
 
 

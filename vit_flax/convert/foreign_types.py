@@ -1,0 +1,26 @@
+"""Model types of Hugging Face that look like a ViT and are not read: patterns of `model_type`, and the reason."""
+
+from __future__ import annotations
+
+import re
+
+_WINDOWS = "most of its blocks attend inside windows, which this library does not have"
+_VIDEO = "it reads video"
+_LANGUAGE = "its blocks are a language model's (RMSNorm, gates, rotations over packed images of any size)"
+_REASONS: tuple[tuple[str, str], ...] = (
+    (r"vitdet|vitmatte|sam(_hq)?(_vision_model)?|lw_detr(_vit)?|rf_detr(_dinov2)?", _WINDOWS),
+    (r"sam3(_vision_model|_vit_model|_video|_tracker|_lite_text)?", f"{_WINDOWS}; it rotates inside them"),
+    (r"(sam2|edgetam)(_\w+)?|hiera", "its blocks pool queries between stages (a Hiera)"),
+    (r"swin\w*|maskformer-swin", "its windows are shifted and its stages of other widths (a Swin)"),
+    (r"(videomae|vivit|timesformer|vjepa2|videoprism|x_?clip(_vision_model)?)", _VIDEO),
+    (r"pixtral|(qwen|ovis2|kimi|gemma4|glm|llama4|smolvlm|idefics)\w*|mllama_vision_model", _LANGUAGE),
+    (r"sapiens2\w*", "several queries share a key, and LayerScale is after attention alone"),
+    (r"dpt|zoedepth|prompt_depth_anything|tipsv2_dpt|upernet", "of dense heads only Depth Anything's is read"),
+    (r"yolos|seggpt|eomt\w*|vitpose\w*|groupvit\w*", "its tokens are not those of a classifier"),
+    (r"levit|cvt|pvt\w*|mobilevit\w*|convnext\w*|segformer", "it is convolutional at least in part"),
+)
+
+
+def why_not(model_type: str) -> str | None:
+    """Returns the reason why a model type is not read, or None for one that nothing is known of."""
+    return next((reason for pattern, reason in _REASONS if re.fullmatch(pattern, model_type)), None)
