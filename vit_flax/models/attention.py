@@ -141,7 +141,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x)
         qkv = qkv if self.biases is None else self.precision.keep(qkv + jnp.concatenate(self.biases))
         scale = self.qk_scale or self.head_width**-0.5
-        out = row_attention([qkv], self.num_heads, scale, self.precision.products)
+        operand = qkv.astype(self.precision.operand_dtype(qkv))
+        out = self.precision.keep(row_attention([operand], self.num_heads, scale, self.precision.products))
         return self._leave(out, qkv[..., 2 * self.num_heads * self.head_width :])
 
     def _leave(self, out: Array, values: Array) -> Array:

@@ -78,8 +78,8 @@ def stored_linear(
     """Computes `x @ kernel + bias` with operands, result and the gradient of `x` in `dtype`, sums in float32.
 
     The kernel is (in ..., out ...), the first `inner` of its axes, and the bias (out ...): axes of heads stay apart,
-    for to join them is a copy on a TPU. A GPU's compiler moves an operand to contract two axes, and XLA:CPU sums such
-    products less exactly: there, and where no target is said, all are matrices.
+    for to join them is a copy on a TPU. A GPU's compiler moves an operand to contract two axes: there, and
+    where no target is said, all are matrices.
     """
     if target().platform == "tpu" or explicit_sharding(x) is not None:
         return _stored_linear(x, kernel, bias, dtype, precision, inner)
