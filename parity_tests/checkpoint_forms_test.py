@@ -344,9 +344,18 @@ def test_arguments_of_repositories_on_timms_hub(name):
     assert_agrees(run_flax(model, params, IMAGES), run_torch(theirs, IMAGES))
 
 
-def test_what_a_repository_says_in_code_alone_is_shown_by_the_tensors_or_asked_for():
-    theirs = timm_model("vit_huge_patch14_224", mlp_layer=GATED, act_layer=nn.SiLU, init_values=1e-5, num_classes=0)
-    config = hub_config("vit_huge_patch14_224", num_classes=0)  # as Virchow's, whose layers its readme names
+VIRCHOWS = {  # whose layers their readmes name
+    "Virchow": {"num_classes": 0},
+    "Virchow2": {"num_classes": 0, "mlp_ratio": 5.25, "reg_tokens": 4, "init_values": 1e-5, "dynamic_img_size": True},
+}
+
+
+@pytest.mark.parametrize("name", VIRCHOWS)
+def test_what_a_repository_says_in_code_alone_is_shown_by_the_tensors_or_asked_for(name):
+    arguments = VIRCHOWS[name]
+    layers = {"mlp_layer": GATED, "act_layer": nn.SiLU, "init_values": 1e-5}
+    theirs = timm_model("vit_huge_patch14_224", **{**arguments, **layers})
+    config = hub_config("vit_huge_patch14_224", **arguments)
     with pytest.raises(vit_flax.ConversionError, match="do not tell activation"):
         vit_flax.from_state_dict(theirs.state_dict(), config=config)
     model, params = vit_flax.from_state_dict(theirs.state_dict(), config=config, activation="silu")

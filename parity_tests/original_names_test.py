@@ -160,6 +160,36 @@ def test_naflexvit_of_one_size(name) -> None:
         assert np.abs(run_flax(resized, own, images) - expected.numpy()).max() < 1e-6  # resized in float32 there
 
 
+def as_dinov2(module: Any, chunks: int) -> dict[str, Any]:
+    """Returns a gated model of timm under DINOv2's names, its blocks in chunks, as they are trained."""
+    spelled = renamed(module.state_dict(), {r"mlp\.fc1\.": "mlp.w12.", r"mlp\.fc2\.": "mlp.w3."})
+    inside, first = len(module.blocks) // chunks, re.compile(r"^blocks\.(\d+)")
+    found = {first.sub(lambda m: f"blocks.{int(m[1]) // inside}.{m[1]}", n): t for n, t in spelled.items()}
+    return {**found, "mask_token": torch.ones(1, 32, dtype=torch.float64)}
+
+
+def franca(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Returns the tensors as Franca's files hold them: its teacher with the heads that trained it."""
+    beside = {"dino_head.mlp.0.weight", "ibot_head.last_layer.weight"}
+    inside = {"rasa_head.pre_pos_layers.0.weight", "rasa_head.pos_pred.weight"}
+    extra = {name: torch.ones(2, 32, dtype=torch.float64) for name in beside | {f"backbone.{name}" for name in inside}}
+    return {"teacher": {**{f"backbone.{name}": tensor for name, tensor in tensors.items()}, **extra}}
+
+
+@pytest.mark.parametrize("owner", ["franca", "webssl"])
+def test_dinov2s_kin_under_its_names(owner) -> None:
+    gated = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU, "mlp_ratio": 5.5, "patch_size": 14}
+    module = randomise(timm.create_model("vit_base_patch14_dinov2", **{**SMALL, **gated, "num_classes": 0}))
+    tensors = as_dinov2(module, chunks=2)
+    told = {"num_heads": 4, "image_size": 28}
+    model, params = vit_flax.from_state_dict(franca(tensors) if owner == "franca" else tensors, **told)
+    images = random_images((28, 28))
+    assert_agrees(run_flax(model, params, images, "features"), run_torch(module.forward_features, images))
+    own = as_dinov2(module, chunks=1)
+    own = {name.replace("blocks.0.", "blocks."): tensor for name, tensor in own.items()}
+    assert_same_tensors(vit_flax.to_state_dict(model, params, "dinov2"), own)
+
+
 @pytest.mark.slow
 def test_every_component_and_gradient_of_naflexvit_agrees() -> None:
     name = "naflexvit_base_patch16_map"

@@ -21,6 +21,7 @@ _DROPS = {
     **dict.fromkeys(("cls_pt_layers.{rest}", "regression_head.{rest}", "predictor.{rest}"), _BLOCKS),
     **dict.fromkeys(("decoder.{rest}", "decoder_{rest}", "mask_decoder.{rest}"), _DECODER),
     **dict.fromkeys(("dino_head.{rest}", "ibot_head.{rest}"), _HEAD),
+    "rasa_head.{rest}": "Franca's, which stands after the model and takes the patches' places off their tokens",
     **dict.fromkeys(("projector.{rest}", "projection_head.{rest}", "prototypes.{rest}"), _HEAD),
     **dict.fromkeys(("momentum_{rest}", "queue", "queue_ptr"), "the momentum branch of contrastive training"),
     **dict.fromkeys(("blocks.{i}.attn.relative_position_index", "rel_pos_bias.relative_position_index"), _INDEX),
