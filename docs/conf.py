@@ -1,10 +1,12 @@
 """The documentation's build: MyST pages whose cells run, pages generated from the package, nothing fetched."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+NOTEBOOK = "article.ipynb"
 sys.path.insert(0, str(HERE))
 # the cells run in kernels of their own, which inherit these
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # cells call vit-flax
@@ -30,7 +32,7 @@ myst_heading_anchors = 3
 # a cell that fails fails the build
 nb_execution_mode = "cache" if os.environ.get("DOCS_CACHE") else "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 900  # seconds a cell; a busy machine is slow
 nb_execution_show_tb = True
 nb_merge_streams = True
 nb_ipywidgets_js = {}  # no page asks another host for anything
@@ -60,5 +62,13 @@ html_context = {"default_mode": "auto"}
 
 
 def setup(app):
-    """Writes the generated pages before Sphinx lists what there is."""
+    """Writes the generated pages before Sphinx lists what there is, and the article's notebook beside its page."""
     app.connect("builder-inited", lambda app: generate.write_pages(Path(app.srcdir) / "generated"))
+    app.connect("build-finished", copy_notebook)
+
+
+def copy_notebook(app, error):
+    """Copies the article as it was run, outputs included."""
+    executed = Path(app.outdir).parent / "jupyter_execute" / NOTEBOOK
+    if error is None and executed.exists():
+        shutil.copy(executed, Path(app.outdir) / NOTEBOOK)

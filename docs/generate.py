@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import math
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_flax.cli.main import build_parser
-from vit_flax.config import ViTConfig
+from vit_flax.config import ViTConfig, ViTFamily
 from vit_flax.convert import LAYOUTS
 from vit_flax.models import build_model
 from vit_flax.presets import PRESETS, Preset
@@ -29,6 +30,7 @@ from vit_flax.train.data import SOURCES
 from vit_flax.train.fields import dotted_paths
 from vit_flax.train.flops import count_flops
 
+_LISTED = 30  # keys of a table
 # modules whose `__all__` is public, in the order of a reader's way; what the second column says stands above the names
 PUBLIC = {
     "vit_flax": "What most programs need.",
@@ -241,27 +243,80 @@ def api_page() -> str:
 
 
 def module_page(module: str, text: str) -> str:
-    """Returns the reference of one module's public names.
+    """Returns the reference of one module's public names; one that an earlier module has is a line that says so.
 
     Raises:
-        ValueError: one of them has no docstring.
+        ValueError: one of them has no docstring, or a constant no comment.
     """
     owner = importlib.import_module(module)
-    names = sorted(owner.__all__, key=str.lower)
-    if bare := [name for name in names if not inspect.getdoc(getattr(owner, name))]:
-        raise ValueError(f"{module}: no docstring: {', '.join(bare)}")
     parts = [f"# {module}", text, f"```{{eval-rst}}\n.. currentmodule:: {module}\n```"]
-    parts += [_reference(module, name, getattr(owner, name)) for name in names]
+    for name in sorted(owner.__all__, key=str.lower):
+        value = getattr(owner, name)
+        home = _places(value)[0]
+        if home != f"{module}.{name}":
+            parts.append(f"```{{eval-rst}}\n``{module}.{name}`` is :py:obj:`{home}`.\n```")
+        else:
+            parts.append(_reference(module, name, value))
     return "\n\n".join(parts) + "\n"
+
+
+def _places(value: object) -> list[str]:
+    """Returns the public names of one object, that of the most special module first."""
+    found = []
+    for module in [*list(PUBLIC)[1:], next(iter(PUBLIC))]:
+        owner = importlib.import_module(module)
+        found += [f"{module}.{name}" for name in owner.__all__ if getattr(owner, name) is value]
+    named = getattr(value, "__name__", "")
+    return sorted(found, key=lambda place: place.rpartition(".")[2] != named)  # an alias stands behind the name
 
 
 def _reference(module: str, name: str, value: Any) -> str:
     """Returns the directive that documents one name where it is public, not where it is defined."""
-    if inspect.isclass(value):
-        directive = f".. autoclass:: {module}.{name}\n   :members:"
-    elif callable(value) and hasattr(value, "__name__"):
-        directive = f".. autofunction:: {module}.{name}"
-    else:  # a constant, or a constructor of configs: its docstring is what there is
-        body = textwrap.indent(inspect.getdoc(value) or "", "   ")
+    if inspect.isclass(value) or inspect.isfunction(value):
+        if not inspect.getdoc(value):
+            raise ValueError(f"{module}.{name} has no docstring")
+        kind = ".. autoclass::" if inspect.isclass(value) else ".. autofunction::"
+        directive = f"{kind} {module}.{name}" + ("\n   :members:" if inspect.isclass(value) else "")
+    else:
+        body = "\n\n".join(
+            textwrap.indent(part, "   ") for part in (_comment_of(module, name, value), _contents(value))
+        )
         directive = f".. py:data:: {module}.{name}\n\n{body}"
     return f"```{{eval-rst}}\n{directive}\n```"
+
+
+def _contents(value: Any) -> str:
+    """Returns what a constant holds, in a few words."""
+    if isinstance(value, ViTFamily):
+        defaults = ", ".join(f"``{field}={default!r}``" for field, default in value.defaults.items())
+        parts = f"Tokens: ``{value.tokens.__name__}``; position: ``{value.position.__name__}``."
+        return parts + (f" Defaults of its own: {defaults}." if defaults else "")
+    if isinstance(value, dict | tuple):
+        words = [f"``{key}``" for key in value]
+        return ", ".join(words[:_LISTED]) + (f" and {len(words) - _LISTED} more" if len(words) > _LISTED else "")
+    return f"``{value!r}``"
+
+
+def _comment_of(module: str, name: str, value: object) -> str:
+    """Returns the comment at a constant's definition: behind it, or in the lines above.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for known, owner in list(sys.modules.items()):
+        if not known.startswith("vit_flax") or getattr(owner, name, None) is not value:
+            continue
+        lines = inspect.getsource(owner).splitlines()
+        for node in ast.parse("\n".join(lines)).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            if not any(isinstance(target, ast.Name) and target.id == name for target in targets):
+                continue
+            _, _, behind = lines[node.lineno - 1].partition("  # ")
+            above: list[str] = []
+            for line in reversed(lines[: node.lineno - 1]):
+                if not line.startswith("# "):
+                    break
+                above.insert(0, line[2:])
+            if text := " ".join(above) or behind:
+                return text[:1].upper() + text[1:] + "."
+    raise ValueError(f"{module}.{name}: a public constant without a comment where it is defined")

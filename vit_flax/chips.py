@@ -53,6 +53,7 @@ def _gpu(kind: str, flops: float, tf32: float, fp32: float, fp64: float, memory:
 
 
 MIB = 2**20
+# what the makers publish of each chip, by the name that `plan --topology` takes
 CHIPS = {
     "v4": _tpu(
         275e12,

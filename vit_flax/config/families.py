@@ -46,7 +46,9 @@ class ViTFamily:
                 raise ValueError(f"{self.name} has no field {name!r}; {hint}")
 
 
+# the ViT, and whatever differs from it by values alone
 PlainViTConfig = ViTFamily("ViTConfig", Patches, NoPosition)
+# T2T-ViT: soft splits with transformers between
 T2TViTConfig = ViTFamily("T2TViTConfig", SoftSplits, NoPosition, {"num_heads": 1})
 # heads of a width of their own, whatever embed_dim is
 LucidrainsViTConfig = ViTFamily(
@@ -57,6 +59,7 @@ RopeViTConfig = ViTFamily(
     "RopeViTConfig", Patches, Rotation,
     {"norm_eps": 1e-5, "init_values": 1.0, "pos_embed": "none", "key_bias": False},
 )  # fmt: skip
+# BEiT: a relative position bias in attention
 BeitConfig = ViTFamily(
     "BeitConfig", Patches, RelativeBias, {"pos_embed": "none", "init_values": 0.1, "key_bias": False}
 )
@@ -66,6 +69,7 @@ NaFlexViTConfig = ViTFamily(
     {"class_token": False, "global_pool": "map", "num_classes": 0, "activation": "gelu_tanh"},
 )  # fmt: skip
 
+# the published pairs of parts, by name
 FAMILIES: dict[str, ViTFamily] = {
     family.name: family
     for family in (PlainViTConfig, T2TViTConfig, LucidrainsViTConfig, RopeViTConfig, BeitConfig, NaFlexViTConfig)

@@ -11,7 +11,9 @@ from vit_flax.config.part import Part
 if TYPE_CHECKING:
     from vit_flax.config.vit import ViTConfig
 
+# how the angles of a rotation are made
 ROPE_TYPES = ("dinov3", "cat", "mixed", "none")
+# which axis of the grid comes first in the angles
 GRID_INDEXINGS = ("ij", "xy")
 _ATTENDING = ("standard", "res_post")  # the blocks whose attention takes positions
 

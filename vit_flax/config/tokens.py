@@ -11,6 +11,7 @@ from vit_flax.config.part import Part, ShardingRule
 if TYPE_CHECKING:
     from vit_flax.config.vit import ViTConfig
 
+# how the tokens between two soft splits attend
 TOKENS_TYPES = ("transformer", "performer")
 
 

@@ -14,9 +14,12 @@ from vit_flax.config.tokens import Patches, Tokens
 if TYPE_CHECKING:
     from vit_flax.config.families import ViTFamily
 
+# tables that are added to the tokens
 POS_EMBEDS = ("learned", "sinusoid", "sincos_2d", "native_sincos_2d", "simple_sincos_2d", "none")
 FIXED_POS_EMBEDS = ("sinusoid", "sincos_2d")  # stored with the parameters, never trained
+# normalisations
 NORM_LAYERS = ("layernorm", "rmsnorm")
+# kinds of blocks
 BLOCKS = ("standard", "res_post", "parallel_scaling", "parallel_things", "diff", "diff_parallel_scaling")
 # Fields that a block has no place for, with the one value it allows.
 _OWN_ATTENTION = {"value_skip": False, "attn_head_dim": None, "attn_proj": True, "key_bias": None}
@@ -24,14 +27,18 @@ _PARALLEL_LIMITS = {
     **_OWN_ATTENTION, "scale_attn_norm": False, "scale_mlp_norm": False, "mlp_layer": "mlp", "mlp_bias": True,
     "proj_bias": True,
 }  # fmt: skip
+# fields that a kind of block has no place for, with the value that they must have
 BLOCK_LIMITS: dict[str, dict[str, object]] = {
     "res_post": {"init_values": None},
     "parallel_scaling": _PARALLEL_LIMITS,
     "diff": _OWN_ATTENTION,
     "diff_parallel_scaling": _PARALLEL_LIMITS,
 }
+# kinds of networks in a block
 MLP_LAYERS = ("mlp", "swiglu", "swiglu_packed")
+# what the head reads
 GLOBAL_POOLS = ("token", "avg", "avgmax", "max", "token_avg", "prefix", "prefix_avg", "map", "query", "none")
+# those of them with attention of their own
 ATTENTION_POOLS = ("map", "query")
 _PREFIX_POOLS = ("prefix", "prefix_avg")
 PARTS = ("tokens", "position")

@@ -72,6 +72,7 @@ _ORDER = (
     *FLAX_LAYOUTS, *HUGGINGFACE_LAYOUTS,
 )  # fmt: skip
 _READ_ONLY = {layout.name for layout in FLAX_LAYOUTS}
+# every layout by its name, from the general to the special
 LAYOUTS: dict[str, Layout] = {layout.name: without_training(layout) for layout in _ORDER}
 
 # By the model_type of Hugging Face's config.json.

@@ -24,6 +24,7 @@ from vit_flax.suggestions import suggest
 
 __all__ = ["PRESETS", "REFUSED", "Preset", "get_preset"]
 
+# every preset by its name
 PRESETS: dict[str, Preset] = {
     **VIT_MODELS,
     **DEIT_MODELS,

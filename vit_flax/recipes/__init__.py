@@ -12,6 +12,7 @@ from vit_flax.train.config import TrainConfig
 
 __all__ = ["RECIPES", "get_recipe"]
 
+# every recipe by its name
 RECIPES: dict[str, Callable[..., TrainConfig]] = {
     recipe.__name__: recipe
     for recipe in (

@@ -111,6 +111,38 @@ def test_it_goes_on_where_it_was() -> None:
             _loader(**changes).set_state(state)
 
 
+class _First:
+    """The first batches of a loader, as Grain's own check of restarts takes a dataset."""
+
+    def __init__(self, loader: Loader, count: int) -> None:
+        self._loader, self._left = loader, count
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        if self.get_state()["step"] == self._left:
+            raise StopIteration
+        return next(self._loader)
+
+    def get_state(self) -> dict[str, Any]:
+        return self._loader.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._loader.set_state(state)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_it_goes_on_from_every_state_by_grains_own_check(train: bool) -> None:
+    from grain.experimental import assert_equal_output_after_checkpoint
+
+    class Pipeline:
+        def __iter__(self) -> Any:
+            return _First(_loader(train=train), 4)
+
+    assert_equal_output_after_checkpoint(Pipeline())
+
+
 def test_evaluation_sees_every_image_once() -> None:
     loader = _loader(_source(bad=(3, 30)), train=False, max_bad_share=0.1, augment=AUGMENT)
     for _ in range(2):  # an evaluation starts again each time
