@@ -30,8 +30,8 @@ from vit_flax.train.step import batch_shapes
 FILE = Path(__file__).parent / "stored" / "golden.json"
 STEPS = 20
 _SMALL = ("model.depth=2", "model.embed_dim=24", "model.num_heads=2")
-_DIGITS = ("data.name=digits", "data.path=null", "data.mean=0.3", "data.std=0.4", "data.batch_size=32", "data.workers=0",
-           "model.in_chans=1", "model.num_classes=10", "model.image_size=8")  # fmt: skip
+_DIGITS = ("data.name=digits", "data.path=null", "data.mean=0.3", "data.std=0.4", "data.batch_size=32",
+           "data.workers=0", "model.in_chans=1", "model.num_classes=10", "model.image_size=8")  # fmt: skip
 # each recipe as it is but for its data and size
 RECIPES: dict[str, tuple[str, ...]] = {
     "digits": _SMALL,

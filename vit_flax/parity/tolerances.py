@@ -39,7 +39,7 @@ def float32_allowed(torch_error: float, reference_norm: float, largest_norm: flo
     return FLOAT32_FACTOR * max(torch_error, FLOAT32_EPS * reference_norm) + FLOAT32_EPS * largest_norm
 
 
-# Losses of 20 training steps on another kind of machine, relative. Sums in another order differ by 6e-8 a step, which Adam
-# amplifies: with the batch on two devices in place of one the worst of three recipes, one in bfloat16, was 1.3e-4 off;
-# fifteen times that leaves room for other processors, and a learning rate that is 1 % off shows 1e-2 and more.
+# Losses of 20 training steps on another kind of machine, relative. Sums in another order differ by 6e-8 a step, which
+# Adam amplifies: with the batch on two devices in place of one the worst of three recipes, one in bfloat16, was 1.3e-4
+# off; fifteen times that leaves room for other processors.
 OTHER_MACHINE = 2e-3
