@@ -15,7 +15,7 @@ class Case:
     model: str
     batch: int
     precision: str  # float32 | bfloat16
-    mode: str  # inference | train_step
+    mode: str  # inference | features | train_step
 
     @property
     def name(self) -> str:
@@ -26,6 +26,11 @@ class Case:
     def config(self) -> ViTConfig:
         """The model's config."""
         return MODELS[self.model]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The blocks whose tokens `features` returns."""
+        return tuple(self.config.depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
 
     @property
     def flops(self) -> float:

@@ -33,6 +33,9 @@ CONTESTANTS = [
 ]
 INFERENCE_ONLY = {"vit_flax_whole", "onnxruntime", "openvino"}
 TRAINING_ONLY = {"vit_flax_accumulate"}
+# who returns the tokens after blocks, and the probes
+FEATURES = {"vit_flax", "vit_flax_import_only", "vit_flax_whole", "torch", "torch+mkl", "torch+mkl+keep",
+            "matmul_jax", "matmul_torch+mkl", "memory_jax"}  # fmt: skip
 
 
 def run(mode: str, doc: str | None, arguments: Sequence[str] | None = None) -> None:
@@ -56,6 +59,8 @@ def run(mode: str, doc: str | None, arguments: Sequence[str] | None = None) -> N
                     chosen = [c for c in chosen if c.name != "onnxruntime"]
                 absent = INFERENCE_ONLY if mode == "train_step" else TRAINING_ONLY
                 chosen = [c for c in chosen if c.name not in absent]
+                if mode == "features":
+                    chosen = [c for c in chosen if c.name in FEATURES]
                 result = race(case, chosen, options.rounds, options.seconds)
                 print(table(result), flush=True)
                 if not options.dry:

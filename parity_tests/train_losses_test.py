@@ -10,6 +10,7 @@ from torch.nn import functional
 from parity_tests.peers import import_timm
 from vit_flax.parity.tolerances import FLOAT64_RELATIVE, FLOAT64_ROUNDING
 from vit_flax.train.config import LossConfig
+from vit_flax.train.feature_distillation import feature_loss
 from vit_flax.train.losses import (
     batch_weights,
     binary_cross_entropy,
@@ -110,3 +111,27 @@ def test_distillation(kind: str) -> None:
 
     theirs = soft if kind == "soft" else lambda x: functional.cross_entropy(x, teacher.argmax(1))
     _assert_same(lambda x: distillation_loss(x, jnp.asarray(TEACHER), kind, tau), theirs)
+
+
+def test_feature_distillation() -> None:
+    student, teacher = RNG.standard_normal((2, 1, 3, 4)), 9 + RNG.standard_normal((2, 1, 3, 7))
+    kernels, biases = RNG.standard_normal((2, 4, 7)), RNG.standard_normal((2, 7))
+
+    def ours(patches, kernels, biases):
+        projections = {f"layer_{i}": {"kernel": kernels[i], "bias": biases[i]} for i in range(2)}
+        own = [(x, jnp.ones((1, 2, 4))) for x in patches]
+        return feature_loss(own, [(jnp.asarray(x), None) for x in teacher], projections, has_class_token=False)
+
+    def whitened(x):
+        return functional.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+    arguments = [jnp.asarray(x) for x in (student, kernels, biases)]
+    value, gradients = jax.value_and_grad(ours, argnums=(0, 1, 2))(*arguments)
+    tensors = [torch.from_numpy(x).requires_grad_() for x in (student, kernels, biases)]
+    projected = torch.einsum("lbnd,lde->lbne", tensors[0], tensors[1]) + tensors[2][:, None, None]
+    loss = functional.mse_loss(whitened(projected), whitened(torch.from_numpy(teacher)))
+    loss.backward()
+    np.testing.assert_allclose(value, loss.item(), rtol=FLOAT64_ROUNDING)
+    for mine, theirs in zip(gradients, tensors, strict=True):
+        assert theirs.grad is not None
+        np.testing.assert_allclose(mine, theirs.grad.numpy(), rtol=FLOAT64_RELATIVE, atol=1e-13)

@@ -21,14 +21,15 @@ class ArrayWriter:
 
     Rows are written as they come, beside the target; it is there when the context is left, whole, or else as it was.
 
-        with ArrayWriter(Path("features.npz")) as writer:
+        with ArrayWriter("features.npz") as writer:
             writer.append({"features": batch})
 
     Raises:
         ValueError: the folder of the target does not exist, the target has another ending, or is a folder with files.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: str | os.PathLike[str]) -> None:
+        target = Path(target)
         if not target.absolute().parent.is_dir():
             raise ValueError(f"{target}: its folder does not exist")
         if target.suffix not in ("", ".npz"):

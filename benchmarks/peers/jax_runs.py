@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,16 @@ def prepare_inference(job: Job, apply: Callable[[Any, Any], Any], params: Any) -
     started = time.perf_counter()
     compiled = jax.jit(apply).lower(params, images).compile()
     seconds = time.perf_counter() - started
-    outputs = np.asarray(compiled(params, images), np.float32)
-    return Prepared(lambda: compiled(params, images).block_until_ready(), outputs, seconds, _told(compiled))
+    # features are several arrays
+    outputs = np.stack([np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(compiled(params, images))])
+    run = partial(_finished, compiled, params, images)
+    return Prepared(run, outputs, seconds, _told(compiled))
+
+
+def _finished(compiled: Callable[..., Any], params: Any, images: Any) -> Any:
+    import jax
+
+    return jax.block_until_ready(compiled(params, images))
 
 
 def make_train_step(apply: Callable[[Any, Any], Any], parts: int = 1) -> tuple[Any, Callable[..., Any]]:

@@ -68,6 +68,15 @@ def run_torch(job: Job, model: Any) -> Prepared:
                 return finish(compiled(images))
 
         outputs = run().float().cpu().numpy()
+    elif job.case.mode == "features":
+        model.eval()
+        asked = {"indices": list(job.case.layers), "stop_early": True, "intermediates_only": True}
+
+        def run() -> Any:
+            with torch.inference_mode(), cast:
+                return finish(model.forward_intermediates(images, **asked))
+
+        outputs = np.stack([grid.permute(0, 2, 3, 1).float().cpu().numpy() for grid in run()])
     else:
         model.train()
         optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, foreach=True)

@@ -7,6 +7,7 @@ Variants: "whole": inference of the whole batch at once, not in parts as `vit_fl
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from benchmarks.peers import Job, Prepared
 from benchmarks.peers.jax_runs import prepare_inference, prepare_train_step
@@ -33,7 +34,10 @@ def prepare(job: Job) -> Prepared:
 
     def apply(params, images):
         with compiled_for(jax.default_backend()):
-            return model.apply({"params": params}, images)
+            if job.case.mode != "features":
+                return model.apply({"params": params}, images)
+            asked: Any = {"stop_early": True, "intermediates_only": True}
+            return model.apply({"params": params}, images, job.case.layers, **asked, method="forward_intermediates")
 
     if job.case.mode == "train_step":
         parts = max(1, job.case.batch // ACCUMULATED) if job.variant == "accumulate" else 1

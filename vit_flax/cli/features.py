@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,7 +75,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    writer = ArrayWriter(Path(options.output))
+    writer = ArrayWriter(options.output)
     layers = None if options.layers is None else parse_layers(options.layers)
     if layers is None and (options.grid or options.norm is not None or options.prefix_tokens):
         raise ValueError("--grid, --norm and --prefix-tokens are of single blocks: say which with --layers 2,5,8,11")

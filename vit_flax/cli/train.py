@@ -19,6 +19,7 @@ from vit_flax.suggestions import nearest
 
 if TYPE_CHECKING:
     from vit_flax.cli.parser import Commands
+    from vit_flax.config import ViTConfig
     from vit_flax.train.config import TrainConfig
 
 TERMINATED = 75  # EX_TEMPFAIL: run it again
@@ -72,6 +73,8 @@ def build_config(recipe: str, changes: Mapping[str, object], out: str | None) ->
     from vit_flax.recipes import get_recipe
     from vit_flax.train.config import config_from_json
 
+    if changes.get("teacher") is not None and not any(name.startswith("teacher_model") for name in changes):
+        changes = {**changes, "teacher_model": _model_of(str(changes["teacher"]))}
     if recipe.endswith(".json"):
         with open(recipe, encoding="utf-8") as file:
             try:
@@ -96,6 +99,21 @@ def build_config(recipe: str, changes: Mapping[str, object], out: str | None) ->
     name = os.path.basename(recipe).removesuffix(".json")
     out_folder = out or changes.get("out") or config.out or os.path.join("runs", name)
     return config.replace({**changes, "out": out_folder})
+
+
+def _model_of(teacher: str) -> ViTConfig:
+    """Returns what a teacher's checkpoint is found to be.
+
+    Raises:
+        ValueError: its files do not tell.
+    """
+    from vit_flax.convert import Wish, open_checkpoint
+    from vit_flax.reading import read_model
+
+    try:
+        return read_model(open_checkpoint(teacher, Wish()), Wish()).config
+    except ValueError as error:
+        raise ValueError(f"teacher {teacher}: {error}; --set teacher_model=PRESET tells what it is") from error
 
 
 def _check_name(recipe: str, name: str, parameters: Mapping[str, Any]) -> None:

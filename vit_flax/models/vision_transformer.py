@@ -124,7 +124,7 @@ class VisionTransformer(nn.Module):
 
     def both_heads(self, images: Array) -> tuple[Float[Array, "b k"], Float[Array, "b k"]]:
         """Returns the logits of the class token and of the distillation token, which distillation trains apart."""
-        return self._distilled(self.features(images))
+        return self.distilled(self.features(images))
 
     def features(self, images: Array, mask: Array | None = None, spatial_shapes: Array | None = None) -> Array:
         """Returns all tokens (B, N, D) after the final norm, prefix tokens first, those of the padding too."""
@@ -266,7 +266,7 @@ class VisionTransformer(nn.Module):
         """Pools the tokens of `encode` and applies the head; `mask` is of the patches that are no padding."""
         cfg = self.config
         if cfg.head_dist:
-            class_logits, dist_logits = self._distilled(tokens)
+            class_logits, dist_logits = self.distilled(tokens)
             return (class_logits + dist_logits) / 2
         pooled = self._pre_head(self.pool(tokens, mask))
         return self.head(pooled) if cfg.num_classes else pooled
@@ -281,7 +281,8 @@ class VisionTransformer(nn.Module):
         prefix, chosen = cfg.num_prefix_tokens, cfg.pool_tokens
         return pool_tokens(tokens, cfg.global_pool, prefix, cfg.pool_include_prefix, mask, chosen)
 
-    def _distilled(self, tokens: Array) -> tuple[Array, Array]:
+    def distilled(self, tokens: Array) -> tuple[Array, Array]:
+        """Returns the logits of the class token and of the distillation token from the tokens of `encode`."""
         cfg = self.config
         if not cfg.head_dist:
             raise ValueError("this model has one head; a model with head_dist=True has two")

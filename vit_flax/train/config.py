@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from vit_flax.config import NO_DROPS, DropRates, ViTConfig
+from vit_flax.config import config_from_dict as model_from_dict
 from vit_flax.lora.config import LoraConfig
 from vit_flax.presets import get_preset
 from vit_flax.train.fields import build, frozen, replace_dotted, to_dict
@@ -216,6 +217,10 @@ class LossConfig:
     distillation: str = "none"  # 'hard' or 'soft': the distillation head learns from a teacher's logits, as DeiT
     distillation_alpha: float = 0.5
     distillation_tau: float = 1.0
+    # of what a teacher's intermediate features add to all this; 0: nothing
+    feature_weight: float = 0.0
+    feature_layers: tuple[int, ...] = (-1,)  # blocks of the model whose features learn
+    teacher_layers: tuple[int, ...] | None = None  # of the teacher's, one for each; None: those of the same numbers
 
     def __post_init__(self) -> None:
         """Checks every value."""
@@ -237,6 +242,14 @@ class LossConfig:
         _share("loss.label_smoothing", self.label_smoothing, one=False)
         _share("loss.distillation_alpha", self.distillation_alpha)
         _positive("loss.distillation_tau", self.distillation_tau)
+        if not 0 <= self.feature_weight < math.inf:
+            raise ValueError(f"loss.feature_weight must be 0 or more, got {self.feature_weight!r}")
+        for name in ("feature_layers", "teacher_layers"):
+            value = getattr(self, name)
+            value = (value,) if isinstance(value, int) else value
+            if value is not None and not all(type(number) is int for number in value):
+                raise ValueError(f"loss.{name} must be numbers of blocks, got {value!r}")
+            object.__setattr__(self, name, value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -417,6 +430,8 @@ class TrainConfig:
         for name in ("model", "teacher_model"):
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, get_preset(getattr(self, name)).config)
+            elif isinstance(getattr(self, name), Mapping):
+                object.__setattr__(self, name, model_from_dict(getattr(self, name)))
         for name, nested in self.NESTED.items():
             value = getattr(self, name)
             if not (value is None and name in self.OPTIONAL):
@@ -445,6 +460,8 @@ class TrainConfig:
         has_teacher = self.teacher is not None and self.teacher_model is not None
         if self.loss.distillation != "none" and not (has_teacher and self.model.head_dist):
             raise ValueError("distillation needs teacher, teacher_model and a model with head_dist=True")
+        if self.loss.feature_weight:
+            self._check_features(has_teacher)
         if self.model.num_classes < 1:
             raise ValueError("a model to train needs num_classes of 1 or more")
         for name in ("mean", "std"):
@@ -464,6 +481,16 @@ class TrainConfig:
                 f"with lora all is frozen but the adapters and lora.modules_to_save: leave optimizer.{which} out"
             )
         self._check_labels()
+
+    def _check_features(self, has_teacher: bool) -> None:
+        """Raises ValueError where no teacher's features can be learned from."""
+        if not has_teacher or self.teacher_model is None:
+            raise ValueError("loss.feature_weight needs teacher, its weights, and teacher_model, a config or preset")
+        if self.lora is not None:
+            raise ValueError("loss.feature_weight trains projections beside the model: leave lora out")
+        from vit_flax.train.feature_distillation import check_features  # which imports the models
+
+        check_features(self.model, self.teacher_model, self.loss.feature_layers, self.loss.teacher_layers)
 
     def _check_labels(self) -> None:
         """Raises ValueError where loss and labels do not fit each other."""

@@ -57,7 +57,7 @@ def model_shardings(config: ResolvedConfig, mesh: AnyMesh) -> PyTree:
 def compile_merge(config: ResolvedConfig, mesh: Mesh) -> Callable[[PyTree, PyTree], PyTree]:
     """Returns the function (trained parameters or their average, frozen ones) -> the model's parameters."""
     if config.lora is None:
-        return lambda params, frozen: params
+        return partial(model_params, config=config)
     return jax.jit(partial(model_params, config=config), out_shardings=model_shardings(config, mesh))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -18,6 +19,7 @@ from vit_flax.lora.dropout import applied_with_dropout, beside_kernels
 from vit_flax.models import VisionTransformer, build_model
 from vit_flax.train.config import LossConfig, ResolvedConfig, TrainConfig
 from vit_flax.train.ema import update_ema
+from vit_flax.train.feature_distillation import PROJECTIONS, feature_loss, init_projections, tokens_after
 from vit_flax.train.losses import batch_weights, binary_cross_entropy, classification_loss, distillation_loss
 from vit_flax.train.mixing import mix
 from vit_flax.train.optimizer import global_norm, learning_rate, make_optimizer, trained_mask
@@ -73,6 +75,11 @@ def init_state(key: Array, config: ResolvedConfig, params: PyTree = None, teache
     frozen: PyTree = None
     if config.lora is not None:
         params, frozen = begin(jax.random.fold_in(key, 1), params, config.lora)
+    if config.loss.feature_weight:
+        assert config.teacher_model is not None
+        count = len(config.loss.feature_layers)
+        projections = init_projections(jax.random.fold_in(key, 2), config.model, config.teacher_model, count)
+        params = {**params, PROJECTIONS: projections} if projections else params
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -86,6 +93,7 @@ def init_state(key: Array, config: ResolvedConfig, params: PyTree = None, teache
 
 def model_params(params: PyTree, frozen: PyTree, config: TrainConfig) -> PyTree:
     """Returns the whole model's parameters from those that are trained (or their average) and the frozen ones."""
+    params = {name: tree for name, tree in params.items() if name != PROJECTIONS}
     return params if config.lora is None else merged(frozen, params, config.lora)
 
 
@@ -118,8 +126,9 @@ def train_step(state: TrainState, batch: Batch, config: ResolvedConfig) -> tuple
             params = beside_kernels(state.frozen, params, config.lora, config.scan)
             with applied_with_dropout(config.lora.dropout):
                 return compute_loss(params, state.teacher, images, labels, key, config, weights)
+        projections = params.get(PROJECTIONS)
         params = model_params(params, state.frozen, config)
-        return compute_loss(params, state.teacher, images, labels, key, config, weights)
+        return compute_loss(params, state.teacher, images, labels, key, config, weights, projections)
 
     loss, gradients = accumulate(loss_of, state.params, images, labels, drop_key, config.accumulation)
     with jax.named_scope("optimizer"):
@@ -144,21 +153,59 @@ def compute_loss(
     key: Array,
     config: TrainConfig,
     weights: Float[Array, " k"] | None = None,
+    projections: PyTree = None,
 ) -> Float[Array, ""]:
-    """Computes the loss of normalised images; `key` is of what is left out at random, `weights` are the classes'."""
-    model = train_model(config)
+    """Computes the loss of normalised images.
+
+    Args:
+        params: of the model.
+        teacher: parameters of the teacher.
+        images: normalised.
+        labels: integers (B,) or probabilities (B, K).
+        key: of what is left out at random.
+        config: of the run.
+        weights: the classes'.
+        projections: of the student's features to the teacher's width, where these differ.
+    """
+    numbers: LossConfig = config.loss
+    is_distilled = numbers.distillation != "none"
     is_random = config.drop != NO_DROPS or (config.lora is not None and config.lora.dropout > 0)
     rngs = {"dropout": key} if is_random else {}
-    if config.loss.distillation == "none":
-        logits: Any = model.apply({"params": params}, images, rngs=rngs)
-        return classification_loss(logits, labels, config.loss, weights)
-    numbers: LossConfig = config.loss
-    both: Any = model.apply({"params": params}, images, rngs=rngs, method="both_heads")
+    method = "both_heads" if is_distilled else "__call__"
+    run = partial(_run, images=images, with_features=numbers.feature_weight > 0)
+    logits, found = run(train_model(config), params, rngs=rngs, layers=numbers.feature_layers, method=method)
+    if not (is_distilled or numbers.feature_weight):
+        return classification_loss(logits, labels, numbers, weights)
     assert config.teacher_model is not None
-    taught: Any = build_model(config.teacher_model, **_runtime(config)).apply({"params": teacher}, images)
-    own = classification_loss(both[0], labels, numbers, weights)
-    distilled = distillation_loss(both[1], taught, numbers.distillation, numbers.distillation_tau)
-    return own * (1 - numbers.distillation_alpha) + distilled * numbers.distillation_alpha
+    teacher_layers = numbers.teacher_layers or numbers.feature_layers
+    taught, targets = run(build_model(config.teacher_model, **_runtime(config)), teacher, layers=teacher_layers)
+    if is_distilled:
+        own = classification_loss(logits[0], labels, numbers, weights)
+        distilled = distillation_loss(logits[1], taught, numbers.distillation, numbers.distillation_tau)
+        loss = own * (1 - numbers.distillation_alpha) + distilled * numbers.distillation_alpha
+    else:
+        loss = classification_loss(logits, labels, numbers, weights)
+    if numbers.feature_weight:
+        both_have = config.model.class_token and config.teacher_model.class_token
+        loss += numbers.feature_weight * feature_loss(found, targets, projections, both_have)
+    return loss
+
+
+def _run(
+    model: VisionTransformer,
+    params: PyTree,
+    images: Array,
+    with_features: bool,
+    layers: tuple[int, ...],
+    method: str = "__call__",
+    rngs: dict[str, Array] | None = None,
+) -> tuple[Any, Any]:
+    """Returns what a method gives and, with features, the tokens after blocks."""
+    apply = partial(model.apply, {"params": params}, images, rngs=rngs)
+    if not with_features:
+        return apply(method=method), None
+    finish = VisionTransformer.distilled if method == "both_heads" else VisionTransformer.classify
+    return apply(layers, finish, method=tokens_after)  # pyright: ignore[reportReturnType]
 
 
 def accumulate(
