@@ -5,6 +5,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import pytest
@@ -34,3 +35,15 @@ def _float32() -> Iterator[None]:
     jax.config.update("jax_enable_x64", False)
     yield
     jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture
+def _resized_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SigLIP 2's cast to float32 before the resize leaves float64 as it is: the rule is judged, not its rounding."""
+    to: Any = torch.Tensor.to
+
+    def same(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        asked = args[0] if args else kwargs.get("dtype")
+        return self if asked is torch.float32 and self.dtype is torch.float64 else to(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", same)

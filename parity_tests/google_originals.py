@@ -142,3 +142,46 @@ class BigVisionViT(nn.Module):
         omega = 10_000.0 ** (-jnp.arange(self.width // 4) / (self.width // 4 - 1))
         y, x = (jnp.outer(axis.ravel(), omega) for axis in (y, x))
         return jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=1)[None].astype(jnp.float32)
+
+
+class BigVisionText(nn.Module):
+    """google-research/big_vision's text tower (models/proj/image_text/text_transformer.py)."""
+
+    width: int = 24
+    depth: int = 2
+    heads: int = 3
+    mlp_dim: int = 40
+    vocab_size: int = 50
+    pool_type: str = "last"
+    num_classes: int = 24
+    scan: bool = False
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        x = nn.Embed(self.vocab_size, self.width, name="Embed_0", **DTYPE)(tokens)
+        x = x + self.param("pos_embedding", nn.initializers.normal(), (1, *x.shape[1:]), jnp.float64)
+        x = Encoder(self.depth, self.heads, self.mlp_dim, old=False, scan=self.scan, name="Encoder_0")(x)
+        if self.pool_type == "map":
+            x = MAPHead(self.heads, self.mlp_dim, name="MAPHead_0")(x)
+        else:
+            x = {"last": x[:, -1], "first": x[:, 0], "gap": x.mean(1), "gmp": x.max(1)}[self.pool_type]
+        return nn.Dense(self.num_classes, name="head", **DTYPE)(x)
+
+
+class BigVisionTwoTowers(nn.Module):
+    """google-research/big_vision's models of images and texts (models/proj/image_text/two_towers.py)."""
+
+    image: nn.Module
+    text: nn.Module
+    bias: bool = True
+
+    def setup(self) -> None:
+        self.img, self.txt = self.image.clone(), self.text.clone()
+        self.t = self.param("t", nn.initializers.constant(2.3), (1,), jnp.float64)
+        if self.bias:
+            self.b = self.param("b", nn.initializers.constant(-10.0), (1,), jnp.float64)
+
+    def __call__(self, images: Array, tokens: Array) -> Array:
+        image, text = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (self.img(images), self.txt(tokens)))
+        logits = jnp.dot(image, text.T) * jnp.exp(self.t)
+        return logits + self.b if self.bias else logits

@@ -37,16 +37,7 @@ GRIDS = [(4, 4), (2, 7), (6, 3), (1, 5)]  # 20 patches at most, the table's grid
 INPUTS = to_patches([random_images((4 * h, 4 * w), seed=h)[0] for h, w in GRIDS], 4, 20)
 
 
-@pytest.fixture(autouse=True)
-def _float64(monkeypatch):
-    """Lets the cast to float32 before the resize leave float64 as it is: the rule is judged, not its rounding."""
-    to = torch.Tensor.to
-
-    def same(self, *args, **kwargs):
-        asked = args[0] if args else kwargs.get("dtype")
-        return self if asked is torch.float32 and self.dtype is torch.float64 else to(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.Tensor, "to", same)
+pytestmark = pytest.mark.usefixtures("_resized_in_float64")
 
 
 def build(case):

@@ -155,13 +155,13 @@ def test_leaves_the_text_tower_out_and_says_so():
         "input_resolution", "vocab_size", "context_length",
     )  # fmt: skip
     tensors = {**theirs.state_dict(), **{name: torch.zeros(2) for name in beside}}
-    model, params = vit_flax.from_state_dict(tensors, **values)
+    model, params = vit_flax.from_state_dict(tensors, **values, tower="image")
     assert_agrees(run_flax(model, params, images), run_torch(theirs, images))
-    described = read_model(vit_flax.convert.from_mapping(tensors), Wish(overrides=values)).to_dict()
+    described = read_model(vit_flax.convert.from_mapping(tensors), Wish(overrides=values, tower="image")).to_dict()
     fates = {tensor["name"]: tensor["fate"] for tensor in described["tensors"]}
     assert all(fates[name].startswith("dropped: ") for name in beside)
     with pytest.raises(vit_flax.ConversionError, match=r"unexpected: visual\.other"):
-        vit_flax.from_state_dict({**tensors, "visual.other": torch.zeros(2)}, **values)
+        vit_flax.from_state_dict({**tensors, "visual.other": torch.zeros(2)}, **values, tower="image")
 
 
 @pytest.mark.parametrize("case", ["CLIPA", "mean of normed tokens"])

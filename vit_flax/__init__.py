@@ -11,16 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vit_flax.classifier import reset_classifier
-    from vit_flax.config import LucidrainsViTConfig, T2TViTConfig, ViTConfig
+    from vit_flax.config import LucidrainsViTConfig, T2TViTConfig, TextConfig, TwoTowersConfig, ViTConfig
     from vit_flax.convert import ConversionError
     from vit_flax.export.exporting import export_model
     from vit_flax.hub import push_to_hub
     from vit_flax.image_sizes import at_image_size
     from vit_flax.inference import Predictor, attention_maps
-    from vit_flax.models import LucidrainsViT, T2TViT, VisionTransformer, trainable_mask, weight_decay_mask
+    from vit_flax.models import (
+        LucidrainsViT,
+        T2TViT,
+        TextTransformer,
+        TwoTowers,
+        VisionTransformer,
+        trainable_mask,
+        weight_decay_mask,
+    )
     from vit_flax.preparing import read_preprocessing
     from vit_flax.preprocessing.evaluation import Preprocessing
     from vit_flax.pretrained import create_model, from_state_dict, load, save, to_state_dict
+    from vit_flax.tokenizing import read_tokenizer
+    from vit_flax.zero_shot import retrieval_recall, zero_shot_classifier
 
 __version__ = "0.1.0"
 
@@ -32,6 +42,10 @@ __all__ = [
     "Preprocessing",
     "T2TViT",
     "T2TViTConfig",
+    "TextConfig",
+    "TextTransformer",
+    "TwoTowers",
+    "TwoTowersConfig",
     "ViTConfig",
     "VisionTransformer",
     "at_image_size",
@@ -42,26 +56,34 @@ __all__ = [
     "load",
     "push_to_hub",
     "read_preprocessing",
+    "read_tokenizer",
     "reset_classifier",
+    "retrieval_recall",
     "save",
     "to_state_dict",
     "trainable_mask",
     "weight_decay_mask",
+    "zero_shot_classifier",
 ]
 
 _MODULES = {
     "vit_flax.classifier": ("reset_classifier",),
-    "vit_flax.config": ("LucidrainsViTConfig", "T2TViTConfig", "ViTConfig"),
+    "vit_flax.config": ("LucidrainsViTConfig", "T2TViTConfig", "TextConfig", "TwoTowersConfig", "ViTConfig"),
     "vit_flax.convert": ("ConversionError",),
     "vit_flax.export.exporting": ("export_model",),
     "vit_flax.hub": ("push_to_hub",),
     "vit_flax.image_sizes": ("at_image_size",),
     "vit_flax.inference": ("Predictor", "attention_maps"),
-    "vit_flax.models": ("LucidrainsViT", "T2TViT", "VisionTransformer", "trainable_mask", "weight_decay_mask"),
+    "vit_flax.models": (
+        "LucidrainsViT", "T2TViT", "TextTransformer", "TwoTowers", "VisionTransformer", "trainable_mask",
+        "weight_decay_mask",
+    ),
     "vit_flax.preparing": ("read_preprocessing",),
     "vit_flax.preprocessing.evaluation": ("Preprocessing",),
     "vit_flax.pretrained": ("create_model", "from_state_dict", "load", "save", "to_state_dict"),
-}
+    "vit_flax.tokenizing": ("read_tokenizer",),
+    "vit_flax.zero_shot": ("retrieval_recall", "zero_shot_classifier"),
+}  # fmt: skip
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 

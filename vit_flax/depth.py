@@ -76,7 +76,7 @@ def load_depth(
     size = {} if image_size is None else {"image_size": image_size}
     wish = Wish(config=dict(told["backbone_config"]), overrides=size)  # pyright: ignore[reportArgumentType, reportCallIssue]
     reading = read_model(dataclasses.replace(checkpoint.renamed(inner), config=None), wish)
-    backbone, backbone_params = reading.build()
+    backbone, backbone_params = reading.build_image_tower()
     full = DepthConfig(backbone=backbone.config, **fields)
     model = DepthEstimator(full)
     rest = _without(checkpoint, set(inner))

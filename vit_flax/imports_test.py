@@ -13,10 +13,10 @@ ROOT = Path(__file__).parent
 LAYERS = (
     ("chips", "suggestions", "config", "gpu_compiler", "host_memory", "array_writer", "presets"),
     ("microbatches", "models", "convert", "preprocessing", "reference"),
-    ("resizing", "classifier", "device_arrays", "preparing"),
+    ("tokenizing", "resizing", "classifier", "device_arrays", "preparing"),
     ("reading", "writing", "image_sizes"),
     ("lora",),
-    ("pretrained", "inference", "model_card", "depth"),
+    ("pretrained", "inference", "zero_shot", "model_card", "depth"),
     ("hub",),
     ("train",),
     ("parity", "plan", "recipes", "evaluators"),
@@ -38,6 +38,8 @@ HEAVY = (
     "array_record",
     "timm",
     "transformers",
+    "tokenizers",
+    "sentencepiece",
     "huggingface_hub",
 )
 FILES = [path for path in sorted(ROOT.rglob("*.py")) if not path.name.endswith("_test.py") and path.parent != ROOT]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_flax.convert import Wish, open_checkpoint
+from vit_flax.convert import Wish, holds_text, open_checkpoint
 from vit_flax.convert.folder import read_json
 from vit_flax.preparing import find_preprocessing
 from vit_flax.reading import Reading, read_model
@@ -15,6 +15,7 @@ from vit_flax.reading import Reading, read_model
 CARD, RESULTS, RUN, PARITY = "README.md", "results.json", "train.json", "parity.json"
 # fields of a config that a reader looks for first
 _SHOWN = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "reg_tokens", "global_pool", "num_classes")
+_ZERO_SHOT = "zero-shot-image-classification"
 _LISTED = 100  # names of classes
 
 
@@ -32,10 +33,15 @@ def model_card(folder: Path, repository: str, licence: str | None = None) -> str
     """
     reading = read_model(open_checkpoint(folder, Wish()), Wish())
     owner = _owner(reading.layout.name)
-    classifies = reading.config.num_classes > 0
+    has_text = holds_text(reading.layout)
+    classifies = reading.config.num_classes > 0 and not has_text
     front = {
         "library_name": owner,
-        "pipeline_tag": "image-classification" if classifies else "image-feature-extraction",
+        "pipeline_tag": _ZERO_SHOT
+        if has_text
+        else "image-classification"
+        if classifies
+        else "image-feature-extraction",
         "tags": ["vision-transformer", "jax", "flax", "vit_flax"],
         **({"license": licence} if licence else {}),
     }

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import ModelConfig, ViTConfig
 from vit_flax.convert import Checkpoint, ConversionError, read_checkpoint
 from vit_flax.convert.files import preprocessing_beside
 from vit_flax.convert.folder import read_json
@@ -174,7 +174,7 @@ class BesideWeights:
 
 
 def beside_weights(
-    layout: str, config: ViTConfig, config_file: Mapping[str, object] | None, value: Preprocessing | None
+    layout: str, config: ModelConfig, config_file: Mapping[str, object] | None, value: Preprocessing | None
 ) -> BesideWeights:
     """Returns what is written beside weights of a layout.
 
@@ -201,7 +201,7 @@ def beside_weights(
         notes = [f"no {PROCESSOR_FILE} is written: {written}"] if isinstance(written, str) else []
     else:
         files, notes = {}, []
-        if layout in TIMM_LAYOUTS:
+        if layout in TIMM_LAYOUTS and isinstance(config, ViTConfig):
             config_file, notes = _timm_file(config, value, names)
     stored = value.to_dict()
     return BesideWeights(config_file, {PREPROCESSING_FILE: stored, **files}, stored, notes)

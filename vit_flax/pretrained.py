@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import ModelConfig
 from vit_flax.convert import Wish, layout_to_write, open_checkpoint, write_checkpoint
-from vit_flax.models import VisionTransformer, build_model
+from vit_flax.models import TwoTowers, VisionTransformer, build_model
 from vit_flax.preparing import beside_weights
 from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.presets import get_preset
 from vit_flax.reading import Params, read_model
 from vit_flax.writing import flat_params
+
+Model = VisionTransformer | TwoTowers
 
 
 def create_model(preset: str, **overrides: object) -> VisionTransformer:
@@ -32,13 +34,14 @@ def create_model(preset: str, **overrides: object) -> VisionTransformer:
 def from_state_dict(
     tensors: Mapping[str, object],
     layout: str | None = None,
-    config: str | ViTConfig | Mapping[str, object] | None = None,
+    config: str | ModelConfig | Mapping[str, object] | None = None,
     *,
     entry: str | None = None,
     resample: str | None = None,
     source_grid: tuple[int, int] | None = None,
+    tower: str | None = None,
     **overrides: object,
-) -> tuple[VisionTransformer, Params]:
+) -> tuple[Any, Params]:
     """Returns the Flax model of named arrays (torch's or NumPy's) and its parameters, in the tensors' own dtypes.
 
     Args:
@@ -52,7 +55,11 @@ def from_state_dict(
             kernel when `patch_size` asks for other patches (as FlexiViT does): a mode of vit_flax.models.resample. None
             takes the mode of the layout's own library.
         source_grid: (height, width) of the checkpoint's grid of patches, needed where that is not square.
-        **overrides: single fields of the config, for example `num_heads=12`; they win over `config`.
+        tower: of a model of images and texts: 'image' the image tower alone, a VisionTransformer; 'both' a TwoTowers.
+            None: both where the text tower's kind is known and neither `config` nor `num_classes` asks for an image
+            model.
+        **overrides: single fields of the config, for example `num_heads=12`; they win over `config`. A text tower's
+            have `text_` before them.
 
     Raises:
         ConversionError: the layout is unknown, a field is (the message says which), or tensors are missing,
@@ -60,7 +67,13 @@ def from_state_dict(
         ValueError: a field does not exist, or values do not fit each other.
     """
     wish = Wish(
-        layout=layout, config=config, overrides=overrides, entry=entry, resample=resample, source_grid=source_grid
+        layout=layout,
+        config=config,
+        overrides=overrides,
+        entry=entry,
+        resample=resample,
+        source_grid=source_grid,
+        tower=tower,
     )
     return _build(tensors, wish)
 
@@ -68,14 +81,18 @@ def from_state_dict(
 def load(
     path: str | os.PathLike[str],
     layout: str | None = None,
-    config: str | ViTConfig | Mapping[str, object] | None = None,
+    config: str | ModelConfig | Mapping[str, object] | None = None,
     *,
     entry: str | None = None,
     resample: str | None = None,
     source_grid: tuple[int, int] | None = None,
+    tower: str | None = None,
     **overrides: object,
-) -> tuple[VisionTransformer, Params]:
+) -> tuple[Any, Params]:
     """Returns the Flax model of a weights file, a folder or hf://owner/name[@revision][/file], and its parameters.
+
+    Of CLIP, SigLIP and their like it is the model of both towers, `vit_flax.models.TwoTowers`; `tower='image'` gives
+    the image tower.
 
     Files are .safetensors (or the index of several), .npz, .msgpack and torch's (.pth, .pt, .bin, .ckpt, .pth.tar).
     Pickles are read by torch's weights_only alone. A folder may be a Hugging Face repository or its place in the hub's
@@ -85,18 +102,24 @@ def load(
     Arguments and errors are those of `from_state_dict`; a config stored with the weights counts after `config`.
     """
     wish = Wish(
-        layout=layout, config=config, overrides=overrides, entry=entry, resample=resample, source_grid=source_grid
+        layout=layout,
+        config=config,
+        overrides=overrides,
+        entry=entry,
+        resample=resample,
+        source_grid=source_grid,
+        tower=tower,
     )
     return _build(path, wish)
 
 
-def _build(source: str | os.PathLike[str] | Mapping[str, Any], wish: Wish) -> tuple[VisionTransformer, Params]:
+def _build(source: str | os.PathLike[str] | Mapping[str, Any], wish: Wish) -> tuple[Any, Params]:
     reading = read_model(open_checkpoint(source, wish), wish)
     reading.log_notes()
     return reading.build()
 
 
-def to_state_dict(model: VisionTransformer, params: PyTree, layout: str | None = None) -> dict[str, np.ndarray]:
+def to_state_dict(model: Model, params: PyTree, layout: str | None = None) -> dict[str, np.ndarray]:
     """Returns the parameters as NumPy arrays under a layout's names, every value bit for bit.
 
     Args:
@@ -112,7 +135,7 @@ def to_state_dict(model: VisionTransformer, params: PyTree, layout: str | None =
 
 def save(
     path: str | os.PathLike[str],
-    model: VisionTransformer,
+    model: Model,
     params: PyTree,
     layout: str | None = None,
     preprocessing: Preprocessing | None = None,

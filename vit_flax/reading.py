@@ -13,7 +13,7 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import PyTree
 
 from vit_flax.classifier import find_replacement, fresh_parameters, is_head, several_layers
-from vit_flax.config import ViTConfig
+from vit_flax.config import ModelConfig, TwoTowersConfig, ViTConfig
 from vit_flax.convert import (
     Beside,
     Checkpoint,
@@ -22,13 +22,15 @@ from vit_flax.convert import (
     Resolved,
     Wish,
     find_layout,
+    holds_text,
     read_beside,
     resolve_config,
 )
 from vit_flax.convert.layout import Sources
 from vit_flax.convert.rules import Plan, plan, to_params
+from vit_flax.convert.two_towers import is_of_text, text_fields
 from vit_flax.device_arrays import on_device_from_any_thread
-from vit_flax.models import VisionTransformer, build_model
+from vit_flax.models import TwoTowers, VisionTransformer, build_model
 from vit_flax.models.shapes import expected_shapes
 from vit_flax.resizing import find_resizes
 
@@ -52,7 +54,7 @@ class Reading:
     obstacle: str  # which fields are not known, or why a table of another size is not resized; '': nothing
 
     @property
-    def config(self) -> ViTConfig:
+    def config(self) -> ModelConfig:
         """The model's config; ConversionError where a field of it is not known."""
         if self.resolved is None:
             raise ConversionError(self.obstacle)
@@ -65,7 +67,7 @@ class Reading:
             return [self.obstacle]
         return [*self.plan.problems, *([self.obstacle] if self.obstacle and self.plan.problems else [])]
 
-    def build(self) -> tuple[VisionTransformer, Params]:
+    def build(self) -> tuple[VisionTransformer | TwoTowers, Params]:
         """Returns the model and its parameters, in the tensors' own dtypes.
 
         Raises:
@@ -83,6 +85,17 @@ class Reading:
         dtype = next(iter(flat.values())).dtype
         return model, unflatten_dict({**flat, **fresh_parameters(self.fresh, dtype)}, sep="/")
 
+    def build_image_tower(self) -> tuple[VisionTransformer, Params]:
+        """Returns the model and its parameters, where the wish was for a model of images.
+
+        Raises:
+            ConversionError: as `build`; or it is a model of images and texts.
+        """
+        model, params = self.build()
+        if not isinstance(model, VisionTransformer):
+            raise ConversionError(f"{self.checkpoint.source}: is of images and texts: pass `tower='image'`")
+        return model, params
+
     def log_notes(self) -> None:
         """Warns, in this library's log, of what was left out, cast or applied."""
         for note in self.checkpoint.notes:
@@ -91,7 +104,7 @@ class Reading:
     def to_dict(self) -> dict[str, Any]:
         """Returns all of it as JSON types: layout, config with origins, every tensor's fate, problems."""
         shapes = self.tensors.shapes
-        config = {} if self.resolved is None else self.resolved.config.to_dict()
+        config = {} if self.resolved is None else _flat(self.resolved.config)
         origins = {} if self.resolved is None else {"model_config": "layout", **self.resolved.origins}
         if self.plan is None:
             tensors = [(name, shape, "not decided yet") for name, shape in shapes.items()]
@@ -109,6 +122,11 @@ class Reading:
             "notes": list(self.checkpoint.notes),  # what was left out, cast or applied
             "problems": self.problems,
         }
+
+
+def _flat(config: ModelConfig) -> dict[str, Any]:
+    fields = {name: list(v) if isinstance(v, tuple) else v for name, v in config.fields().items()}
+    return {"model_config": config.family.name, **fields}
 
 
 def read_model(checkpoint: Checkpoint, wish: Wish) -> Reading:
@@ -134,7 +152,7 @@ def read_model(checkpoint: Checkpoint, wish: Wish) -> Reading:
         return found(resolved=None, plan=None, obstacle=str(error))
     rules, expected = layout.rules(resolved.config), expected_shapes(build_model(resolved.config))
     fresh: Mapping[str, tuple[int, ...]] = {}
-    if "num_classes" in wish.overrides:
+    if "num_classes" in wish.overrides and isinstance(resolved.config, ViTConfig):
         other = find_replacement(layout, resolved.config, rules, tensors.shapes, expected)
         if other:
             rules, fresh = other.rules, other.fresh
@@ -156,12 +174,23 @@ def _read_beside(checkpoint: Checkpoint) -> tuple[Beside | None, ConversionError
 
 
 def _sources(
-    wish: Wish, layout: Layout, told: tuple[str, ViTConfig] | None, beside: Beside | None
+    wish: Wish, layout: Layout, told: tuple[str, ModelConfig] | None, beside: Beside | None
 ) -> tuple[Sources, Sources]:
     """Returns what counts before the tensors, and what only where they say nothing."""
     if told is None:
-        return ([] if beside is None else [(beside.origin, beside.fields)]), []
+        return ([] if beside is None else [(beside.origin, _told_beside(layout, beside))]), []
     origin, config = told
-    fields = config.fields_for(layout.config_class)
+    if holds_text(layout) != isinstance(config, TwoTowersConfig):
+        towers = "both towers" if holds_text(layout) else "an image tower"
+        raise ConversionError(f"layout {layout.name!r} is of {towers}, and {origin} is not")
+    fields: dict[str, Any] = config.fields_for(layout.config_class)  # pyright: ignore[reportArgumentType]
     last = {"num_classes": fields.pop("num_classes")} if wish.own_classes else {}
     return [(origin, fields)], [(origin, last)]
+
+
+def _told_beside(layout: Layout, beside: Beside) -> dict[str, Any]:
+    """Returns what a config beside the weights says of the towers that are read."""
+    stored = {name: value for name, value in beside.fields.items() if not is_of_text(name)}
+    if not holds_text(layout):
+        return stored
+    return {**beside.fields, **text_fields(beside.text() if beside.text else {})}

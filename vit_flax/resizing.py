@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import ModelConfig, TwoTowersConfig
 from vit_flax.convert import ConversionError, Drop, Layout, Resolved, Rule, Wish
 from vit_flax.convert.rules import Change, sources_of
+from vit_flax.convert.two_towers import IMAGE
 from vit_flax.models.relative_position_bias import relative_rows
 from vit_flax.models.resample import (
     MODES,
@@ -81,7 +82,7 @@ class _Case:
     wish: Wish
 
     @property
-    def config(self) -> ViTConfig:
+    def config(self) -> ModelConfig:
         """The model's config."""
         return self.resolved.config
 
@@ -95,6 +96,10 @@ class _Case:
     def native_grid(self) -> Grid | None:
         """The checkpoint's grid of patches where a config tells it."""
         return self.resolved.native_grid()
+
+    def path(self, path: str) -> str:
+        """Returns the path of an image tower's parameter, which may be one of two towers."""
+        return IMAGE + path if isinstance(self.config, TwoTowersConfig) else path
 
     def stored_shape(self, path: str) -> tuple[int, ...]:
         """Returns the shape that a parameter has in the checkpoint; () where it is missing or misshapen."""
@@ -134,13 +139,13 @@ def find_resizes(
     kernel = _patch_resize(case) if "patch_size" in wish.overrides else None
     if kernel is None and "in_chans" in wish.overrides:
         kernel = _channel_change(case)
-    found = {TABLE: table, KERNEL: kernel, **windows}
+    found = {case.path(TABLE): table, case.path(KERNEL): kernel, **windows}
     return {path: resize for path, resize in found.items() if resize is not None}, obstacle or window_obstacle
 
 
 def _patch_resize(case: _Case) -> PatchResize | None:
     # modes for positions are no modes of patches: then it is timm's
-    stored, wanted = case.stored_shape(KERNEL), case.expected.get(KERNEL, ())
+    stored, wanted = case.stored_shape(case.path(KERNEL)), case.expected.get(case.path(KERNEL), ())
     if len(stored) != 4 or len(wanted) != 4 or stored[2:] != wanted[2:] or stored[:2] == wanted[:2]:
         return None
     mode = case.wish.resample if case.wish.resample in PATCH_MODES else "bicubic_antialias"
@@ -166,7 +171,7 @@ class ChannelChange(_Change):
 
 
 def _channel_change(case: _Case) -> ChannelChange | None:
-    stored, wanted = case.stored_shape(KERNEL), case.expected.get(KERNEL, ())
+    stored, wanted = case.stored_shape(case.path(KERNEL)), case.expected.get(case.path(KERNEL), ())
     if len(stored) != 4 or len(wanted) != 4 or stored[2] != 3 or stored[2] == wanted[2]:
         return None
     mode = "summed" if wanted[2] == 1 else "repeated and scaled"
@@ -175,7 +180,7 @@ def _channel_change(case: _Case) -> ChannelChange | None:
 
 def _table_resize(case: _Case) -> tuple[Resize | None, str]:
     config, layout = case.config, case.layout
-    stored, wanted = case.stored_shape(TABLE), case.expected.get(TABLE, ())
+    stored, wanted = case.stored_shape(case.path(TABLE)), case.expected.get(case.path(TABLE), ())
     if len(wanted) < 2 or len(stored) != len(wanted) or stored[:-2] + stored[-1:] != wanted[:-2] + wanted[-1:]:
         return None, ""
     new_grid = config.grid_size

@@ -7,13 +7,13 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
 from vit_flax.convert import ConversionError
-from vit_flax.models import VisionTransformer
+from vit_flax.models import TwoTowers, VisionTransformer
 from vit_flax.models.shapes import expected_shapes
 
 _SHOWN = 50
 
 
-def flat_params(model: VisionTransformer, params: PyTree) -> dict[str, PyTree]:
+def flat_params(model: VisionTransformer | TwoTowers, params: PyTree) -> dict[str, PyTree]:
     """Returns the parameters by path.
 
     Raises:

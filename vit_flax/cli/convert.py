@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from vit_flax.cli.options import add_checkpoint_options, tell_notes, wish_of
+from vit_flax.cli.options import add_checkpoint_options, add_tower_option, tell_notes, wish_of
 from vit_flax.cli.parser import known_layout
-from vit_flax.convert import open_checkpoint
+from vit_flax.convert import get_layout, holds_text, open_checkpoint
 
 if TYPE_CHECKING:
     from vit_flax.cli.parser import Commands
@@ -39,12 +40,15 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_checkpoint_options(parser, layout="--from")
+    add_tower_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     wish = wish_of(options)
+    if wish.tower is None and options.layout is not None and not holds_text(get_layout(options.layout)):
+        wish = dataclasses.replace(wish, tower="image")  # which is what that layout holds
     checkpoint = open_checkpoint(options.source, wish)  # before JAX is imported: a bad file is told at once
     tell_notes(checkpoint.notes)
 

@@ -16,17 +16,22 @@ import numpy as np
 from vit_flax.cli.data import add_data_options, open_data
 from vit_flax.cli.frozen import add_frozen_options, check_frozen_options, run_frozen
 from vit_flax.cli.images import add_label_option, add_model_options, load_model
-from vit_flax.cli.options import format_table
+from vit_flax.cli.options import add_text_options, format_table
+from vit_flax.cli.zeroshot import read_names
 from vit_flax.preprocessing.label_matching import match_labels
 
 if TYPE_CHECKING:
+    from vit_flax.cli.images import Loaded
     from vit_flax.cli.parser import Commands
     from vit_flax.inference import Predictor
+    from vit_flax.train.data.source import Source
+    from vit_flax.zero_shot import ZeroShot
 
 EXAMPLE = """example:
   vit-flax evaluate runs/digits/best --data digits
   vit-flax evaluate vit.safetensors --config vit_tiny_patch16_224 --data image_folder:photos --split val
   vit-flax evaluate dinov2-small/ --data image_folder:photos --knn --linear-probe --picture neighbours.png
+  vit-flax evaluate clip-vit-base-patch32 --zeroshot --data image_folder:photos --template "a photo of a {}"
 
 `vit-flax list sources` lists the sources."""
 
@@ -45,6 +50,12 @@ def add_parser(commands: Commands) -> None:
     add_data_options(parser)
     add_label_option(parser)
     parser.add_argument("--by-number", action="store_true", help="label 0 is class 0, whatever both are called")
+    parser.add_argument(
+        "--zeroshot",
+        action="store_true",
+        help="of a model of images and texts: its classes are the names of the data's, or the lines of --labels",
+    )
+    add_text_options(parser)
     add_model_options(parser)
     add_frozen_options(parser)
     parser.set_defaults(run=run)
@@ -70,12 +81,18 @@ class Scores:
         return float(self.correct5.sum() / max(1, self.count.sum()))
 
 
-def count_correct(predictor: Predictor, loader: Iterable[Mapping[str, np.ndarray]], numbers: np.ndarray) -> Scores:
+def count_correct(
+    predictor: Predictor,
+    loader: Iterable[Mapping[str, np.ndarray]],
+    numbers: np.ndarray,
+    zero_shot: ZeroShot | None = None,
+) -> Scores:
     """Returns the scores of a model on a loader's normalised batches, whose size is the predictor's.
 
-    `numbers` is the model's class of every label; images of labels that have none (-1) are not counted.
+    `numbers` is the model's class of every label; images of labels that have none (-1) are not counted. Where the
+    classes are those of `zero_shot`, the model is the image tower.
     """
-    classes = predictor.model.config.num_classes
+    classes = predictor.model.config.num_classes if zero_shot is None else len(zero_shot.names)
     scores = Scores(*(np.zeros(size, np.int64) for size in (classes, classes, classes, len(numbers))))
     labels: collections.deque[np.ndarray] = collections.deque()
 
@@ -90,6 +107,7 @@ def count_correct(predictor: Predictor, loader: Iterable[Mapping[str, np.ndarray
         truth = labels.popleft()
         rows = np.flatnonzero(truth >= 0)
         truth, logits = truth[rows], logits[rows].astype(np.float32)
+        logits = logits if zero_shot is None else zero_shot.logits(logits)
         own = logits[np.arange(len(rows)), truth][:, None]
         # of equal logits the first wins, as in argmax
         rank = ((logits > own) | ((logits == own) & (np.arange(classes) < truth[:, None]))).sum(1)
@@ -99,29 +117,57 @@ def count_correct(predictor: Predictor, loader: Iterable[Mapping[str, np.ndarray
     return scores
 
 
+def _check_options(options: argparse.Namespace) -> None:
+    given = [name for name, value in (("--template", options.templates), ("--tokenizer", options.tokenizer)) if value]
+    if given and not options.zeroshot:
+        raise ValueError(f"{given[0]} is of --zeroshot")
+    if options.by_number and options.zeroshot:
+        raise ValueError("--by-number is of a model's own classes, and --zeroshot has the data's")
+
+
+def _zero_shot(options: argparse.Namespace, loaded: Loaded, source: Source) -> ZeroShot:
+    """Returns the classifier that is made of the data's classes."""
+    names = list(source.class_names)
+    if options.labels:
+        names = read_names(options.labels)
+        if len(names) != len(source.class_names):
+            raise ValueError(f"{options.labels}: {len(names)} names for the data's {len(source.class_names)} classes")
+    elif all(name.isdecimal() for name in names):
+        loaded.notes.append("the data's classes are called by numbers: --labels FILE names them, one a line")
+    return loaded.zero_shot(names, options.templates, options.tokenizer)
+
+
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
+    _check_options(options)
     is_frozen = check_frozen_options(options)
-    loaded = load_model(options)
+    if is_frozen and options.zeroshot:
+        raise ValueError("--zeroshot compares with texts, k-NN and a linear probe with labelled images: ask for one")
+    loaded = load_model(options, tower="both" if options.zeroshot else "image")
     if is_frozen:
         return run_frozen(options, loaded)
     predictor, transform = loaded.predictor, loaded.transform
-    config, classes = predictor.model.config, loaded.require_classes("evaluate")
+    config = predictor.model.config
+    classes = None if options.zeroshot else loaded.require_classes("evaluate")
     loader = open_data(options, loaded, options.split, classes)
     source = loader.source
-    names = None if options.by_number else transform.class_names
-    matching = match_labels(source.class_names, classes, names, transform.class_descriptions)
-    loaded.notes.extend(matching.notes)
+    if classes is None:
+        zero_shot, numbers = _zero_shot(options, loaded, source), np.arange(len(source.class_names))
+    else:
+        names = None if options.by_number else transform.class_names
+        matching = match_labels(source.class_names, classes, names, transform.class_descriptions)
+        loaded.notes.extend(matching.notes)
+        zero_shot, numbers = None, matching.numbers
     print(f"... {len(source):,} images of {source.name}", file=sys.stderr)
     loaded.show_notes()
     started = time.perf_counter()
     try:
-        scores = count_correct(predictor, loader, matching.numbers)
+        scores = count_correct(predictor, loader, numbers, zero_shot)
     finally:
         loader.close()
     seconds = time.perf_counter() - started
     left_out = {source.class_names[label]: int(scores.left_out[label]) for label in np.flatnonzero(scores.left_out)}
-    called = {number: name for number, name in zip(matching.numbers, source.class_names, strict=True) if number >= 0}
+    called = {number: name for number, name in zip(numbers, source.class_names, strict=True) if number >= 0}
     rows = [(number, called[number]) for number in np.flatnonzero(scores.count)]
     bad = {source.describe(index): reason for index, reason in loader.bad.items()}
     if options.json:

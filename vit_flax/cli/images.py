@@ -20,10 +20,14 @@ from vit_flax.preprocessing.decode import SUFFIXES
 from vit_flax.preprocessing.evaluation import CROP_MODES, INTERPOLATIONS, Preprocessing
 
 if TYPE_CHECKING:
+    from jaxtyping import PyTree
+
     from vit_flax.convert import Checkpoint, Wish
     from vit_flax.inference import Predictor
+    from vit_flax.models import TwoTowers
     from vit_flax.preparing import Prepared
     from vit_flax.reading import Reading
+    from vit_flax.zero_shot import ZeroShot
 
 _T = TypeVar("_T")
 _FIELDS = ("mean", "std", "crop_pct", "interpolation", "crop_mode", "exif", "pixel_range")
@@ -83,6 +87,7 @@ class Loaded:
     reading: Reading
     notes: list[str]
     shown: int  # how many of the notes have been printed
+    towers: tuple[TwoTowers, PyTree] | None = None  # both, of a model of images and texts
 
     @property
     def class_names(self) -> labels.Names | None:
@@ -94,6 +99,20 @@ class Loaded:
         if self.origin not in self.notes:
             print(f"... {self.origin}", file=sys.stderr)
         tell_notes(self.notes[self.shown :])
+
+    def zero_shot(self, names: Sequence[str], templates: Sequence[str] | None, tokenizer: str | None) -> ZeroShot:
+        """Returns the classifier that the names make of a model of images and texts.
+
+        Raises:
+            ValueError: there is no tokeniser, or it is another model's; or the names and templates do not do.
+        """
+        from vit_flax.tokenizing import find_tokenizer
+        from vit_flax.zero_shot import TEMPLATE, ZeroShot
+
+        assert self.towers is not None
+        model, params = self.towers
+        found = find_tokenizer(self.reading.checkpoint, model.config, tokenizer)
+        return ZeroShot.of(model, params, names, templates or [TEMPLATE], tokenizer=found)
 
     def require_classes(self, command: str) -> int:
         """Returns the number of classes.
@@ -133,13 +152,13 @@ def is_projection(reading: Reading) -> bool:
     return preset is not None and preset.config.num_classes == config.num_classes
 
 
-def load_model(options: argparse.Namespace) -> Loaded:
-    """Reads the checkpoint that the options name.
+def load_model(options: argparse.Namespace, tower: str = "image") -> Loaded:
+    """Reads the checkpoint that the options name; of a model of images and texts the image tower, or 'both'.
 
     Raises:
         ValueError: it cannot be read, or a value does not fit.
     """
-    wish = dataclasses.replace(wish_of(options), float32=True)
+    wish = dataclasses.replace(wish_of(options), float32=True, tower=tower)
     checkpoint = open_checkpoint(options.checkpoint, wish)  # before JAX: a bad file is told at once
     tell_notes(checkpoint.notes)
     if options.batch_size < 1:
@@ -149,6 +168,7 @@ def load_model(options: argparse.Namespace) -> Loaded:
     import jax.numpy as jnp
 
     from vit_flax.inference import Predictor
+    from vit_flax.models import TwoTowers, VisionTransformer
     from vit_flax.reading import read_model
 
     reading, sized = read_model(checkpoint, wish), None
@@ -161,9 +181,13 @@ def load_model(options: argparse.Namespace) -> Loaded:
                      f"from {reading.config.image_size[0]}x{reading.config.image_size[1]}")  # fmt: skip
         reading = sized
     model, params = reading.build()
+    towers = None
+    if isinstance(model, TwoTowers):
+        towers = (model, params)
+        model, params = VisionTransformer(model.config.image), params["image"]
     transform = prepared.value.for_model(model.config.image_size, model.config.in_chans)
     transform, origin = _given(options, transform, prepared.origin)
-    transform = _with_names(transform, options, reading, notes)
+    transform = _with_names(transform, options, reading, notes) if towers is None else transform
     if transform.exif:
         notes.append("photographs are turned as their EXIF data say (--no-exif leaves them)")
     if not prepared.is_told and not {"mean", "std"} <= {name for name in _FIELDS if getattr(options, name) is not None}:
@@ -175,7 +199,7 @@ def load_model(options: argparse.Namespace) -> Loaded:
         model = model.clone(config=model.config.replace(crop_to_patches=True))
     resample = (reading.layout.resample(model.config) or "bicubic") if anysize else None
     predictor = Predictor(model, params, options.batch_size, dtype, transform, resample=resample)
-    return Loaded(predictor, transform, origin, reading, notes, shown)
+    return Loaded(predictor, transform, origin, reading, notes, shown, towers)
 
 
 def _prepared(options: argparse.Namespace, checkpoint: Checkpoint) -> Prepared:

@@ -23,6 +23,7 @@ from vit_flax.cli import (
     push,
     segment,
     train,
+    zeroshot,
 )
 from vit_flax.cli.errors import explain
 from vit_flax.cli.parser import Parser
@@ -32,9 +33,12 @@ from vit_flax.cli.version import ShowVersions
 from vit_flax.suggestions import suggest
 
 COMMANDS = (
-    compare, convert, inspect, train, evaluate, predict, features, attention, depth, segment, export, plan, push, list,
+    compare, convert, inspect, train, evaluate, predict, zeroshot, features, attention, depth, segment, export, plan,
+    push, list,
 )  # fmt: skip
-COMPUTING = {"compare", "train", "evaluate", "predict", "features", "attention", "depth", "segment", "export"}
+COMPUTING = {
+    "compare", "train", "evaluate", "predict", "zeroshot", "features", "attention", "depth", "segment", "export",
+}  # fmt: skip
 INTERNAL = 70  # EX_SOFTWARE: a fault of this program, which says nothing about the input
 EPILOG = """exit status: 0 done; 1 done, and the answer is no; 2 unusable input; 70 a fault of vit-flax itself
 (VIT_FLAX_DEBUG=1 shows the traceback of any error)"""

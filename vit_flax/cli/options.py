@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 
 from vit_flax.cli.parser import known_layout
-from vit_flax.convert import Wish
+from vit_flax.convert import TOWERS, Wish
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--layout") -> None:
@@ -38,7 +38,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--lay
 
 
 def wish_of(options: argparse.Namespace) -> Wish:
-    """Returns what the options of `add_checkpoint_options` say of the checkpoint."""
+    """Returns what the options of `add_checkpoint_options`, and of `add_tower_option`, say of the checkpoint."""
     return Wish(
         layout=options.source_layout,
         config=options.config,
@@ -46,6 +46,28 @@ def wish_of(options: argparse.Namespace) -> Wish:
         entry=options.entry,
         resample=options.resample,
         source_grid=options.source_grid,
+        tower=getattr(options, "tower", "image"),
+    )
+
+
+def add_tower_option(parser: argparse.ArgumentParser) -> None:
+    """Adds which towers of a model of images and texts are read; commands without it read the image tower alone."""
+    parser.add_argument("--tower", choices=TOWERS, help="of a model of images and texts (default: both)")
+
+
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what makes texts of labels, and tokens of texts."""
+    parser.add_argument(
+        "--template",
+        action="append",
+        metavar="TEXT",
+        dest="templates",
+        help="text in which {} is a label; of several the embeddings are averaged (default 'a photo of a {}')",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="PLACE",
+        help="folder with a tokeniser's files, sentencepiece file or hf://owner/name (default: beside the checkpoint)",
     )
 
 

@@ -13,7 +13,17 @@ from vit_flax.config.families import (
     config_from_dict,
 )
 from vit_flax.config.part import Part
-from vit_flax.config.position import GRID_INDEXINGS, ROPE_TYPES, KeyMask, NoPosition, Position, RelativeBias, Rotation
+from vit_flax.config.position import (
+    GRID_INDEXINGS,
+    ROPE_TYPES,
+    KeyMask,
+    NoPosition,
+    Position,
+    RelativeBias,
+    Rotation,
+    TextMask,
+)
+from vit_flax.config.text import TEXT_POOLS, TextConfig
 from vit_flax.config.tokens import (
     TOKENS_TYPES,
     NormedPatches,
@@ -23,6 +33,7 @@ from vit_flax.config.tokens import (
     Tokens,
     softsplit_size,
 )
+from vit_flax.config.two_towers import ModelConfig, TwoTowersConfig, TwoTowersFamily, model_config_from_dict
 from vit_flax.config.vit import (
     ATTENTION_POOLS,
     BLOCK_LIMITS,
@@ -48,11 +59,13 @@ __all__ = [
     "NO_DROPS",
     "POS_EMBEDS",
     "ROPE_TYPES",
+    "TEXT_POOLS",
     "TOKENS_TYPES",
     "BeitConfig",
     "DropRates",
     "KeyMask",
     "LucidrainsViTConfig",
+    "ModelConfig",
     "NaFlexViTConfig",
     "NoPosition",
     "NormedPatches",
@@ -66,9 +79,14 @@ __all__ = [
     "Rotation",
     "SoftSplits",
     "T2TViTConfig",
+    "TextConfig",
+    "TextMask",
     "Tokens",
+    "TwoTowersConfig",
+    "TwoTowersFamily",
     "ViTConfig",
     "ViTFamily",
     "config_from_dict",
+    "model_config_from_dict",
     "softsplit_size",
 ]

@@ -95,3 +95,10 @@ class RelativeBias(Position):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KeyMask(Position):
     """A mask of keys: nothing attends to the padding of `PaddedPatches`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextMask(Position):
+    """A mask of keys for texts: nothing attends to padding, nor, where `causal`, to what comes later."""
+
+    causal: bool = True

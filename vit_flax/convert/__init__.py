@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Collection, Mapping
 
-from vit_flax.config import ViTConfig, ViTFamily
+from vit_flax.config import ModelConfig, TwoTowersConfig, TwoTowersFamily, ViTFamily
 from vit_flax.convert.beit import BEIT
 from vit_flax.convert.beit3 import BEIT3
 from vit_flax.convert.checkpoint import Checkpoint, from_mapping
-from vit_flax.convert.config_files import Beside, Family, read_config
+from vit_flax.convert.config_files import Beside, Family, TextFile, read_config
 from vit_flax.convert.dtypes import in_float32, settled
 from vit_flax.convert.eva import EVA
 from vit_flax.convert.eva02 import EVA02
@@ -21,10 +22,13 @@ from vit_flax.convert.files import read_checkpoint, write_checkpoint
 from vit_flax.convert.flax_names import with_torch_names
 from vit_flax.convert.foreign import foreign_kind
 from vit_flax.convert.google import BIG_VISION, BIG_VISION_SCAN, GOOGLE_NPZ
+from vit_flax.convert.google_text import BIG_VISION_TEXT_LAYOUTS
+from vit_flax.convert.huggingface_clip_text import CLIP_TEXT_FILES, CLIP_TEXT_LAYOUTS
 from vit_flax.convert.huggingface_tables import HUGGINGFACE_FAMILIES, HUGGINGFACE_LAYOUTS
 from vit_flax.convert.layout import Layout, Resolved, resolve_config
 from vit_flax.convert.lucidrains import LUCIDRAINS, SIMPLE_VIT
 from vit_flax.convert.open_clip import OPEN_CLIP, OPEN_CLIP_EVA, OPEN_CLIP_TIMM, OPEN_CLIP_TOWER
+from vit_flax.convert.open_clip_text import OPEN_CLIP_TEXT_LAYOUTS
 from vit_flax.convert.own_params import FLAX, FLAX_LAYOUTS, TOKENIZERS
 from vit_flax.convert.perception_encoder import PERCEPTION_ENCODER, PERCEPTION_ENCODER_TOWER
 from vit_flax.convert.rules import ConversionError, Drop, Rule
@@ -33,13 +37,15 @@ from vit_flax.convert.timm import TIMM
 from vit_flax.convert.timm_naflex import TIMM_NAFLEX
 from vit_flax.convert.torchvision import TORCHVISION
 from vit_flax.convert.training_only import without_training
-from vit_flax.convert.wish import Wish
+from vit_flax.convert.two_towers import IMAGE, SUFFIX, holds_text
+from vit_flax.convert.wish import TOWERS, Wish
 from vit_flax.convert.wrappers import Anchor, take
 from vit_flax.suggestions import suggest
 
 __all__ = [
     "FAMILIES",
     "LAYOUTS",
+    "TOWERS",
     "Beside",
     "Checkpoint",
     "ConversionError",
@@ -52,6 +58,7 @@ __all__ = [
     "find_layout",
     "from_mapping",
     "get_layout",
+    "holds_text",
     "in_float32",
     "layout_for",
     "layout_to_write",
@@ -70,6 +77,7 @@ _ORDER = (
     BIG_VISION, BIG_VISION_SCAN, EVA, EVA02, FACEBOOK_DINOV3, OPEN_CLIP_EVA, PERCEPTION_ENCODER,
     PERCEPTION_ENCODER_TOWER, BEIT, BEIT3, TIMM_NAFLEX, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T,
     *FLAX_LAYOUTS, *HUGGINGFACE_LAYOUTS,
+    *OPEN_CLIP_TEXT_LAYOUTS, *BIG_VISION_TEXT_LAYOUTS, *CLIP_TEXT_LAYOUTS,
 )  # fmt: skip
 _READ_ONLY = {layout.name for layout in FLAX_LAYOUTS}
 # every layout by its name, from the general to the special
@@ -77,6 +85,7 @@ LAYOUTS: dict[str, Layout] = {layout.name: without_training(layout) for layout i
 
 # By the model_type of Hugging Face's config.json.
 FAMILIES: dict[str, Family] = HUGGINGFACE_FAMILIES
+TEXT_FILES: dict[str, TextFile] = CLIP_TEXT_FILES
 
 
 def get_layout(name: str) -> Layout:
@@ -87,21 +96,25 @@ def get_layout(name: str) -> Layout:
     return LAYOUTS[name]
 
 
-def detect_layout(names: Collection[str], config_class: ViTFamily | None = None) -> tuple[Layout, str]:
+def detect_layout(
+    names: Collection[str], config_class: ViTFamily | TwoTowersFamily | None = None, takes_text: bool = False
+) -> tuple[Layout, str]:
     """Returns the layout that tensor names belong to, and the name that gives it away.
 
-    Where the caller's config names the family, its layouts come first, and names that others have too are enough.
+    Where the caller's config names the family, its layouts come first, and names that others have too are enough. Of
+    models of images and texts it is the image tower's, unless a text tower `takes_text`.
 
     Raises:
         ConversionError: no layout matches; the message shows some of the names.
     """
     if kind := foreign_kind(names, taken=True):
         raise ConversionError(f"no model of this library: {kind}")
-    family = [layout for layout in reversed(LAYOUTS.values()) if layout.config_class is config_class]
+    layouts = [layout for layout in reversed(LAYOUTS.values()) if takes_text or not holds_text(layout)]
+    family = [layout for layout in layouts if layout.config_class == config_class]
     for layout, tell in [*((f, f.evidence) for f in family), *((f, f.belongs) for f in family)]:
         if tell and (evidence := tell(names)):
             return layout, evidence
-    for layout in reversed(LAYOUTS.values()):
+    for layout in layouts:
         evidence = layout.evidence(names)
         if evidence:
             return layout, evidence
@@ -114,7 +127,8 @@ def detect_layout(names: Collection[str], config_class: ViTFamily | None = None)
 def open_checkpoint(source: str | os.PathLike[str] | Mapping[str, object], wish: Wish) -> Checkpoint:
     """Opens named arrays, or weights as `read_checkpoint` does, without what training scripts wrap around them."""
     opened = from_mapping(source) if isinstance(source, Mapping) else read_checkpoint(source)
-    opened = unwrap(opened, wish.entry)
+    towers = wish.takes_text and (wish.layout is None or holds_text(get_layout(wish.layout)))
+    opened = unwrap(opened, wish.entry, towers)
     return in_float32(opened) if wish.float32 else opened
 
 
@@ -124,19 +138,31 @@ def find_layout(checkpoint: Checkpoint, wish: Wish, beside: Beside | None) -> tu
     Raises:
         ConversionError: there is no such layout, none matches, or several families have these names.
     """
+    found, evidence = _find_layout(checkpoint, wish, beside)
+    if wish.tower == "both" and not holds_text(found):
+        raise ConversionError(f"{checkpoint.source}: has no text tower of a known kind ({evidence})")
+    return found, evidence
+
+
+def _find_layout(checkpoint: Checkpoint, wish: Wish, beside: Beside | None) -> tuple[Layout, str]:
     if wish.layout is not None:
-        return get_layout(wish.layout), "given"
+        return get_layout(_with_text(wish.layout) if wish.tower == "both" else wish.layout), "given"
     if beside and beside.layout:
         if "model_config" in (checkpoint.config or {}):
-            return get_layout(beside.layout), beside.origin
-        # the names that the library has in memory, or those of files
-        for name in (f"{beside.layout}_memory", beside.layout):
+            own = get_layout(beside.layout)
+            if wish.takes_text or not holds_text(own):
+                return own, beside.origin
+        # both towers, or the names that the library has in memory, or those of files
+        image = re.sub("_with_(custom_)?text$", "", beside.layout)
+        towers = (f"{image}{SUFFIX}", f"{image}_with_custom_text") if wish.takes_text and beside.text else ()
+        for name in (*towers, f"{image}_memory", image):
             named = LAYOUTS.get(name)
             if named and (named.belongs or named.evidence)(checkpoint.shapes.keys()):
                 return named, beside.origin
     told = wish.told_config()
+    takes_text = wish.takes_text and (beside is None or beside.text is not None)
     try:
-        found, evidence = detect_layout(checkpoint.shapes, told[1].family if told else None)
+        found, evidence = detect_layout(checkpoint.shapes, told[1].family if told else None, takes_text)
     except ConversionError as error:
         raise ConversionError(f"{checkpoint.source}: {error}") from error
     if told is None and beside is None and (others := found.unsettled(checkpoint.shapes)):
@@ -144,20 +170,26 @@ def find_layout(checkpoint: Checkpoint, wish: Wish, beside: Beside | None) -> tu
     return found, f"has {evidence}"
 
 
-def unwrap(checkpoint: Checkpoint, entry: str | None = None) -> Checkpoint:
-    """Returns the checkpoint with the model's own names, wherever in it the model stands; see `wrappers.take`."""
-    return settled(take(with_torch_names(checkpoint), entry, _anchors()))
+def unwrap(checkpoint: Checkpoint, entry: str | None = None, takes_text: bool = False) -> Checkpoint:
+    """Returns the checkpoint with the model's own names, wherever in it the model stands; see `wrappers.take`.
+
+    Where a text tower `takes_text` it stands beside the image tower, and both are the model.
+    """
+    return settled(take(with_torch_names(checkpoint), entry, _anchors(takes_text)))
 
 
 @functools.cache
-def _anchors() -> tuple[Anchor, ...]:
+def _anchors(takes_text: bool) -> tuple[Anchor, ...]:
     anchors = [Anchor(name, FLAX.evidence) for name in TOKENIZERS]  # makes tokens of an image: every model has one
+    tokenizers = {*TOKENIZERS, *(f"{IMAGE}{path}" for path in TOKENIZERS)}
     for layout in LAYOUTS.values():
+        if holds_text(layout) and not takes_text:
+            continue
         rules = layout.rules(layout.config_class())
         sources = {rule.source if isinstance(rule, Drop) else rule.sources[0] for rule in rules}
-        beside = {source.split(".")[0] for source in (*sources, *layout.outside)}
+        beside = {re.split(r"[./]", source)[0] for source in (*sources, *layout.outside)}
         for rule in rules:
-            if isinstance(rule, Rule) and rule.target in TOKENIZERS:
+            if isinstance(rule, Rule) and rule.target in tokenizers:
                 anchors.append(Anchor(rule.sources[0], layout.evidence))
                 anchors += [Anchor(p + rule.sources[0], layout.evidence, p, beside) for p in layout.prefixes]
     return tuple(anchors)
@@ -169,10 +201,10 @@ def read_beside(checkpoint: Checkpoint) -> Beside | None:
     Raises:
         ConversionError: it asks for what this library does not compute.
     """
-    return read_config(checkpoint.config, FAMILIES, checkpoint.source) if checkpoint.config else None
+    return read_config(checkpoint.config, FAMILIES, checkpoint.source, TEXT_FILES) if checkpoint.config else None
 
 
-def layout_for(config: ViTConfig) -> Layout:
+def layout_for(config: ModelConfig) -> Layout:
     """Returns the first layout of another library that can hold a model of this config.
 
     Raises:
@@ -187,7 +219,7 @@ def layout_for(config: ViTConfig) -> Layout:
     )
 
 
-def layout_to_write(config: ViTConfig, layout: str | None) -> Layout:
+def layout_to_write(config: ModelConfig, layout: str | None) -> Layout:
     """Returns the layout of that name, or for None the first that can hold a model of this config.
 
     Raises:
@@ -195,7 +227,14 @@ def layout_to_write(config: ViTConfig, layout: str | None) -> Layout:
     """
     if layout is None:
         return layout_for(config)
+    if isinstance(config, TwoTowersConfig):
+        layout = _with_text(layout)
     chosen = get_layout(layout)
     if refusals := chosen.refusals(config):
         raise ConversionError(f"layout {layout!r} cannot hold this model: {'; '.join(refusals)}")
     return chosen
+
+
+def _with_text(layout: str) -> str:
+    """Returns the name of the layout of both towers, where that of the image tower is given."""
+    return f"{layout}{SUFFIX}" if f"{layout}{SUFFIX}" in LAYOUTS else layout

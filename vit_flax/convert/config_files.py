@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from vit_flax.config import ViTConfig, config_from_dict
+from vit_flax.config import model_config_from_dict
 from vit_flax.convert.checkpoint import one_line
 from vit_flax.convert.foreign_types import why_not
 from vit_flax.convert.rules import ConversionError
-from vit_flax.convert.timm_config import read_open_clip_config, read_timm_backbone, read_timm_config
+from vit_flax.convert.timm_config import (
+    read_open_clip_config,
+    read_open_clip_text,
+    read_timm_backbone,
+    read_timm_config,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +30,9 @@ class Beside:
     origin: str  # what messages call it
     layout: str | None  # of the tensors it lies beside
     fields: Mapping[str, object]  # of the model's config; those that are missing are told by the tensors
+    # those of a text tower beside an image tower, without `text_`, or ConversionError for what is not computed; None:
+    # there is none of a known kind
+    text: Callable[[], Mapping[str, object]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +49,15 @@ class Family:
     only: Mapping[str, tuple[object, ...]] = dataclasses.field(default_factory=dict)  # values it is right to ignore
     harmless: Collection[str] = ()  # attributes that never change what the model computes in evaluation
     part: str | None = None  # the attribute that holds the vision tower's own config, in models of several towers
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFile:
+    """How the text_config in the config.json of one Hugging Face model type is read."""
+
+    defaults: Mapping[str, object]  # as those of Family
+    fields: Callable[[Mapping[str, object]], Mapping[str, object]]  # attributes -> fields of the text tower's config
+    harmless: Collection[str] = ()  # attributes that never change what the tower computes in evaluation
 
 
 # Attributes of every transformers config that no forward pass of an image model reads.
@@ -78,13 +96,27 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 
-def read_config(values: Mapping[str, object], families: Mapping[str, Family], source: str) -> Beside | None:
+FAULTS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+
+
+def _refused(source: str, error: Exception) -> str:
+    reason = one_line(error) if isinstance(error, ValueError) else f"it is broken: {one_line(repr(error))}"
+    return f"{source}: its config cannot be followed: {reason}; pass `config=` with a preset's name to go without it"
+
+
+def read_config(
+    values: Mapping[str, object],
+    families: Mapping[str, Family],
+    source: str,
+    texts: Mapping[str, TextFile] = MappingProxyType({}),
+) -> Beside | None:
     """Returns what a config says, or None for one of no known kind.
 
     Args:
         values: the JSON object.
         families: by Hugging Face's model_type.
         source: what messages call the checkpoint.
+        texts: how the text towers of some of them are told, by model_type.
 
     Raises:
         ConversionError: it asks for what this library does not compute; every such attribute is named.
@@ -92,21 +124,19 @@ def read_config(values: Mapping[str, object], families: Mapping[str, Family], so
     try:
         if "model_config" in values:
             fields = {name: value for name, value in values.items() if name != "layout"}
-            config = config_from_dict(fields)
-            return Beside("stored with the weights", _text(values.get("layout")), _public(config))
+            config = model_config_from_dict(fields)
+            # of both towers where it is a model of both
+            return Beside("stored with the weights", _text(values.get("layout")), config.fields(), dict)
         if values.get("model_type") == "timm_backbone":
             return Beside(*read_timm_backbone(values))
         if "architecture" in values:  # with model_type='timm_wrapper', too
             return Beside(*read_timm_config(values))
         if "model_type" in values:
-            return _huggingface(values, families)
+            return _huggingface(values, families, texts, source)
         if "model_cfg" in values:
-            return Beside(*read_open_clip_config(values))
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        # values of any type may stand in a config.json
-        reason = one_line(error) if isinstance(error, ValueError) else f"it is broken: {one_line(repr(error))}"
-        way_out = "; pass `config=` with a preset's name to go without it"
-        raise ConversionError(f"{source}: its config cannot be followed: {reason}{way_out}") from error
+            return Beside(*read_open_clip_config(values), lambda: read_open_clip_text(values))
+    except FAULTS as error:  # values of any type may stand in a config.json
+        raise ConversionError(_refused(source, error)) from error
     return None
 
 
@@ -117,7 +147,9 @@ def activation(name: object) -> str:
     return ACTIVATIONS[name]
 
 
-def _huggingface(values: Mapping[str, Any], families: Mapping[str, Family]) -> Beside:
+def _huggingface(
+    values: Mapping[str, Any], families: Mapping[str, Family], texts: Mapping[str, TextFile], source: str
+) -> Beside:
     kind = str(values["model_type"])
     if kind not in families and (inner := _inner_tower(values, families)):
         return dataclasses.replace(inner, origin=inner.origin.replace(" (", f" ({kind}, ", 1))
@@ -130,22 +162,41 @@ def _huggingface(values: Mapping[str, Any], families: Mapping[str, Family]) -> B
             f"model_type {kind[:60]!r}{''.join(others[:1])} is not known; known: {', '.join(families)}"
         )
     family = families[kind]
-    if family.part is not None and family.part in values:
-        values = values[family.part] or {}
-    attributes = dict(family.defaults)
+    inner = values[family.part] or {} if family.part is not None and family.part in values else values
+    attributes = _attributes(inner, family.defaults, {**_ONLY, **family.only}, family.harmless, kind)
+
+    def text() -> Mapping[str, object]:
+        file = texts[kind]
+        try:
+            told = values.get("text_config") or {}
+            return file.fields(_attributes(told, file.defaults, _ONLY, file.harmless, f"{kind}, text_config"))
+        except FAULTS as error:
+            raise ConversionError(_refused(source, error)) from error
+
+    return Beside(f"config.json ({kind})", family.layout, family.fields(attributes), text if kind in texts else None)
+
+
+def _attributes(
+    values: Mapping[str, Any],
+    defaults: Mapping[str, object],
+    allowed: Mapping[str, tuple[Any, ...]],
+    harmless: Collection[str],
+    kind: str,
+) -> dict[str, object]:
+    """Returns the attributes that are read; ConversionError names all that would change what is computed."""
+    attributes = dict(defaults)
     refused = []
-    allowed = {**_ONLY, **family.only}
     for name, value in values.items():
-        if name in family.defaults:
+        if name in defaults:
             attributes[name] = value
         elif name in allowed:
             if value not in allowed[name]:
                 refused.append(f"{name}={one_line(repr(value))[:60]} (only {' or '.join(map(repr, allowed[name]))})")
-        elif name not in _HARMLESS and name not in family.harmless:
+        elif name not in _HARMLESS and name not in harmless:
             refused.append(f"{name}={one_line(repr(value))[:60]} (unknown)")
     if refused:
         raise ConversionError(f"model_type {kind!r} with {', '.join(refused)}")
-    return Beside(f"config.json ({kind})", family.layout, family.fields(attributes))
+    return attributes
 
 
 # Attributes under which a larger model keeps the config of the image tower in it.
@@ -165,12 +216,8 @@ def _inner_types(values: Mapping[str, Any]) -> dict[str, object]:
 def _inner_tower(values: Mapping[str, Any], families: Mapping[str, Family]) -> Beside | None:
     """Returns what a larger model's config says of its image tower, or None where that is of no known kind."""
     known = (name for name, kind in _inner_types(values).items() if isinstance(kind, str) and kind in families)
-    return next((_huggingface(values[name], families) for name in known), None)
+    return next((_huggingface(values[name], families, {}, "") for name in known), None)
 
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
-
-
-def _public(config: ViTConfig) -> dict[str, Any]:
-    return config.fields()

@@ -35,6 +35,17 @@ IMAGE_FILES = (
     "video_preprocessor_config.json",
     _OPEN_CLIP,
 )
+# What may lie beside weights and make tokens of texts: any one of them shows that a tokeniser is there.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
+# which are no tokeniser without one of those
+_BESIDE_TOKENIZERS = ("merges.txt", "special_tokens_map.json", "added_tokens.json")
 _SHOWN = 10
 _MAX_JSON = 16 << 20
 _MAX_SHARDS = 1000
@@ -188,7 +199,7 @@ def download(address: str) -> Path:
         place = name.rpartition("/")[0] + "/" if "/" in name else ""
         for shard in _shard_names(path) if name.endswith(".index.json") else []:
             fetch(place + shard)  # those that are missing are named when the index is read
-        for beside in ("config.json", *IMAGE_FILES):
+        for beside in ("config.json", *IMAGE_FILES, *TOKENIZER_FILES, *_BESIDE_TOKENIZERS):
             fetch(place + beside)
         return path
     if there is None:

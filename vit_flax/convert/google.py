@@ -17,7 +17,7 @@ from vit_flax.convert.rules import ConversionError, Rule, join_heads, merge_head
 
 _BLOCK = "Transformer/encoderblock_{i}"
 _OLD_PARTS = ("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
-_PARTS = ("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
+PARTS = ("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
 _PROJECTIONS = ("query", "key", "value")
 
 
@@ -35,23 +35,42 @@ def _mlp_rules(source: str, target: str) -> tuple[Rule, ...]:
     return tuple(Rule(f"{source}/{a}/{part}", f"{target}/{b}/{part}") for a, b in names for part in ("kernel", "bias"))
 
 
-def _same(source: str, target: str, *parts: str) -> tuple[Rule, ...]:
+def same(source: str, target: str, *parts: str) -> tuple[Rule, ...]:
+    """Returns the rules of a module whose parameters are called alike."""
     return tuple(Rule(f"{source}/{part}", f"{target}/{part}") for part in parts)
 
 
-def _shared_rules(config: ViTConfig, pos_embed: str, parts: tuple[str, ...]) -> tuple[Rule, ...]:
-    norm1, attention, norm2, mlp = (f"{_BLOCK}/{part}" for part in parts)
+def block_rules(block: str, parts: tuple[str, ...], heads: int) -> tuple[Rule, ...]:
+    """Returns the rules of the blocks, which `block` names."""
+    norm1, attention, norm2, mlp = (f"{block}/{part}" for part in parts)
     return (
-        *_same("embedding", "patch_embed/proj", "kernel", "bias"),
+        *same(norm1, "blocks_{i}/norm1", "scale", "bias"),
+        *_attention_rules(attention, "blocks_{i}/attn/qkv", "blocks_{i}/attn/proj", heads),
+        *same(norm2, "blocks_{i}/norm2", "scale", "bias"),
+        *_mlp_rules(mlp, "blocks_{i}/mlp"),
+    )
+
+
+def pool_rules(heads: int) -> tuple[Rule, ...]:
+    """Returns the rules of the pooling by attention."""
+    pool = "MAPHead_0"
+    return (
+        Rule(f"{pool}/probe", "attn_pool/latent"),
+        *_attention_rules(f"{pool}/{PARTS[1]}", "attn_pool/qkv", "attn_pool/proj", heads),
+        *same(f"{pool}/LayerNorm_0", "attn_pool/norm", "scale", "bias"),
+        *_mlp_rules(f"{pool}/MlpBlock_0", "attn_pool/mlp"),
+    )
+
+
+def _shared_rules(config: ViTConfig, pos_embed: str, parts: tuple[str, ...]) -> tuple[Rule, ...]:
+    return (
+        *same("embedding", "patch_embed/proj", "kernel", "bias"),
         Rule("cls", "cls_token"),
         Rule(pos_embed, "pos_embed"),
-        *_same(norm1, "blocks_{i}/norm1", "scale", "bias"),
-        *_attention_rules(attention, "blocks_{i}/attn/qkv", "blocks_{i}/attn/proj", config.num_heads),
-        *_same(norm2, "blocks_{i}/norm2", "scale", "bias"),
-        *_mlp_rules(mlp, "blocks_{i}/mlp"),
-        *_same("Transformer/encoder_norm", "norm", "scale", "bias"),
-        *_same("pre_logits", "pre_logits", "kernel", "bias"),
-        *_same("head", "head", "kernel", "bias"),
+        *block_rules(_BLOCK, parts, config.num_heads),
+        *same("Transformer/encoder_norm", "norm", "scale", "bias"),
+        *same("pre_logits", "pre_logits", "kernel", "bias"),
+        *same("head", "head", "kernel", "bias"),
     )
 
 
@@ -60,14 +79,7 @@ def _google_rules(config: ViTConfig) -> tuple[Rule, ...]:
 
 
 def _big_vision_rules(config: ViTConfig) -> tuple[Rule, ...]:
-    pool = "MAPHead_0"
-    return (
-        *_shared_rules(config, "pos_embedding", _PARTS),
-        Rule(f"{pool}/probe", "attn_pool/latent"),
-        *_attention_rules(f"{pool}/{_PARTS[1]}", "attn_pool/qkv", "attn_pool/proj", config.num_heads),
-        *_same(f"{pool}/LayerNorm_0", "attn_pool/norm", "scale", "bias"),
-        *_mlp_rules(f"{pool}/MlpBlock_0", "attn_pool/mlp"),
-    )
+    return (*_shared_rules(config, "pos_embedding", PARTS), *pool_rules(config.num_heads))
 
 
 def _infer_shared(shapes: Shapes, layout: str, parts: tuple[str, ...]) -> dict[str, Any]:
@@ -124,7 +136,7 @@ def _infer_google(shapes: Shapes, _known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _infer_big_vision(shapes: Shapes, _known: Mapping[str, Any]) -> dict[str, Any]:
-    values = _infer_shared(shapes, "big_vision", _PARTS)
+    values = _infer_shared(shapes, "big_vision", PARTS)
     rows = vote(shapes, ("pos_embedding", 1))
     values["pos_embed"] = "learned" if rows else "simple_sincos_2d"
     if any_match(shapes, "MAPHead_0/probe"):
@@ -140,7 +152,7 @@ def _infer_big_vision(shapes: Shapes, _known: Mapping[str, Any]) -> dict[str, An
 
 def _evidence(old: bool, scanned: bool = False) -> Any:
     block = "Transformer/encoderblock/" if scanned else "Transformer/encoderblock_0/"
-    attention = f"{block}{(_OLD_PARTS if old else _PARTS)[1]}/"
+    attention = f"{block}{(_OLD_PARTS if old else PARTS)[1]}/"
 
     def evidence(names: Collection[str]) -> str | None:
         return next((name for name in names if name.startswith(attention)), None)
@@ -200,7 +212,7 @@ BIG_VISION = Layout(
         ("probe", "MAPHead_0/probe"),
         ("LayerNorm_0/{part}", "MAPHead_0/LayerNorm_0/{part}"),
         ("MlpBlock_0/{layer}/{part}", "MAPHead_0/MlpBlock_0/{layer}/{part}"),
-        (f"{_PARTS[1]}/{{layer}}/{{part}}", f"MAPHead_0/{_PARTS[1]}/{{layer}}/{{part}}"),
+        (f"{PARTS[1]}/{{layer}}/{{part}}", f"MAPHead_0/{PARTS[1]}/{{layer}}/{{part}}"),
     ),
 )
 
@@ -209,5 +221,5 @@ BIG_VISION_SCAN = dataclasses.replace(
     name="big_vision_scan",
     description="the same with scanned layers: one array for all blocks",
     evidence=_evidence(old=False, scanned=True),
-    stack="Transformer/encoderblock",
+    stack=("Transformer/encoderblock",),
 )

@@ -130,9 +130,10 @@ def ending(*needles: str) -> Callable[[Collection[str]], str | None]:
     return evidence
 
 
-def read_sizes(attributes: Mapping[str, Any]) -> dict[str, object]:
+def read_sizes(attributes: Mapping[str, object]) -> dict[str, object]:
     """Returns the fields of image_size and patch_size; pixels beyond the last whole patch are left out."""
-    image, patch = (_pair(attributes[name]) for name in ("image_size", "patch_size"))
+    values: Mapping[str, Any] = attributes
+    image, patch = (_pair(values[name]) for name in ("image_size", "patch_size"))
     crop = any(pixels % side for pixels, side in zip(image, patch, strict=True) if side > 0)
     return {"image_size": image, "patch_size": patch, "crop_to_patches": crop}
 
@@ -142,12 +143,12 @@ def _pair(value: int | list[int]) -> tuple[int, int]:
     return height, width
 
 
-def read_mlp(attributes: Mapping[str, Any]) -> dict[str, object]:
+def read_mlp(attributes: Mapping[str, object]) -> dict[str, object]:
     """Returns the fields of hidden_size, intermediate_size and hidden_act."""
-    width = attributes["hidden_size"]
+    values: Mapping[str, Any] = attributes
     return {
-        "mlp_ratio": ratio_for(attributes["intermediate_size"], width),
-        "activation": activation(attributes["hidden_act"]),
+        "mlp_ratio": ratio_for(values["intermediate_size"], values["hidden_size"]),
+        "activation": activation(values["hidden_act"]),
     }
 
 

@@ -20,15 +20,18 @@ from vit_flax.convert.rules import CONV, DENSE, UNBATCHED, VECTOR, ConversionErr
 from vit_flax.convert.timm_blocks import linear, norm
 
 _TEXT = "the text tower's"
-_BESIDE = (
+# what the image tower alone leaves out
+BESIDE = (
     Drop("text_model.embeddings.{part}.weight", _TEXT),
     Drop("text_model.encoder.layers.{i}.{part}.{kind}", _TEXT),
     Drop("text_model.encoder.layers.{i}.{layer}.{part}.{kind}", _TEXT),
     Drop("text_model.final_layer_norm.{kind}", _TEXT),
+    Drop("text_model.head.{kind}", _TEXT),
     Drop("text_model.embeddings.position_ids", "counts up"),
-    Drop("embeddings.position_ids", "counts up"),
+    Drop("text_projection.weight", _TEXT),
     Drop("logit_scale", "of the similarity of images and texts"),
     Drop("text_model.{rest}", _TEXT, otherwise=True),  # BERT's and RoBERTa's, beside the same image tower
+    Drop("logit_bias", "of the similarity of images and texts"),
 )
 
 
@@ -37,7 +40,8 @@ def _tower_rules() -> tuple[Rule | Drop, ...]:
         Rule("embeddings.patch_embedding.weight", "patch_embed/proj/kernel", CONV),
         Rule("embeddings.position_embedding.weight", "pos_embed", UNBATCHED),
         *hf.block_rules(hf.CLIP),
-        *_BESIDE,
+        *BESIDE,
+        Drop("embeddings.position_ids", "counts up"),
     )
 
 
@@ -49,7 +53,6 @@ def _clip_rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
         *norm("pre_layrnorm", "norm_pre"),
         *(norm("post_layernorm", "fc_norm") if config.fc_norm else _unread_norm(config.embed_dim)),
         *(linear("classifier", "head") if config.head_bias else projection),
-        Drop("text_projection.weight", _TEXT),
     )
 
 
@@ -83,8 +86,6 @@ def _siglip_rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
         *norm("post_layernorm", "norm"),
         *head,
         *linear("classifier", "head"),
-        Drop("text_model.head.{kind}", _TEXT),
-        Drop("logit_bias", "of the similarity of images and texts"),
     )
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vit_flax.config import ViTConfig, ViTFamily
+from vit_flax.config import ModelConfig, TwoTowersFamily, ViTFamily
+from vit_flax.config.two_towers import TEXT
 from vit_flax.convert.rules import ConversionError, Drop, Rule, match, to_tensors
 from vit_flax.convert.stacked import stack, unstack
 
@@ -26,38 +27,38 @@ class Layout:
 
     name: str
     description: str
-    config_class: ViTFamily
+    config_class: ViTFamily | TwoTowersFamily
     evidence: Callable[[Collection[str]], str | None]  # names -> the name that gives the layout away, or None
     infer: Callable[[Shapes, Mapping[str, object]], dict[str, object]]  # what tensors tell, given what is known already
-    rules: Callable[[ViTConfig], tuple[Rule | Drop, ...]]
+    rules: Callable[..., tuple[Rule | Drop, ...]]
     required: tuple[tuple[str, ...], ...]  # fields that tensors may not tell; a later group follows from an earlier one
     defaults: Callable[
         [Mapping[str, object]], Mapping[str, object]
     ]  # what the reference itself defines, given the rest
     fixed: Mapping[str, tuple[object, ...]]  # the only values of a field that the layout can hold
+    # of a ViTConfig here and below, or of a TwoTowersConfig where `config_class` is of such
     # torch module <-> linen module, as templates; only modules that a model of the config has
-    components: Callable[[ViTConfig], tuple[tuple[str, str], ...]] = lambda config: ()
-    conditions: Callable[[ViTConfig], list[str]] = lambda config: []  # what `fixed` cannot say of two fields together
+    components: Callable[..., tuple[tuple[str, str], ...]] = lambda config: ()
+    conditions: Callable[..., list[str]] = lambda config: []  # what `fixed` cannot say of two fields together
     hint: str = ""  # what else to pass when a required field is unknown
     # how the layout's own library resizes position tables: a mode of vit_flax.models.resample; '': it does not
-    resample: Callable[[ViTConfig], str] = lambda config: ""
+    resample: Callable[..., str] = lambda config: ""
     resample_windows: str = ""  # and how tables of relative positions: a mode of WINDOW_MODES there
     aliases: tuple[tuple[str, str], ...] = ()  # (older name, today's name), as templates: read, never written
     # between tensors that are parts of one in the checkpoint, and those parts as the rules know them
     split: Callable[[Checkpoint], Checkpoint] | None = None
     join: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None = None
-    stack: str = ""  # where blocks are `stack_0/...` to the rules, and one tensor `stack/...` for all in the checkpoint
+    # each a name: blocks are `name_0/...` to the rules, and one tensor `name/...` for all in the checkpoint
+    stack: tuple[str, ...] = ()
 
     prefixes: tuple[str, ...] = ()  # a larger model's name for this one; rules have names without it
-    prefix: Callable[[ViTConfig], str] = lambda config: ""  # which of these is written
+    prefix: Callable[..., str] = lambda config: ""  # which of these is written
     outside: tuple[str, ...] = ()  # how names begin that are the larger model's own, and so have no prefix
     # what to say where names alone gave the layout away and are those of other models, too
     unsettled: Callable[[Collection[str]], str | None] = lambda names: None
     # as `evidence`, where a config.json has named the family; None: the same
     belongs: Callable[[Collection[str]], str | None] | None = None
-    config_file: Callable[[ViTConfig], Mapping[str, object]] | None = (
-        None  # the config.json of the layout's own library
-    )
+    config_file: Callable[..., Mapping[str, object]] | None = None  # the config.json of the layout's own library
     # where a classifier stands: (the module that people replace, the layer that rules know), without prefixes
     heads: tuple[tuple[str, str], ...] = ()
     # what of a model's config its own library's classifier has otherwise than its models without one
@@ -71,9 +72,11 @@ class Layout:
         """
         checkpoint = checkpoint.renamed(self.renamed(checkpoint.shapes))
         checkpoint = self.split(checkpoint) if self.split else checkpoint
-        return unstack(checkpoint, self.stack) if self.stack else checkpoint
+        for stacked in self.stack:
+            checkpoint = unstack(checkpoint, stacked)
+        return checkpoint
 
-    def write(self, params: Mapping[str, ArrayLike], config: ViTConfig) -> dict[str, np.ndarray]:
+    def write(self, params: Mapping[str, ArrayLike], config: ModelConfig) -> dict[str, np.ndarray]:
         """Returns parameters (by path) under the layout's names.
 
         Raises:
@@ -81,9 +84,10 @@ class Layout:
         """
         tensors = to_tensors(params, self.rules(config))
         tensors = self.join(tensors) if self.join else tensors
+        for stacked in self.stack:
+            tensors = stack(tensors, stacked)
         prefix = self.prefix(config)
-        tensors = {name if name.startswith(self.outside) else prefix + name: a for name, a in tensors.items()}
-        return stack(tensors, self.stack) if self.stack else tensors
+        return {name if name.startswith(self.outside) else prefix + name: a for name, a in tensors.items()}
 
     def renamed(self, names: Collection[str]) -> dict[str, str]:
         """Returns the rules' name of every tensor, by the name it has: today's, and without prefix.
@@ -104,7 +108,7 @@ class Layout:
                 return new.format(**bindings)
         return name
 
-    def refusals(self, config: ViTConfig) -> list[str]:
+    def refusals(self, config: ModelConfig) -> list[str]:
         """Returns what of `config` this layout cannot hold, a line each."""
         if config.family != self.config_class:
             return [f"model_config={config.family.name} (it holds {self.config_class.name})"]
@@ -119,7 +123,7 @@ class Layout:
 class Resolved:
     """A config and, for every field, where its value came from."""
 
-    config: ViTConfig
+    config: ModelConfig
     origins: Mapping[str, str]
     native: Mapping[str, object]  # the checkpoint's own image_size and patch_size, where something but the caller tells
 
@@ -190,6 +194,7 @@ def resolve_config(
             + ", ".join(_choices(name, values) for name in missing)
             + ", or `config=` with a preset's name"
             + layout.hint
+            + ("; or `tower='image'` for the image tower alone" if any(n.startswith(TEXT) for n in missing) else "")
         )
     defaults = layout.defaults(values)
     add(f"default of layout {layout.name}", defaults)
@@ -251,11 +256,18 @@ _CHOICES = {
     "qk_scale": ("NUMBER", "None: head_dim ** -0.5, as the published weights; or what the model was built with"),
 }
 
+_TEXT_CHOICES = {
+    "causal": ("BOOL", "True: tokens see those before them alone"),
+    "pool": ("NAME", "'argmax' or 'eos', the token that ends a text: that of the highest number or of "
+             "`text_eos_token_id=N`; or 'last'"),
+}  # fmt: skip
+
 
 def _choices(name: str, values: Mapping[str, Any]) -> str:
-    spelled, choice = _CHOICES.get(name, ("...", ""))
-    width = values.get("embed_dim", 0)
-    if name == "num_heads" and width and width % 64 == 0:
+    tower, field = (TEXT, name.removeprefix(TEXT)) if name.startswith(TEXT) else ("", name)
+    spelled, choice = (_TEXT_CHOICES if tower else {}).get(field) or _CHOICES.get(field, ("...", ""))
+    width = values.get(f"{tower}embed_dim", 0)
+    if field == "num_heads" and width and width % 64 == 0:
         choice = f"{width // 64} if heads are 64 wide"
     return f"`{name}={spelled}`" + (f" ({choice})" if choice else "")
 

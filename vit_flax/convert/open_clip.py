@@ -17,7 +17,8 @@ from vit_flax.convert.rules import CONV, DENSE, UNBATCHED, VECTOR, ConversionErr
 from vit_flax.convert.timm import TIMM, linear, named, norm
 
 _BLOCK = "visual.transformer.resblocks.{i}"
-_ARCHIVE = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's own files alone
+HEAD_WIDTH = 64  # of OpenAI's own models, all of them: its loader says so
+ARCHIVE = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's own files alone
 _CUSTOM = {"head_scale", "logit_scale", "ln_q", "ln_k", "ln_inner", "ln_attn"}  # parts of open_clip's custom block
 
 
@@ -31,7 +32,20 @@ def text_tower() -> tuple[Drop, ...]:
         *(Drop(name, "the text tower") for name in (*single, *blocks, *(f"text.{rest}" for rest in inside))),
         *(Drop(name, "joins images and texts") for name in ("logit_scale", "logit_bias")),
         Drop("attn_mask", "a constant of the text tower"),
-        *(Drop(name, "a number that OpenAI's archives hold") for name in _ARCHIVE),
+        *(Drop(name, "a number that OpenAI's archives hold") for name in ARCHIVE),
+    )
+
+
+def block_rules(block: str) -> tuple[Rule, ...]:
+    """Returns the rules of the blocks, which `block` names."""
+    return (
+        *norm(f"{block}.ln_{{n}}", "blocks_{i}/norm{n}"),
+        Rule(f"{block}.attn.in_proj_weight", "blocks_{i}/attn/qkv/kernel", DENSE),
+        Rule(f"{block}.attn.in_proj_bias", "blocks_{i}/attn/qkv/bias"),
+        *linear(f"{block}.attn.out_proj", "blocks_{i}/attn/proj"),
+        Rule(f"{block}.ls_{{n}}.gamma", "blocks_{i}/ls{n}/gamma"),
+        *linear(f"{block}.mlp.c_fc", "blocks_{i}/mlp/fc1"),
+        *linear(f"{block}.mlp.c_proj", "blocks_{i}/mlp/fc2"),
     )
 
 
@@ -41,13 +55,7 @@ def _rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
         Rule("visual.class_embedding", "cls_token", VECTOR),
         Rule("visual.positional_embedding", "pos_embed", UNBATCHED),
         *norm("visual.ln_pre", "norm_pre"),
-        *norm(f"{_BLOCK}.ln_{{n}}", "blocks_{i}/norm{n}"),
-        Rule(f"{_BLOCK}.attn.in_proj_weight", "blocks_{i}/attn/qkv/kernel", DENSE),
-        Rule(f"{_BLOCK}.attn.in_proj_bias", "blocks_{i}/attn/qkv/bias"),
-        *linear(f"{_BLOCK}.attn.out_proj", "blocks_{i}/attn/proj"),
-        Rule(f"{_BLOCK}.ls_{{n}}.gamma", "blocks_{i}/ls{n}/gamma"),
-        *linear(f"{_BLOCK}.mlp.c_fc", "blocks_{i}/mlp/fc1"),
-        *linear(f"{_BLOCK}.mlp.c_proj", "blocks_{i}/mlp/fc2"),
+        *block_rules(_BLOCK),
         *norm("visual.ln_post", "fc_norm" if config.fc_norm else "norm"),
         Rule("visual.proj", "head/kernel"),  # (in, out) as it is: the tower multiplies by it from the right
         *text_tower(),
@@ -80,8 +88,9 @@ def _infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     }
     if known.get("global_pool") == "token":
         values["fc_norm"] = False  # pooled before or after, the class token is normalised alone
-    if any_match(shapes, *_ARCHIVE):
+    if any_match(shapes, *ARCHIVE):
         values |= {"norm_eps": 1e-5, "activation": "quick_gelu", "global_pool": "token", "fc_norm": False}
+        values |= {"num_heads": dim // HEAD_WIDTH} if dim % HEAD_WIDTH == 0 else {}
     hidden = vote(shapes, (f"{_BLOCK}.mlp.c_fc.weight", 0), (f"{_BLOCK}.mlp.c_proj.weight", 1))
     if hidden is not None:
         values["mlp_ratio"] = ratio_for(hidden, dim)

@@ -307,7 +307,7 @@ def to_tensors(params: Mapping[str, ArrayLike], rules: Iterable[Rule | Drop]) ->
         except ValueError as error:
             problems.append(f"cannot hold {path} {_shape(np.shape(value))}: {error}")
             continue
-        tensors.update((name, np.ascontiguousarray(array)) for name, array in zip(names, arrays, strict=True))
+        tensors.update((name, np.asarray(array, order="C")) for name, array in zip(names, arrays, strict=True))
     if problems:
         raise ConversionError(_listing("the layout cannot hold this model", problems))
     return tensors

@@ -178,6 +178,52 @@ def read_open_clip_config(values: Mapping[str, Any]) -> Told:
     }  # fmt: skip
 
 
+# Of open_clip's CLIPTextCfg: what is read below, and what is of the tokeniser or of training alone.
+_TEXT_READ = {
+    "context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "ls_init_value", "eos_id",
+    "no_causal_mask", "pool_type", "act_kwargs", "norm_kwargs",
+}  # fmt: skip
+# the tensors tell the projection
+_TEXT_BESIDE = {
+    "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs", "pad_id", "proj_bias", "proj_type", "output_tokens",
+    "hf_model_pretrained", "hf_proj_type", "hf_pooler_type",
+}  # fmt: skip
+_TEXT_POOLS = ("eos", "argmax", "last", "first")
+
+
+def read_open_clip_text(values: Mapping[str, object]) -> dict[str, object]:
+    """Returns what an open_clip_config.json says of the text tower.
+
+    Reference: open_clip.model.CLIPTextCfg and _build_text_tower.
+    """
+    model: Any = values["model_cfg"]
+    tower = model.get("text_cfg") or {}
+    known = _TEXT_READ | _TEXT_BESIDE
+    refused = [f"{name}={one_line(repr(v))[:60]}" for name, v in tower.items() if name not in known and v]
+    norm, act = dict(tower.get("norm_kwargs") or {}), dict(tower.get("act_kwargs") or {})
+    pool, approximate = tower.get("pool_type", "argmax"), act.get("approximate", "none")
+    refused += [f"pool_type={pool!r}"] if pool not in _TEXT_POOLS else []
+    refused += [f"norm_kwargs={norm}"] if set(norm) - {"eps"} else []
+    refused += [f"act_kwargs={act}"] if set(act) - {"approximate"} or approximate not in ("none", "tanh") else []
+    if refused:
+        raise ConversionError(f"text_cfg with {', '.join(refused)} (`tower='image'` reads the image tower alone)")
+    exact = "gelu" if approximate == "none" else "gelu_tanh"
+    return {
+        "vocab_size": tower.get("vocab_size", 49408),
+        "context_length": tower.get("context_length", 77),
+        "embed_dim": tower.get("width", 512),
+        "depth": tower.get("layers", 12),
+        "num_heads": tower.get("heads", 8),
+        "mlp_ratio": tower.get("mlp_ratio", 4.0),
+        "init_values": tower.get("ls_init_value"),
+        "causal": not tower.get("no_causal_mask", False),
+        "pool": pool,
+        "eos_token_id": tower.get("eos_id", 2) if pool == "eos" else None,
+        "norm_eps": norm.get("eps", 1e-5),
+        "activation": "quick_gelu" if model.get("quick_gelu", False) else exact,
+    }
+
+
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)  # pyright: ignore[reportReturnType]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from vit_flax.config import ViTConfig, config_from_dict
+from vit_flax.config import ModelConfig, TwoTowersConfig, model_config_from_dict
 from vit_flax.presets import get_preset
+
+TOWERS = ("image", "both")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,14 +20,29 @@ class Wish:
     """
 
     layout: str | None = None  # a layout's name; None: told by the tensor names
-    # what tensors cannot tell: a preset's name, a ViTConfig or its `to_dict()`, or the contents of a config.json
-    config: str | ViTConfig | Mapping[str, object] | None = None
+    # what tensors cannot tell: a preset's name, a config or its `to_dict()`, or the contents of a config.json
+    config: str | ModelConfig | Mapping[str, object] | None = None
     overrides: Mapping[str, object] = dataclasses.field(default_factory=dict)  # single fields; they win over `config`
     entry: str | None = None  # which weights of a training checkpoint, where it holds several
     resample: str | None = None  # a mode of vit_flax.models.resample; None: that of the layout's own library
     source_grid: tuple[int, int] | None = None  # (height, width) of the checkpoint's grid of patches
     float32: bool = False  # float64 tensors are read in float32, for whoever computes in it anyway
+    # of a model of images and texts: 'image' alone, or 'both'; None: both where what else is asked allows it
+    tower: str | None = None
     own_classes: bool = False  # the checkpoint's head tells how many classes there are, whatever `config` says
+
+    def __post_init__(self) -> None:
+        """Checks `tower`."""
+        if self.tower not in (None, *TOWERS):
+            raise ValueError(f"tower must be {' or '.join(map(repr, TOWERS))}, got {self.tower!r}")
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether a text tower is read where there is one: not where a config or classes of images are asked for."""
+        if self.tower is not None:
+            return self.tower == "both"
+        told = self.told_config()
+        return "num_classes" not in self.overrides and (told is None or isinstance(told[1], TwoTowersConfig))
 
     @property
     def config_file(self) -> Mapping[str, object] | None:
@@ -33,12 +50,12 @@ class Wish:
         kinds = ("model_type", "architecture", "model_cfg")
         return self.config if isinstance(self.config, Mapping) and any(k in self.config for k in kinds) else None
 
-    def told_config(self) -> tuple[str, ViTConfig] | None:
+    def told_config(self) -> tuple[str, ModelConfig] | None:
         """Returns what `config` is called and the config it stands for; None where it is absent or a config.json."""
         if self.config is None or self.config_file is not None:
             return None
         if isinstance(self.config, str):
             return f"preset {self.config}", get_preset(self.config).config
-        if isinstance(self.config, ViTConfig):
+        if isinstance(self.config, ModelConfig):
             return "config given", self.config
-        return "config given", config_from_dict(self.config)
+        return "config given", model_config_from_dict(self.config)

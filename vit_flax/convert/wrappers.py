@@ -149,7 +149,7 @@ def _own(names: dict[str, str], anchors: Sequence[Anchor]) -> dict[str, str]:
         return names
     inner = tuple(anchor.inner for anchor in known)
     beside = {level for anchor in known for level in anchor.beside}
-    return {own: name for own, name in names.items() if own.startswith(inner) or own.split(".")[0] in beside}
+    return {own: name for own, name in names.items() if own.startswith(inner) or re.split(r"[./]", own)[0] in beside}
 
 
 def _heads_beside(names: Mapping[str, str], place: str) -> dict[str, str]:

@@ -235,12 +235,12 @@ def load_adapter(folder: str | os.PathLike[str], wish: Wish | None = None) -> Ad
     Raises:
         ConversionError: one of the two cannot be read, or they do not fit each other.
     """
-    wish = wish or Wish()
+    wish = dataclasses.replace(wish or Wish(), tower="image")
     opened = read_adapter(Path(folder))
     opened = dataclasses.replace(opened, base=unwrap(opened.base, wish.entry))
     matched = match_adapter(opened, same_tensor)
     reading = read_model(with_replaced(opened, matched), wish)
-    model, params = reading.build()
+    model, params = reading.build_image_tower()
     flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
     shapes = {path: leaf.shape for path, leaf in flat.items()}
     config = opened.config

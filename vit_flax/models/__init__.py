@@ -1,8 +1,8 @@
 """Linen modules, one file for each component of the PyTorch reference."""
 
-from typing import Any
+from typing import Any, overload
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import ModelConfig, TwoTowersConfig, ViTConfig
 from vit_flax.models.attention import Attention
 from vit_flax.models.attention_backends import attention_backend
 from vit_flax.models.attention_pool import AttentionPool
@@ -16,7 +16,9 @@ from vit_flax.models.patch_embed import PatchEmbed
 from vit_flax.models.pos_embed import simple_sincos_2d, sincos_2d, sinusoid_1d
 from vit_flax.models.precision import Precision
 from vit_flax.models.swiglu import SwiGLU
+from vit_flax.models.text_transformer import TextTransformer
 from vit_flax.models.tokens_to_token import TokensToToken, TokenTransformer
+from vit_flax.models.two_towers import TwoTowers
 from vit_flax.models.vision_transformer import VisionTransformer
 
 __all__ = [
@@ -36,8 +38,10 @@ __all__ = [
     "RopeViT",
     "SwiGLU",
     "T2TViT",
+    "TextTransformer",
     "TokenTransformer",
     "TokensToToken",
+    "TwoTowers",
     "VisionTransformer",
     "attention_backend",
     "build_model",
@@ -53,6 +57,11 @@ __all__ = [
 T2TViT = LucidrainsViT = RopeViT = Beit = NaFlexViT = VisionTransformer
 
 
-def build_model(config: ViTConfig, **runtime: Any) -> VisionTransformer:
+@overload
+def build_model(config: ViTConfig, **runtime: object) -> VisionTransformer: ...
+@overload
+def build_model(config: TwoTowersConfig, **runtime: object) -> TwoTowers: ...
+def build_model(config: ModelConfig, **runtime: object) -> VisionTransformer | TwoTowers:
     """Returns the linen module that `config` describes; `runtime` is dtype, param_dtype and precision."""
-    return VisionTransformer(config, **runtime)
+    fields: dict[str, Any] = runtime
+    return TwoTowers(config, **fields) if isinstance(config, TwoTowersConfig) else VisionTransformer(config, **fields)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -115,3 +115,59 @@ def run_blocks(
     if done < len(blocks):
         tokens, _ = loop(tokens, None, done, len(blocks))
     return tokens, [] if kept is None else list(kept)
+
+
+class Runnable(Protocol):
+    """A bound model whose blocks are run."""
+
+    remat: str
+    scan: bool
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks, in their order."""
+        ...
+
+    @property
+    def variables(self) -> Mapping[str, PyTree]:
+        """Its parameters, by collection."""
+        ...
+
+    def has_rng(self, name: str) -> bool:
+        """Whether a key was given."""
+        ...
+
+    def make_rng(self, name: str) -> Array:
+        """Returns a key."""
+        ...
+
+    def is_initializing(self) -> bool:
+        """Whether parameters are being made."""
+        ...
+
+
+def run_model(
+    model: Runnable, tokens: Float[Array, "b n d"], inputs: Sequence[Array | None], taken: Sequence[int] = ()
+) -> tuple[Float[Array, "b n d"], list[Float[Array, "b n d"]]]:
+    """Returns what `run_blocks` does of a bound model's first blocks, run as its `remat` and `scan` say.
+
+    Args:
+        model: the linen module, with its `blocks`.
+        tokens: that go in.
+        inputs: what each block is given that is run.
+        taken: as in `run_blocks`.
+
+    Raises:
+        ValueError: they are to be scanned, and are not alike.
+    """
+    depth = len(inputs)
+    is_random = model.has_rng("dropout") and not model.is_initializing()
+    if model.is_initializing() or not (is_random or model.scan or model.remat != NO_REMAT):
+        return run_blocks(model.blocks[:depth], None, inputs, None, tokens, NO_REMAT, scan=False, taken=taken)
+    first: Any = model.blocks[0]
+    if model.scan and first.config.block.startswith("diff"):
+        raise ValueError(f"scan needs blocks that are alike, and those of block={first.config.block!r} are not")
+    params = [model.variables["params"][f"blocks_{i}"] for i in range(depth)]
+    keys = jax.random.split(model.make_rng("dropout"), len(model.blocks))[:depth] if is_random else None
+    blocks = [block.clone() for block in model.blocks[:depth]]
+    return run_blocks(blocks, params, inputs, keys, tokens, model.remat, model.scan, taken)

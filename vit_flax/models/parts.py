@@ -16,6 +16,7 @@ from vit_flax.config import (
     RelativeBias,
     Rotation,
     SoftSplits,
+    TextMask,
     ViTConfig,
 )
 from vit_flax.models.key_mask import MaskedKeys
@@ -26,6 +27,7 @@ from vit_flax.models.position import Positions
 from vit_flax.models.precision import Precision
 from vit_flax.models.relative_position_bias import RelativePositions
 from vit_flax.models.rotation import RotaryPositions
+from vit_flax.models.text_mask import TextMasks
 from vit_flax.models.tokens_to_token import TokensToToken
 
 # how an image becomes tokens: of a config and the dtypes, the module that makes them
@@ -41,6 +43,7 @@ POSITIONS: dict[type[Part], Callable[[ViTConfig], Positions]] = {
     Rotation: RotaryPositions,
     RelativeBias: RelativePositions,
     KeyMask: MaskedKeys,
+    TextMask: TextMasks,
 }
 
 

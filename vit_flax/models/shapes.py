@@ -8,11 +8,21 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
+from vit_flax.config import TextConfig
+from vit_flax.models.text_transformer import TextTransformer
+from vit_flax.models.two_towers import TwoTowers
 from vit_flax.models.vision_transformer import VisionTransformer
 
+Shapes = dict[str, tuple[int, ...]]
 
-def expected_shapes(model: VisionTransformer) -> dict[str, tuple[int, ...]]:
+
+def expected_shapes(model: VisionTransformer | TextTransformer | TwoTowers) -> Shapes:
     """Returns the shape of every parameter of a model by its path, tracing two of its blocks at the most if it can."""
+    if isinstance(model, TwoTowers):
+        cfg = model.config
+        towers = {"image": VisionTransformer(cfg.image), "text": TextTransformer(cfg.text)}
+        shapes: Shapes = {f"{name}/{p}": s for name, tower in towers.items() for p, s in expected_shapes(tower).items()}
+        return shapes | {"logit_scale": ()} | ({"logit_bias": ()} if cfg.logit_bias else {})
     depth = model.config.depth
     if depth < 4:
         return _traced_shapes(model, depth)
@@ -24,10 +34,13 @@ def expected_shapes(model: VisionTransformer) -> dict[str, tuple[int, ...]]:
     return rest | {f"blocks_{i}/{path}": shape for i in range(depth) for path, shape in blocks.items()}
 
 
-def _traced_shapes(model: VisionTransformer, depth: int) -> dict[str, tuple[int, ...]]:
+def _traced_shapes(model: VisionTransformer | TextTransformer, depth: int) -> Shapes:
     """Does so for that many blocks by tracing all of them."""
     cfg = model.config.replace(depth=depth)
-    images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.in_chans), jnp.float32)
+    if isinstance(cfg, TextConfig):
+        images = jax.ShapeDtypeStruct((1, cfg.context_length), jnp.int32)
+    else:
+        images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.in_chans), jnp.float32)
     variables = jax.eval_shape(model.clone(config=cfg).init, jax.random.key(0), images)
     flat: dict[str, Any] = flatten_dict(variables["params"], sep="/")  # pyright: ignore[reportAssignmentType]
     return {path: leaf.shape for path, leaf in flat.items()}

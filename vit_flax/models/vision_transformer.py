@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.lax import PrecisionLike
@@ -18,7 +17,7 @@ from vit_flax.models.blocks import build_block
 from vit_flax.models.drop import dropout
 from vit_flax.models.intermediates import Intermediate, check_format, laid_out, taken_blocks
 from vit_flax.models.linear import Linear
-from vit_flax.models.loop import NO_REMAT, run_blocks
+from vit_flax.models.loop import NO_REMAT, run_model
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.padded_patches import resize_to_each
 from vit_flax.models.parts import build_positions, build_tokenizer
@@ -251,16 +250,7 @@ class VisionTransformer(nn.Module):
     def _run_blocks(
         self, tokens: Float[Array, "b n d"], inputs: list[Any], taken: tuple[int, ...]
     ) -> tuple[Float[Array, "b n d"], list[Float[Array, "b n d"]]]:
-        depth = len(inputs)
-        is_random = self.has_rng("dropout") and not self.is_initializing()
-        if self.is_initializing() or not (is_random or self.scan or self.remat != NO_REMAT):
-            return run_blocks(self.blocks[:depth], None, inputs, None, tokens, NO_REMAT, scan=False, taken=taken)
-        if self.scan and self.config.block.startswith("diff"):
-            raise ValueError(f"scan needs blocks that are alike, and those of block={self.config.block!r} are not")
-        params = [self.variables["params"][f"blocks_{i}"] for i in range(depth)]
-        keys = jax.random.split(self.make_rng("dropout"), self.config.depth)[:depth] if is_random else None
-        blocks = [block.clone() for block in self.blocks[:depth]]
-        return run_blocks(blocks, params, inputs, keys, tokens, self.remat, self.scan, taken)
+        return run_model(self, tokens, inputs, taken)
 
     def classify(self, tokens: Float[Array, "b n d"], mask: Array | None = None) -> Array:
         """Pools the tokens of `encode` and applies the head; `mask` is of the patches that are no padding."""

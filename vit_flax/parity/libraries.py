@@ -53,7 +53,7 @@ def compare_checkpoint(reading: Reading, against: str | None = None, name: str |
     """
     require_x64()
     start = time.monotonic()
-    model, params = reading.build()
+    model, params = reading.build_image_tower()
     checkpoint, found = reading.checkpoint, reading.layout
     against = against or _library_of(found)
     if against == "transformers":

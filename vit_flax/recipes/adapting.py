@@ -87,13 +87,14 @@ def _adapted(
     from vit_flax.train.data.prepared import data_fields
 
     overrides = {} if image_size is None else {"image_size": image_size}
-    wish = Wish(layout=layout, config=config, overrides=overrides, own_classes=True, float32=True)
+    wish = Wish(layout=layout, config=config, overrides=overrides, own_classes=True, float32=True, tower="image")
     opened = open_checkpoint(checkpoint, wish)
     reading = read_model(opened, wish)
     if reading.resolved is None:
         told = " (to a recipe: --set config=PRESET, or `vit-flax convert` the file first)"
         raise ValueError(f"{reading.obstacle}{told if 'pass `' in reading.obstacle else ''}")
     model = reading.config
+    assert isinstance(model, ViTConfig)  # as the wish says
     found = find_preprocessing(opened, config, model.image_size)
     fields: dict[str, Any] = {"name": data, "path": folder, "multi_label": multi_label}
     given = dict(source or {})

@@ -62,7 +62,12 @@ def _read_initial(config: TrainConfig) -> Reading:
     assert config.init_from is not None
     overrides = {"image_size": config.model.image_size}
     wish = Wish(
-        layout=config.init_layout, config=config.init_config, overrides=overrides, own_classes=True, float32=True
+        layout=config.init_layout,
+        config=config.init_config,
+        overrides=overrides,
+        own_classes=True,
+        float32=True,
+        tower="image",
     )
     return read_model(open_checkpoint(config.init_from, wish), wish)
 
@@ -114,7 +119,7 @@ def export_adapter(
         base = config.init_from if config.init_from.startswith(HUB) else str(Path(config.init_from).absolute())
         layout = _read_initial(config).layout.name
         write_adapter(folder, config.model, trained, frozen, config.lora, layout, base, preprocessing)
-        wish = Wish(float32=True)
+        wish = Wish(float32=True, tower="image")
         _, read = read_model(open_checkpoint(folder, wish), wish).build()
     except ValueError as error:  # of conversion, or of a base that does not tell everything
         shutil.rmtree(folder, ignore_errors=True)

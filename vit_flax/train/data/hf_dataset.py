@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +37,21 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+
+class Table(Rows, Protocol):
+    """What is asked of a datasets.Dataset, beside its rows."""
+
+    column_names: list[str]
+    features: Mapping[str, object]
+
+    def cast_column(self, column: str, feature: object) -> Table:
+        """Returns it with a column of another kind."""
+        ...
+
+    def select_columns(self, column_names: list[str]) -> Table:
+        """Returns these columns."""
+        ...
 
 
 class HFDataset:
@@ -111,17 +127,18 @@ def open_source(data: DataConfig, split: str, channels: int, num_classes: int | 
     except ImportError as error:
         raise ImportError("Hugging Face datasets need their library: pip install datasets") from error
 
-    rows, called = _read(datasets, folder, split)
+    rows: Any
+    rows, called = read_rows(datasets, folder, split)
     columns = (
-        _column(folder, rows.column_names, "image_key", data.image_key, IMAGE_COLUMNS),
-        _column(folder, rows.column_names, "label_key", data.label_key, LABEL_COLUMNS),
+        column_of(folder, rows.column_names, "image_key", data.image_key, IMAGE_COLUMNS),
+        column_of(folder, rows.column_names, "label_key", data.label_key, LABEL_COLUMNS),
     )
     feature = rows.features[columns[0]]
     if isinstance(feature, datasets.Image):
         rows = rows.cast_column(columns[0], datasets.Image(decode=False))
     if data.multi_label:
         # training tells the classes: another split may not have all of them
-        training = rows if split == "train" or not called else _read(datasets, folder, "train")[0]
+        training = rows if split == "train" or not called else read_rows(datasets, folder, "train")[0]
         is_hot, names = _list_classes(folder, training.features[columns[1]], training[columns[1]], columns[1])
         names = names or _numbers(num_classes or max((max(row, default=0) for row in rows[columns[1]]), default=0) + 1)
         labels = _multi_hot(f"hf_dataset {folder}/{called or split}", rows[columns[1]], is_hot, names)
@@ -200,7 +217,7 @@ def find_splits(data: DataConfig) -> dict[str, str]:
     return match_splits(_parts(folder)) if not (folder / "state.json").is_file() else {}
 
 
-def _read(datasets: Any, folder: Path, split: str) -> tuple[Any, str]:
+def read_rows(datasets: ModuleType, folder: Path, split: str) -> tuple[Table, str]:
     """Returns the rows of a split and what it is called; '' for the whole of a dataset without splits."""
     quiet = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
@@ -247,7 +264,8 @@ def _split_of(file: Path, folder: Path) -> str:
     return ""
 
 
-def _column(folder: Path, columns: list[str], field: str, asked: str | None, usual: tuple[str, ...]) -> str:
+def column_of(folder: Path, columns: list[str], field: str, asked: str | None, usual: tuple[str, ...]) -> str:
+    """Returns the column that is asked for, or the only one with a usual name; DataError where that is not one."""
     if asked is not None:
         if asked not in columns:
             raise DataError(f"{folder}: has no column {asked!r} ({field}), only {', '.join(map(repr, columns))}")
