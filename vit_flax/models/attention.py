@@ -8,7 +8,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vit_flax.models.attention_backends import attention_weights, backend_for, dot_product_attention, heads_dot
+from vit_flax.models.attention_backends import (
+    attention_weights,
+    backend_for,
+    dot_product_attention,
+    for_tpu,
+    heads_dot,
+)
 from vit_flax.models.drop import dropout, is_dropping
 from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS
@@ -133,7 +139,9 @@ class Attention(nn.Module):
         if not is_plain or self.precision.stored is None or self.is_mutable_collection(WEIGHTS):
             return False
         shape = (x.shape[0], self.num_heads, x.shape[1], self.head_width)
-        return backend_for(shape, self.precision.operand_dtype(x), self.precision, True) == "rows"
+        dtype = jnp.dtype(self.precision.operand_dtype(x))  # which may be a name
+        takes = for_tpu() and dtype.name in ("float32", "bfloat16")  # else the back end says what is wrong
+        return takes and backend_for(shape, dtype, self.precision, True) == "rows"
 
     def _from_rows(self, x: Array) -> Array:
         from vit_flax.models.row_attention import row_attention  # Pallas takes as long to import as all of Flax

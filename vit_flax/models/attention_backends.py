@@ -82,6 +82,11 @@ def backend_for(shape: tuple[int, ...], dtype: DTypeLike, precision: Precision, 
     return "rows" if fits(tokens, heads, width) else "splash"
 
 
+def for_tpu() -> bool:
+    """Whether the program may be for a TPU: no other target is said."""
+    return target().platform in (None, "tpu")
+
+
 @partial(custom_vjp, nondiff_argnums=(3, 4))
 def late_attention(
     q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike, bias: Array | None = None
@@ -291,7 +296,7 @@ def _rows(q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike, 
 
     if bias is not None:
         raise NotImplementedError("the kernel adds no bias")
-    if target().platform in ("gpu", "cuda", "rocm"):
+    if not for_tpu():
         raise NotImplementedError(f"the kernel is for TPUs, and this program for a {target().platform}")
     parts = [reshape(part.swapaxes(1, 2), part.shape[0], part.shape[2], -1) for part in (q, k, v)]
     out = row_attention(parts, q.shape[1], scale, precision)

@@ -103,6 +103,21 @@ def test_what_it_cannot_compute() -> None:
         row_attention([jnp.zeros((1, 2, 8)), jnp.zeros((1, 3, 8)), jnp.zeros((1, 3, 8))], 2, 1.0, None)
 
 
+@pytest.mark.parametrize("backend", ["rows", "splash"])
+def test_another_machine_is_refused_in_one_line(backend: str) -> None:
+    config = ViTConfig(image_size=8, patch_size=4, embed_dim=16, depth=1, num_heads=2, num_classes=5)
+    model = build_model(config, dtype=jnp.bfloat16)
+    images = jnp.zeros((1, 8, 8, 3))
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    for platform in ("cpu", "gpu"):
+        with (
+            compiled_for(platform),
+            attention_backend(backend),
+            pytest.raises(ValueError, match=f"for TPUs, and this program for a {platform}; choose another"),
+        ):
+            jax.eval_shape(lambda params: model.apply({"params": params}, images), params)
+
+
 def test_it_compiles_for_a_tpu() -> None:
     pytest.importorskip("libtpu", reason="no TPU compiler for this platform")
     from vit_flax.plan import topology_devices

@@ -12,7 +12,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.lax import PrecisionLike
 from jaxtyping import Array
 
-from vit_flax.models.attention_backends import matmul_precision
+from vit_flax.models.attention_backends import for_tpu, matmul_precision
 from vit_flax.models.division import on_each_device
 from vit_flax.models.placed import custom_vjp
 from vit_flax.models.precision import target
@@ -38,7 +38,7 @@ def splash_attention(
         raise NotImplementedError("the kernel adds no bias")
     if q.dtype not in (jnp.float32, jnp.bfloat16):
         raise NotImplementedError("the kernel computes float32 and bfloat16 alone")
-    if target().platform in ("gpu", "cuda", "rocm"):
+    if not for_tpu():
         raise NotImplementedError(f"the kernel is for TPUs, and this program for a {target().platform}")
     queries = q.shape[2]
     keys = k.shape[2]
