@@ -11,6 +11,7 @@ from vit_flax.config import ViTConfig
 IS_OURS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, xla": {"attention": "xla"},
+    "ours, stored": {"attention": "stored"},
     "ours, plain": {"attention": "plain"},
     "ours, jax_nn": {"attention": "jax_nn"},
     "ours, splash": {"attention": "splash"},
