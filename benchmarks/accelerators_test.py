@@ -24,7 +24,6 @@ def test_two_blocks_move_no_more_bytes_than_linens(chip: str) -> None:
     ours, linen = _costs(chip, "ours"), _costs(chip, "linen")
     assert ours.flops == pytest.approx(linen.flops, rel=0.05), "another model"
     assert ours.bytes <= linen.bytes
-    assert ours.device_bytes <= linen.device_bytes
 
 
 def test_cudnns_attention_compiles_for_a_gpu_and_stores_no_logits() -> None:
