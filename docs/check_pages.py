@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     if chromium is None:
         parser.error("no chromium on the PATH; Debian has it as a package of that name")
     files = sorted(file for file in options.folder.rglob("*.html") if file.name not in SKIPPED)
-    files = [file for file in files if not options.only or file.stem in options.only]
+    files = [file for file in files if "_static" not in file.parts and (not options.only or file.stem in options.only)]
     failed = 0
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
