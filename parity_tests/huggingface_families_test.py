@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import vit_flax
@@ -327,3 +328,36 @@ def test_another_image_size(case, tmp_path) -> None:
     if model.config.pos_embed == "learned":
         other, wrong = vit_flax.load(tmp_path, image_size=size, resample="bicubic_offset")
         assert_differs(run_flax(other, wrong, images, "features"), out["last_hidden_state"])
+
+
+@pytest.mark.parametrize("case", ["pixio", "aimv2", "radio", "internvl", "mlcd"])
+def test_a_model_without_a_classifier_takes_a_new_one(case) -> None:
+    theirs, images = build(case)
+    told = {"config": theirs.config.to_dict(), "num_classes": 5}
+    model, params = vit_flax.from_state_dict(theirs.state_dict(), **told, global_pool="avg")
+    assert run_flax(model, params, images).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    "own", [{"do_normalize": False}, {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}, None]
+)
+def test_images_are_normalised_as_radio_does_it_in_the_model(own, tmp_path) -> None:
+    theirs, _ = build("radio")
+    theirs.float().save_pretrained(tmp_path / "theirs")
+    size = {"size": {"height": 16, "width": 16}, "do_center_crop": False}
+    processor = transformers.CLIPImageProcessor(**size, **(own or {"do_normalize": False}))
+    if own is not None:
+        processor.save_pretrained(tmp_path / "theirs")
+    photo = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    with torch.no_grad():
+        expected = theirs(processor(images=Image.fromarray(photo), return_tensors="pt")["pixel_values"]).summary
+    model, params = vit_flax.load(tmp_path / "theirs")
+    preprocessing = vit_flax.read_preprocessing(tmp_path / "theirs").for_model((16, 16), 3)
+    ours = model.apply({"params": params}, preprocessing(photo)[None])
+    assert relative_error(ours, expected.numpy()) < 1e-5  # both in float32
+    vit_flax.save(tmp_path / "ours", model, params, "huggingface_radio", preprocessing)
+    again = transformers.AutoImageProcessor.from_pretrained(tmp_path / "ours", use_fast=True)
+    with torch.no_grad():
+        back = theirs(again(images=Image.fromarray(photo), return_tensors="pt")["pixel_values"]).summary
+    assert relative_error(back.numpy(), expected.numpy()) < 1e-5
+    assert vit_flax.read_preprocessing(tmp_path / "ours").mean == pytest.approx(preprocessing.mean)

@@ -44,7 +44,8 @@ def find_replacement(
     fresh = {path: shape for path, shape in expected.items() if is_head(path)}
     kept = [rule for rule in own if rule.target in fresh]
     wanted = {n: s for r in kept for n, s in zip(r.sources, source_shapes(r, fresh[r.target]), strict=True)}
-    if wanted == {name: tuple(shapes[name]) for name in there}:
+    has_rules = len(kept) == len(fresh)  # many layouts have no place for a classifier
+    if has_rules and wanted == {name: tuple(shapes[name]) for name in there}:
         return None
     reason = f"the classifier, since `num_classes={config.num_classes}` was asked for"
     others = tuple(rule for rule in rules if rule not in own)

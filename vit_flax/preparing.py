@@ -135,7 +135,33 @@ def _beside(checkpoint: Checkpoint) -> Prepared | None:
         found = Prepared(read_processor(values, config.get("model_type"), origin), origin)
     if found is None and path.with_name(VIDEO_FILE).is_file():
         raise ValueError(f"{VIDEO_FILE}: videos are prepared otherwise than images, which this library reads")
-    return found
+    return _with_models_own(found, config)
+
+
+_IN_MODEL = ("norm_mean", "norm_std")  # attributes of a config.json whose model normalises images itself: RADIO's
+
+
+def _with_models_own(found: Prepared | None, config: Mapping[str, Any]) -> Prepared | None:
+    """Returns how images are prepared with what the owner's model does to them: here models take normalised images."""
+    if not all(name in config for name in _IN_MODEL):
+        return found
+    mean, std = (tuple(map(float, config[name])) for name in _IN_MODEL)
+    if found is None:
+        return Prepared(Preprocessing(image_size=None, mean=mean, std=std), "config.json")
+    value = found.value
+    both = {
+        "mean": tuple(m + s * own for m, s, own in zip(value.mean, value.std, mean, strict=True)),
+        "std": tuple(s * own for s, own in zip(value.std, std, strict=True)),
+    }
+    return dataclasses.replace(found, value=value.replace(**both))
+
+
+def _without_models_own(value: Preprocessing, config_file: Mapping[str, Any]) -> Preprocessing:
+    """Returns what is left to do before a model that normalises images itself."""
+    mean, std = (tuple(map(float, config_file[name])) for name in _IN_MODEL)
+    left = tuple(s / own for s, own in zip(value.std, std, strict=True))
+    first = tuple(m - s * own for m, s, own in zip(value.mean, left, mean, strict=True))
+    return value.replace(mean=first, std=left)
 
 
 def _of_config(config: Mapping[str, Any]) -> Prepared | None:
@@ -189,7 +215,10 @@ def beside_weights(
     names = value.class_names if len(value.class_names or ()) == config.num_classes else None
     if layout.startswith("huggingface"):
         value = as_transformers(value)
-        written: Mapping[str, Any] | str = write_processor(value)
+        owners = value
+        if config_file is not None and all(name in config_file for name in _IN_MODEL):
+            owners = _without_models_own(value, config_file)
+        written: Mapping[str, Any] | str = write_processor(owners)
         if layout.startswith("huggingface_siglip2"):  # whose models take patches
             written = "Siglip2ImageProcessor makes no images of one size"
         if config_file is not None and names:

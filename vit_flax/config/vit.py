@@ -163,8 +163,6 @@ class ViTConfig:
             object.__setattr__(self, "pool_tokens", tuple(self.pool_tokens))
             if not self.pool_tokens or not all(isinstance(i, int) and 0 <= i < prefix for i in self.pool_tokens):
                 raise ValueError(f"pool_tokens must be numbers of the {prefix} prefix tokens, got {self.pool_tokens}")
-            if self.global_pool not in _PREFIX_POOLS:
-                raise ValueError(f"pool_tokens needs global_pool='prefix' or 'prefix_avg', got {self.global_pool!r}")
         if self.global_pool in _PREFIX_POOLS and not prefix:
             raise ValueError(f"global_pool={self.global_pool!r} needs class_token=True or reg_tokens")
 

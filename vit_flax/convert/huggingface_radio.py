@@ -138,6 +138,8 @@ def _write(config: ViTConfig) -> dict[str, Any]:
         "num_cls_tokens": max(chosen) + 1,
         "num_registers": config.reg_tokens - max(chosen) - 1,
         "summary_idxs": list(chosen),
+        "norm_mean": list(_MEAN),
+        "norm_std": list(_STD),
     }
 
 
