@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import vit_flax
-from vit_flax.array_writer import ArrayWriter
-from vit_flax.models.intermediates import Intermediates
 
 model = vit_flax.create_model("vit_tiny_patch16_224", image_size=32, patch_size=8, depth=4, num_classes=0)
 images = np.random.default_rng(0).normal(size=(6, 32, 32, 3)).astype(np.float32)
@@ -29,6 +27,6 @@ print(jnp.abs(gradient["blocks_0"]["attn"]["qkv"]["kernel"]).max())
 
 # any number of images, batch by batch, into a folder of .npy files that need not fit in memory
 predictor = vit_flax.Predictor(model, params, batch_size=4)
-with ArrayWriter("features") as writer:
-    predictor.write(writer, Intermediates((1, 3)), images)
+with vit_flax.ArrayWriter("features") as writer:
+    predictor.write(writer, vit_flax.Intermediates((1, 3)), images)
 print(np.load("features/layer_3.npy", mmap_mode="r").shape)

@@ -10,15 +10,12 @@ import torch
 
 import vit_flax
 from parity_tests.agreement import assert_agrees, assert_differs, run_torch
-from parity_tests.peers import import_timm, import_transformers
+from parity_tests.peers import import_timm
 from parity_tests.random_weights import in_float64, random_images, randomise
+from parity_tests.small_transformers import FAMILIES, small_transformer
 from vit_flax.inference import attention_maps
 from vit_flax.models import relative_position_bias
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 24,
-    "patch_size": 8,
-}  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers and its progress bars
 
 
@@ -29,25 +26,9 @@ def softmax_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.functional, "softmax", lambda x, dim, dtype=None: softmax(x, dim))
 
 
-FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "vit": ("ViTConfig", "ViTModel", {}),
-    "dinov2": ("Dinov2Config", "Dinov2Model", {}),
-    "dinov3": ("DINOv3ViTConfig", "DINOv3ViTModel", {"num_register_tokens": 2}),
-    "beit": ("BeitConfig", "BeitModel", {"use_relative_position_bias": True}),
-    "clip": ("CLIPVisionConfig", "CLIPVisionModel", {}),
-    "siglip": ("SiglipVisionConfig", "SiglipVisionModel", {}),
-    "ijepa": ("IJepaConfig", "IJepaModel", {}),
-}
-
-
 def weights(family: str, folder: Any) -> tuple[list[np.ndarray], Any, Any, np.ndarray]:
     """Returns transformers' weights of every block, our model of its folder, and the images."""
-    transformers = import_transformers()
-    config, kind, changes = FAMILIES[family]
-    sizes = {name: size for name, size in SIZES.items() if family != "dinov2" or name != "intermediate_size"}
-    settings = getattr(transformers, config)(**{**sizes, **changes}, attn_implementation="eager")
-    theirs = randomise(getattr(transformers, kind)(settings)).double().eval()
-    theirs.save_pretrained(folder)
+    theirs = small_transformer(family, folder, attn_implementation="eager")
     images = random_images((24, 24))
     out = run_torch(lambda x: theirs(x, output_attentions=True).attentions, images)
     return [part.numpy() for part in out], *vit_flax.load(folder), images

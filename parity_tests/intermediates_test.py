@@ -11,8 +11,9 @@ import pytest
 
 import vit_flax
 from parity_tests.agreement import assert_agrees, assert_differs, run_torch
-from parity_tests.peers import import_timm, import_transformers
+from parity_tests.peers import import_timm
 from parity_tests.random_weights import in_float64, random_images, randomise
+from parity_tests.small_transformers import FAMILIES, small_transformer
 from parity_tests.t2t_original import OriginalT2TViT
 from vit_flax.presets import get_preset
 
@@ -128,28 +129,10 @@ def test_the_original_t2t_gives_the_same() -> None:
         assert_agrees(patches, other[:, 1:].reshape(2, 3, 3, -1))
 
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 24,
-    "patch_size": 8,
-}  # fmt: skip
-TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "vit": ("ViTConfig", "ViTModel", {}),
-    "dinov2": ("Dinov2Config", "Dinov2Model", {}),
-    "dinov3": ("DINOv3ViTConfig", "DINOv3ViTModel", {"num_register_tokens": 2}),
-    "beit": ("BeitConfig", "BeitModel", {"use_relative_position_bias": True}),
-    "clip": ("CLIPVisionConfig", "CLIPVisionModel", {}),
-    "siglip": ("SiglipVisionConfig", "SiglipVisionModel", {}),
-}
-
-
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", TRANSFORMERS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_hidden_states(family: str, tmp_path: Any) -> None:
-    transformers = import_transformers()
-    config, kind, changes = TRANSFORMERS[family]
-    sizes = {name: size for name, size in SIZES.items() if family != "dinov2" or name != "intermediate_size"}
-    theirs = randomise(getattr(transformers, kind)(getattr(transformers, config)(**{**sizes, **changes}))).double()
-    theirs.eval().save_pretrained(tmp_path)
+    theirs = small_transformer(family, tmp_path)
     images = random_images((24, 24))
     out = run_torch(lambda x: theirs(x, output_hidden_states=True), images)
     model, params = vit_flax.load(tmp_path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vit_flax.array_writer import ArrayWriter
     from vit_flax.classifier import reset_classifier
     from vit_flax.config import LucidrainsViTConfig, T2TViTConfig, TextConfig, TwoTowersConfig, ViTConfig
     from vit_flax.convert import ConversionError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         trainable_mask,
         weight_decay_mask,
     )
+    from vit_flax.models.intermediates import Intermediates
     from vit_flax.preparing import read_preprocessing
     from vit_flax.preprocessing.evaluation import Preprocessing
     from vit_flax.pretrained import create_model, from_state_dict, load, save, to_state_dict
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArrayWriter",
     "ConversionError",
+    "Intermediates",
     "LucidrainsViT",
     "LucidrainsViTConfig",
     "Predictor",
@@ -67,6 +71,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "vit_flax.array_writer": ("ArrayWriter",),
     "vit_flax.classifier": ("reset_classifier",),
     "vit_flax.config": ("LucidrainsViTConfig", "T2TViTConfig", "TextConfig", "TwoTowersConfig", "ViTConfig"),
     "vit_flax.convert": ("ConversionError",),
@@ -78,6 +83,7 @@ _MODULES = {
         "LucidrainsViT", "T2TViT", "TextTransformer", "TwoTowers", "VisionTransformer", "trainable_mask",
         "weight_decay_mask",
     ),
+    "vit_flax.models.intermediates": ("Intermediates",),
     "vit_flax.preparing": ("read_preprocessing",),
     "vit_flax.preprocessing.evaluation": ("Preprocessing",),
     "vit_flax.pretrained": ("create_model", "from_state_dict", "load", "save", "to_state_dict"),

@@ -170,7 +170,9 @@ class Predictor:
             try:
                 writer.append(rows)
             except ValueError as error:
-                raise ValueError(f"images of different sizes have different numbers of tokens: {error}") from error
+                raise ValueError(
+                    f"images of different sizes have different numbers of tokens: {error}; write each size apart"
+                ) from error
             first += count
 
     @overload

@@ -173,6 +173,6 @@ def test_intermediates_come_by_layer_in_memory_and_on_the_disk(tmp_path: Path) -
     for name, array in found.items():
         np.testing.assert_allclose(np.load(tmp_path / "out" / f"{name}.npy"), array, rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match="no block 3: the model has 3"):
-        predictor.intermediates(IMAGES, Intermediates((3,)))
+        predictor.intermediates(IMAGES, Intermediates([3]))
     with pytest.raises(ValueError, match="channels last"):
         Intermediates((0,), output_fmt="NCHW")

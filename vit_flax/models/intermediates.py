@@ -24,14 +24,16 @@ class Intermediates:
         ValueError: there is no such format.
     """
 
-    indices: int | tuple[int, ...] | None = None
+    indices: int | Sequence[int] | None = None
     return_prefix_tokens: bool = False
     norm: bool = False
     output_fmt: str = "NHWC"
 
     def __post_init__(self) -> None:
-        """Checks the format."""
+        """Checks the format; a list of indices becomes a tuple, so that requests can be compared."""
         check_format(self.output_fmt, None)
+        if self.indices is not None and np.ndim(self.indices):
+            object.__setattr__(self, "indices", tuple(self.indices))  # pyright: ignore[reportArgumentType]
 
 
 def taken_blocks(indices: int | Sequence[int] | None, depth: int) -> tuple[int, ...]:
