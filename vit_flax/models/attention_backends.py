@@ -285,6 +285,12 @@ def matmul_precision(precision: PrecisionLike) -> AbstractContextManager[None]:
     return jax.default_matmul_precision(name)
 
 
+def kernel_precision(operand: Array, precision: PrecisionLike) -> lax.Precision:
+    """Returns the precision for a Pallas kernel: one pass over bfloat16 or full float32, nothing between."""
+    one_pass = operand.dtype == jnp.bfloat16 or precision in (None, lax.Precision.DEFAULT)
+    return lax.Precision.DEFAULT if one_pass else lax.Precision.HIGHEST
+
+
 def _splash(q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike, bias: Array | None = None) -> Array:
     from vit_flax.models.splash import splash_attention  # Pallas takes as long to import as all of Flax
 

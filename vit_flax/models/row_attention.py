@@ -16,6 +16,7 @@ from jax.lax import PrecisionLike
 from jaxtyping import Array, Float
 
 from vit_flax.chips import chip_of_kind
+from vit_flax.models.attention_backends import kernel_precision
 from vit_flax.models.division import head_shards, on_each_device
 from vit_flax.models.placed import custom_vjp
 from vit_flax.models.precision import target
@@ -52,15 +53,9 @@ def row_attention(
         parts = jnp.split(parts[0], 3, axis=-1)
 
     def attend(*parts: Array) -> Any:
-        return _attend(parts, heads // shards, scale, _of_kernel(parts[0], precision))
+        return _attend(parts, heads // shards, scale, kernel_precision(parts[0], precision))
 
     return on_each_device(attend, parts, ("images", None, "heads"))
-
-
-def _of_kernel(operand: Array, precision: PrecisionLike) -> Any:
-    """Returns the precision for a kernel that knows one pass over bfloat16 and full float32, nothing between."""
-    one_pass = operand.dtype == jnp.bfloat16 or precision in (None, lax.Precision.DEFAULT)
-    return lax.Precision.DEFAULT if one_pass else lax.Precision.HIGHEST
 
 
 @partial(custom_vjp, nondiff_argnums=(1, 2, 3))

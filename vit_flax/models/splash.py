@@ -12,7 +12,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.lax import PrecisionLike
 from jaxtyping import Array
 
-from vit_flax.models.attention_backends import for_tpu, matmul_precision
+from vit_flax.models.attention_backends import for_tpu, kernel_precision, matmul_precision
 from vit_flax.models.division import on_each_device
 from vit_flax.models.placed import custom_vjp
 from vit_flax.models.precision import target
@@ -59,27 +59,21 @@ def _rows(x: Array) -> Array:
 @partial(custom_vjp, nondiff_argnums=(3, 4))
 def _attend(q: Array, k: Array, v: Array, keys: int, precision: PrecisionLike) -> Array:
     # the kernel's products name no precision, its backward pass's neither, which is traced when this has returned
-    with matmul_precision(_of_kernel(q, precision)):
+    with matmul_precision(kernel_precision(q, precision)):
         return _kernel(q, k, v, keys)
 
 
 def _attend_forward(q: Array, k: Array, v: Array, keys: int, precision: PrecisionLike) -> tuple[Array, Any]:
-    with matmul_precision(_of_kernel(q, precision)):
+    with matmul_precision(kernel_precision(q, precision)):
         return jax.vjp(partial(_kernel, keys=keys), q, k, v)
 
 
 def _attend_backward(keys: int, precision: PrecisionLike, pullback: Any, g: Array) -> tuple[Array, ...]:
-    with matmul_precision(_of_kernel(g, precision)):
+    with matmul_precision(kernel_precision(g, precision)):
         return pullback(g)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
-
-
-def _of_kernel(operand: Array, precision: PrecisionLike) -> Any:
-    """Returns the precision for a kernel that knows one pass over bfloat16 and full float32, nothing between."""
-    one_pass = operand.dtype == jnp.bfloat16 or precision in (None, jax.lax.Precision.DEFAULT)
-    return jax.lax.Precision.DEFAULT if one_pass else jax.lax.Precision.HIGHEST
 
 
 def _kernel(q: Array, k: Array, v: Array, keys: int) -> Array:
