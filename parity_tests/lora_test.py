@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from flax.traverse_util import unflatten_dict
+from safetensors.numpy import load_file
 
 import vit_flax
 from parity_tests.peers import import_timm, import_transformers
@@ -25,9 +26,11 @@ from vit_flax.lora.peft_folder import Adapted, load_adapter, write_adapter
 from vit_flax.models import build_model
 from vit_flax.models.shapes import expected_shapes
 from vit_flax.parity.tolerances import FLOAT64_RELATIVE
+from vit_flax.recipes.adapting import classifier_of
 from vit_flax.train.config import DataConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from vit_flax.train.optimizer import make_optimizer
 from vit_flax.train.step import TrainState, compute_loss, model_params, train_step
+from vit_flax.train.weights import export_adapter, initial_params
 
 transformers = import_transformers()
 transformers.utils.logging.set_verbosity_error()
@@ -43,11 +46,12 @@ SIZES = {
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((8, 8, 8, 3))
 LABELS = RNG.integers(0, 3, 8).astype(np.int32)
+NORMALISED = (IMAGES - 0.5) / 0.5
 CLOSE: dict[str, Any] = {"rtol": FLOAT64_RELATIVE, "atol": 1e-12}
 
 
 def pixels() -> torch.Tensor:
-    return torch.from_numpy((IMAGES - 0.5) / 0.5).permute(0, 3, 1, 2)
+    return torch.from_numpy(NORMALISED).permute(0, 3, 1, 2)
 
 
 def make_base(family: str, folder: Path) -> Any:
@@ -93,6 +97,25 @@ def loss_of(model: Any) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(model(pixels()).logits, torch.from_numpy(LABELS).long())
 
 
+def check_gradients(theirs: Any, ours: Adapted, config: Any, folder: Path) -> None:
+    """Compares the gradients of all adapters, by the names that a folder gets."""
+    loss = loss_of(theirs)
+    loss.backward()
+
+    def our_loss(trained: Any) -> jax.Array:
+        params = model_params(trained, ours.frozen, config)
+        return compute_loss(params, None, jnp.asarray(NORMALISED), jnp.asarray(LABELS), jax.random.key(0), config)
+
+    value, gradients = jax.jit(jax.value_and_grad(our_loss))(ours.trained)
+    np.testing.assert_allclose(value, loss.item(), rtol=FLOAT64_RELATIVE)
+    write_adapter(folder, ours.model.config, gradients, ours.frozen, ours.lora, ours.layout)
+    found = load_file(folder / "adapter_model.safetensors")
+    wanted = {name.replace(".default", ""): p.grad for name, p in theirs.named_parameters() if ".lora_" in name}
+    assert wanted.keys() == {name for name in found if ".lora_" in name}
+    for name, grad in wanted.items():
+        np.testing.assert_allclose(found[name], grad.numpy(), **CLOSE, err_msg=name)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("family", "options"),
@@ -109,33 +132,8 @@ def test_twenty_steps_are_those_of_peft(family: str, options: dict[str, Any], tm
     config = train_config(ours)
     batch = {"image": IMAGES, "label": LABELS}
 
-    loss = loss_of(theirs)
-    loss.backward()
-    normalised = (IMAGES - 0.5) / 0.5
-    both = jax.value_and_grad(
-        lambda trained: compute_loss(
-            model_params(trained, ours.frozen, config),
-            None,
-            jnp.asarray(normalised),
-            jnp.asarray(LABELS),
-            jax.random.key(0),
-            config,
-        )
-    )
-    value, gradients = jax.jit(both)(ours.trained)
-    np.testing.assert_allclose(value, loss.item(), rtol=FLOAT64_RELATIVE)
-    # in the model that transformers 5 has in memory, by the names that a folder gets
-    gradient_folder = tmp_path / "gradients"
-    write_adapter(gradient_folder, ours.model.config, gradients, ours.frozen, ours.lora, ours.layout)
-    from safetensors.numpy import load_file
-
-    found = load_file(gradient_folder / "adapter_model.safetensors")
-    named = {name.replace(".default", ""): p.grad for name, p in theirs.named_parameters() if p.requires_grad}
-    wanted = {name.replace("modules_to_save.", ""): grad for name, grad in named.items() if ".lora_" in name}
-    assert wanted.keys() == {name for name in found if ".lora_" in name}
-    for name, grad in wanted.items():
-        np.testing.assert_allclose(found[name], grad.numpy(), **CLOSE, err_msg=name)
-
+    if family == "dinov2":
+        check_gradients(theirs, ours, config, tmp_path / "gradients")
     trainable = [p for p in theirs.parameters() if p.requires_grad]
     groups = [{"params": [p for p in trainable if p.ndim > 1], "weight_decay": 0.05},
               {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0}]  # fmt: skip
@@ -163,7 +161,7 @@ def test_twenty_steps_are_those_of_peft(family: str, options: dict[str, Any], tm
     with torch.no_grad():
         expected = theirs.eval()(pixels()).logits.numpy()
     model, params = vit_flax.load(tmp_path / "after")
-    np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, normalised), expected, rtol=1e-8)
+    np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, NORMALISED), expected, rtol=1e-8)
 
 
 def begun(config: vit_flax.ViTConfig, lora: LoraConfig, params: Any = None) -> tuple[Any, Any]:
@@ -205,7 +203,7 @@ def test_peft_loads_what_is_written_here(family: str, fields: dict[str, Any], tm
     trained, frozen = begun(model.config, lora, params)
     write_adapter(tmp_path / "adapter", model.config, trained, frozen, lora, f"huggingface_{family.split('_')[0]}",
                   str(tmp_path / "base"))  # fmt: skip
-    expected = jax.jit(model.apply)({"params": merged(frozen, trained, lora)}, (IMAGES - 0.5) / 0.5)
+    expected = jax.jit(model.apply)({"params": merged(frozen, trained, lora)}, NORMALISED)
     with torch.no_grad():
         np.testing.assert_allclose(loaded_by_peft(theirs, tmp_path / "adapter")(pixels()).logits, expected, rtol=1e-7)
     if family == "dinov2_swiglu":
@@ -234,9 +232,34 @@ def test_parts_of_a_fused_layer_of_timm_become_one_adapter(tmp_path: Path) -> No
     values = json.loads((tmp_path / "adapter_config.json").read_text())
     assert values["target_modules"] == ["blocks.0.attn.qkv"]
     assert values["rank_pattern"] == {"blocks.0.attn.qkv": 5}
-    expected = jax.jit(model.apply)({"params": merged(frozen, trained, lora)}, (IMAGES - 0.5) / 0.5)
+    expected = jax.jit(model.apply)({"params": merged(frozen, trained, lora)}, NORMALISED)
     with torch.no_grad():
         np.testing.assert_allclose(loaded_by_peft(theirs, tmp_path)(pixels()), expected, rtol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("_float32")
+def test_a_run_on_a_model_without_classes_leaves_what_peft_loads(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    transformers.Dinov2Model(transformers.Dinov2Config(**SIZES, mlp_ratio=2)).save_pretrained(tmp_path / "base")
+    bare = vit_flax.load(tmp_path / "base")[0].config
+    model, _ = classifier_of(bare, 3, "huggingface_dinov2")
+    assert (bare.mask_token, model.mask_token) == (True, False)  # what pre-training alone uses is no fault
+    config = TrainConfig(model=model, init_from=str(tmp_path / "base"), lora=LoraConfig(), steps=1)
+    assert config.lora is not None
+    trained, frozen = jax.tree.map(np.float32, begun(model, config.lora, initial_params(config)))
+    params = merged(frozen, trained, config.lora)
+    assert export_adapter(tmp_path / "adapter", config, trained, frozen, params) == ""
+    theirs = transformers.Dinov2ForImageClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    with torch.no_grad():
+        found = loaded_by_peft(theirs, tmp_path / "adapter").float()(pixels().float()).logits
+    expected = jax.jit(build_model(model).apply)({"params": params}, NORMALISED.astype(np.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    # positions of another size are in no adapter
+    larger = config.replace({"model.image_size": 16})
+    fault = export_adapter(tmp_path / "adapter", larger, trained, frozen, params)
+    assert "the model of this run has another image_size" in fault
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_what_peft_has_no_place_for_is_refused(tmp_path: Path) -> None:
@@ -251,18 +274,17 @@ def test_what_peft_has_no_place_for_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "adapter").exists()
 
 
-@pytest.mark.parametrize("runtime", [{}, {"scan": True, "remat": "full"}])
-def test_next_to_no_dropout_is_the_merged_model(runtime: dict[str, Any]) -> None:
+def test_next_to_no_dropout_is_the_merged_model() -> None:
     config = vit_flax.ViTConfig(
         image_size=(8, 8), patch_size=(4, 4), embed_dim=8, depth=2, num_heads=2, num_classes=3
     )  # fmt: skip
     lora = LoraConfig(targets=("q", "v", "attn/proj", "mlp/fc2"), rank=2)
-    model = build_model(config, **runtime)
+    model = build_model(config, scan=True, remat="full")
     trained, frozen = begun(config, lora)
 
     def adapted(rate: float, key: jax.Array) -> Any:
         with applied_with_dropout(rate):
-            params = beside_kernels(frozen, trained, lora, bool(runtime))
+            params = beside_kernels(frozen, trained, lora, scan=True)
             return model.apply({"params": params}, IMAGES, rngs={"dropout": key})
 
     expected = jax.jit(model.apply)({"params": merged(frozen, trained, lora)}, IMAGES)

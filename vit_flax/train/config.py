@@ -258,6 +258,9 @@ class OptimizerConfig:
 
     `decay` says what weight decay applies to: 'reference' all but prefix tokens and positions, as the tutorial;
     'matrices' spares biases, norms and whatever has one axis as well, as timm; or ordered (pattern, bool) rules.
+
+    `freeze` and `train` are patterns of whole paths: train=('.*/bias', 'head/.*') trains the biases and the head alone,
+    as BitFit does, train=('.*norm[^/]*/.*', 'head/.*') the norms.
     """
 
     name: str = "adamw"

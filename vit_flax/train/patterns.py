@@ -9,6 +9,8 @@ from typing import TypeVar
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
+from vit_flax.suggestions import nearest
+
 T = TypeVar("T")
 _SHOWN = 10
 
@@ -57,10 +59,18 @@ def select(patterns: Sequence[str], paths: Iterable[str]) -> set[str]:
         compiled = _compile(pattern)
         matched = {path for path in paths if compiled.fullmatch(path)}
         if not matched:
-            tops = sorted({path.split("/")[0] for path in paths})
-            raise ValueError(f"pattern {pattern!r} matches no parameter; they begin with {', '.join(tops)}")
+            raise ValueError(f"pattern {pattern!r} matches no parameter; {_hint(pattern, paths)}")
         chosen |= matched
     return chosen
+
+
+def _hint(pattern: str, paths: Sequence[str]) -> str:
+    """Returns the names that a pattern may have meant, and how parameters begin."""
+    words = dict.fromkeys(part for path in paths for part in path.split("/"))
+    unknown = [word for word in re.findall(r"[A-Za-z_][A-Za-z_0-9]{2,}", pattern) if word not in words]
+    near = dict.fromkeys(found for word in unknown for found in nearest(word, words))
+    tops = f"they begin with {', '.join(sorted({path.split('/')[0] for path in paths}))}"
+    return f"did you mean {' or '.join(map(repr, near))}? {tops}" if near else tops
 
 
 def _compile(pattern: str) -> re.Pattern[str]:

@@ -33,7 +33,9 @@ def test_the_first_match_wins_and_all_must_match() -> None:
         match([("blocks_0/.*", 1), ("head", 2)], paths)  # a part of the path is no match
     with pytest.raises(ValueError, match="is no regular expression"):
         match([("(", 1)], paths)
-    with pytest.raises(ValueError, match=r"'haed/\.\*' matches no parameter; they begin with blocks_0, head"):
+    with pytest.raises(
+        ValueError, match=r"'haed/\.\*' matches no parameter; did you mean 'head'\? they begin with blocks_0, head"
+    ):
         select(["haed/.*"], paths)
 
 
@@ -62,6 +64,11 @@ def test_freezing() -> None:
     assert trained() == set(paths_of(shapes)) - {"pos_embed"}  # a sinusoid, stored but never trained
     assert trained(train="head/.*") == {"head/kernel", "head/bias"}
     assert trained(freeze=("head/.*",)) == set(paths_of(shapes)) - {"pos_embed", "head/kernel", "head/bias"}
+    biases, norms = trained(train=(".*/bias", "head/.*")), trained(train=(".*norm[^/]*/.*", "head/.*"))
+    assert biases == {path for path in paths_of(shapes) if path.endswith("/bias")} | {"head/kernel"}
+    assert norms == {path for path in paths_of(shapes) if "norm" in path or path.startswith("head/")}
+    with pytest.raises(ValueError, match=r"did you mean 'bias'\?"):
+        trained(train=".*/biass")
     with pytest.raises(ValueError, match="nothing is left to train"):
         trained(freeze=".*")
 

@@ -120,16 +120,20 @@ def export_adapter(
         layout = _read_initial(config).layout.name
         write_adapter(folder, config.model, trained, frozen, config.lora, layout, base, preprocessing)
         wish = Wish(float32=True, tower="image")
-        _, read = read_model(open_checkpoint(folder, wish), wish).build()
+        model, read = read_model(open_checkpoint(folder, wish), wish).build()
     except ValueError as error:  # of conversion, or of a base that does not tell everything
         shutil.rmtree(folder, ignore_errors=True)
         return " ".join(str(error).split())
     found: dict[str, Any] = flatten_dict(read, sep="/")  # pyright: ignore[reportAssignmentType]
     whole: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
-    if found.keys() == whole.keys() and all(_same(found[path], leaf) for path, leaf in whole.items()):
+    theirs, ours = (cfg.replace(mask_token=False).to_dict() for cfg in (model.config, config.model))
+    differing = [name for name in ours if ours[name] != theirs.get(name)]
+    differing += [path for path, leaf in whole.items() if path not in found or not _same(found[path], leaf)]
+    differing += [path for path in found if path not in whole and path.split("/")[0] not in _LEFT]
+    if not differing:
         return ""
     shutil.rmtree(folder)
-    return f"with {config.init_from} it is not the model of this run, which changed more than adapters hold"
+    return f"the model of this run has another {differing[0]} than {config.init_from} with adapters"
 
 
 def _same(a: Any, b: Any) -> bool:
