@@ -16,7 +16,7 @@ import vit_flax
 from parity_tests.agreement import assert_differs, assert_rows_agree, wrongly_converted
 from parity_tests.peers import import_timm
 from parity_tests.random_weights import in_float64, random_images, randomise, relative_error
-from vit_flax.convert import ConversionError, get_layout
+from vit_flax.convert import ConversionError, get_layout, layout_for
 from vit_flax.models import VisionTransformer, sincos_2d
 from vit_flax.parity import compare_components, compare_gradients, subject_of
 from vit_flax.parity.tolerances import FLOAT64_RELATIVE, SEEN
@@ -213,6 +213,14 @@ def test_models_that_are_not_here_are_refused_by_name() -> None:
     for config in (None, "vit_tiny_patch16_224"):
         with pytest.raises(ConversionError, match="timm's NaFlexVit with a convolution"):
             vit_flax.from_state_dict(naflex, config=config, **PLAIN)
+
+
+def test_timm_is_no_place_for_a_table_that_is_not_stored() -> None:
+    config = vit_flax.ViTConfig(class_token=False, global_pool="avg", pos_embed="simple_sincos_2d")
+    assert get_layout("timm").refusals(config) == [
+        "pos_embed='simple_sincos_2d' (it holds 'learned' or 'sinusoid' or 'sincos_2d' or 'none')"
+    ]
+    assert layout_for(config).name == "big_vision"
 
 
 def test_dino_training_checkpoint() -> None:
