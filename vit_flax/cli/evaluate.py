@@ -17,6 +17,7 @@ from vit_flax.cli.data import add_data_options, open_data
 from vit_flax.cli.frozen import add_frozen_options, check_frozen_options, run_frozen
 from vit_flax.cli.images import add_label_option, add_model_options, load_model
 from vit_flax.cli.options import add_text_options, format_table
+from vit_flax.cli.retrieval import run_retrieval
 from vit_flax.cli.zeroshot import read_names
 from vit_flax.preprocessing.label_matching import match_labels
 
@@ -42,7 +43,7 @@ def add_parser(commands: Commands) -> None:
         "evaluate",
         help="measure a checkpoint's accuracy",
         description="Runs a checkpoint over the images of a data source: top-1, top-5, and each class. With --knn, "
-        "--linear-probe or --retrieval it is the features that are measured, of models without a head too.",
+        "--linear-probe or --caption-retrieval it is the features that are measured, of models without a head too.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -54,6 +55,11 @@ def add_parser(commands: Commands) -> None:
         "--zeroshot",
         action="store_true",
         help="of a model of images and texts: its classes are the names of the data's, or the lines of --labels",
+    )
+    parser.add_argument(
+        "--caption-retrieval",
+        action="store_true",
+        help="of a model of images and texts, on images with texts: how often they find each other",
     )
     add_text_options(parser)
     add_model_options(parser)
@@ -118,9 +124,10 @@ def count_correct(
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    given = [name for name, value in (("--template", options.templates), ("--tokenizer", options.tokenizer)) if value]
-    if given and not options.zeroshot:
-        raise ValueError(f"{given[0]} is of --zeroshot")
+    if options.templates and not options.zeroshot:
+        raise ValueError("--template is of --zeroshot")
+    if options.tokenizer and not (options.zeroshot or options.caption_retrieval):
+        raise ValueError("--tokenizer is of --zeroshot and --caption-retrieval")
     if options.by_number and options.zeroshot:
         raise ValueError("--by-number is of a model's own classes, and --zeroshot has the data's")
 
@@ -141,6 +148,10 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     _check_options(options)
     is_frozen = check_frozen_options(options)
+    if options.caption_retrieval and (is_frozen or options.zeroshot):
+        raise ValueError("--caption-retrieval is of images with texts, and has no classes: ask for it alone")
+    if options.caption_retrieval:
+        return run_retrieval(options)
     if is_frozen and options.zeroshot:
         raise ValueError("--zeroshot compares with texts, k-NN and a linear probe with labelled images: ask for one")
     loaded = load_model(options, tower="both" if options.zeroshot else "image")

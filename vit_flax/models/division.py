@@ -32,6 +32,12 @@ def divided(mesh: Mesh, images: tuple[str, ...], heads: str) -> AbstractContextM
     return _division(Division(mesh, images, heads))
 
 
+def mesh_in_use() -> Mesh | None:
+    """Returns the mesh whose devices compute together; None where a program is for one device."""
+    found: Division | None = _division.value
+    return None if found is None else found.mesh
+
+
 def is_divided() -> bool:
     """Whether kernels are told how to run on several devices."""
     return _division.value is not None

@@ -3,7 +3,7 @@
 from flax.traverse_util import path_aware_map
 from jaxtyping import PyTree
 
-from vit_flax.config import FIXED_POS_EMBEDS, ViTConfig
+from vit_flax.config import FIXED_POS_EMBEDS, ModelConfig, TwoTowersConfig, ViTConfig
 
 
 def no_weight_decay(config: ViTConfig) -> set[str]:
@@ -21,16 +21,28 @@ def _never_trained(config: ViTConfig) -> set[str]:
     return {*table, *config.tokens.fixed, *config.position.fixed}
 
 
-def weight_decay_mask(config: ViTConfig, params: PyTree) -> PyTree:
+def weight_decay_mask(config: ModelConfig, params: PyTree) -> PyTree:
     """Returns True for each parameter that weight decay applies to, for optax.adamw(mask=...).
 
-    What is stored but never trained is no parameter of the torch optimiser, so it is not decayed either.
+    What is stored but never trained is no parameter of the torch optimiser, so it is not decayed either. Of a model of
+    images and texts, open_clip's rule: positions, and what scales and shifts the logits, are spared.
     """
+    if isinstance(config, TwoTowersConfig):
+        text = path_aware_map(lambda path, _: path[-1] != "pos_embed", params["text"])
+        return _of_towers(params, weight_decay_mask(config.image, params["image"]), text, False)
     spared = no_weight_decay(config) | _never_trained(config)
     return path_aware_map(lambda path, _: path[-1] not in spared, params)
 
 
-def trainable_mask(config: ViTConfig, params: PyTree) -> PyTree:
+def trainable_mask(config: ModelConfig, params: PyTree) -> PyTree:
     """Returns False for each parameter that is stored but never trained: a fixed position table, random features."""
+    if isinstance(config, TwoTowersConfig):
+        text = path_aware_map(lambda path, _: True, params["text"])
+        return _of_towers(params, trainable_mask(config.image, params["image"]), text, True)
     fixed = _never_trained(config)
     return path_aware_map(lambda path, _: path[-1] not in fixed, params)
+
+
+def _of_towers(params: PyTree, image: PyTree, text: PyTree, others: bool) -> PyTree:
+    """Returns the masks of two towers, and `others` for what compares them."""
+    return {name: {"image": image, "text": text}.get(name, others) for name in params}

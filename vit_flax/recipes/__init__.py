@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vit_flax.recipes.adapting import finetune, linear_probe
+from vit_flax.recipes.contrastive import clip_b16, shapes, siglip_b16
 from vit_flax.recipes.published import big_vision_s16, deit3_s16, deit_s16, t2t_vit_14
 from vit_flax.recipes.small import digits, fashion_mnist, fashion_mnist_t2t
 from vit_flax.suggestions import suggest
@@ -17,7 +18,7 @@ RECIPES: dict[str, Callable[..., TrainConfig]] = {
     recipe.__name__: recipe
     for recipe in (
         digits, fashion_mnist, fashion_mnist_t2t, finetune, linear_probe, deit_s16, big_vision_s16, deit3_s16,
-        t2t_vit_14,
+        t2t_vit_14, shapes, clip_b16, siglip_b16,
     )
 }  # fmt: skip
 

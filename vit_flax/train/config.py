@@ -8,13 +8,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from vit_flax.config import NO_DROPS, DropRates, ViTConfig
-from vit_flax.config import config_from_dict as model_from_dict
+from vit_flax.config import NO_DROPS, DropRates, ModelConfig, TwoTowersConfig, ViTConfig
+from vit_flax.config import model_config_from_dict as model_from_dict
 from vit_flax.lora.config import LoraConfig
 from vit_flax.presets import get_preset
 from vit_flax.train.fields import build, frozen, replace_dotted, to_dict
 
-LOSSES = ("softmax", "binary")
+LOSSES = ("softmax", "binary", "contrastive", "sigmoid")
+PAIR_LOSSES = ("contrastive", "sigmoid")  # of images and texts that belong together
 DISTILLATIONS = ("none", "soft", "hard")
 OPTIMIZERS = ("adamw", "lamb", "muon", "sgd")
 DECAYS = ("reference", "matrices")
@@ -126,6 +127,9 @@ class DataConfig:
     val_share: float = 0.2  # of every class, held out for evaluation where the data come without splits
     image_key: str | None = None  # column or feature of the image; None: found by its usual names
     label_key: str | None = None
+    text_key: str | None = None  # of the text, where images have one
+    # of texts: a folder, a sentencepiece file or hf://owner/name; None: the source's own
+    tokenizer: str | None = None
     image_size: tuple[int, int] | None = None  # (height, width) that images are brought to; None: the model's
     batch_size: int = 128  # of all processes and accumulation steps together
     eval_batch_size: int | None = None  # None: batch_size
@@ -206,7 +210,8 @@ class MixingConfig:
 class LossConfig:
     """What is minimised."""
 
-    name: str = "softmax"  # 'binary': every class by itself, as DeiT-III
+    # 'binary': every class by itself, as DeiT-III; of images and texts 'contrastive' as CLIP, 'sigmoid' as SigLIP
+    name: str = "softmax"
     label_smoothing: float = 0.0
     # 'softmax': one a class, as torch.nn.CrossEntropyLoss.weight; 'balanced': images / (classes * images of the class)
     class_weights: tuple[float, ...] | str | None = None
@@ -394,7 +399,7 @@ class TrainConfig:
     }
     OPTIONAL: ClassVar[tuple[str, ...]] = ("lora", "ema", "early_stopping")  # nested configs that may be None
 
-    model: ViTConfig  # or a preset's name, or a mapping as of ViTConfig.to_dict()
+    model: ModelConfig  # or a preset's name, or a mapping as of its to_dict()
     drop: DropRates = NO_DROPS
     data: DataConfig = DataConfig()
     mixing: MixingConfig = MixingConfig()
@@ -463,10 +468,14 @@ class TrainConfig:
         has_teacher = self.teacher is not None and self.teacher_model is not None
         if self.loss.distillation != "none" and not (has_teacher and self.model.head_dist):
             raise ValueError("distillation needs teacher, teacher_model and a model with head_dist=True")
+        if self.has_pairs:
+            self._check_pairs()
+        elif self.loss.name in PAIR_LOSSES:
+            raise ValueError(f"loss.name={self.loss.name} is of a model of images and texts")
+        elif self.model.num_classes < 1:
+            raise ValueError("a model to train needs num_classes of 1 or more")
         if self.loss.feature_weight:
             self._check_features(has_teacher)
-        if self.model.num_classes < 1:
-            raise ValueError("a model to train needs num_classes of 1 or more")
         for name in ("mean", "std"):
             if len(getattr(self.data, name)) not in (1, self.model.in_chans):
                 raise ValueError(
@@ -494,6 +503,30 @@ class TrainConfig:
         from vit_flax.train.feature_distillation import check_features  # which imports the models
 
         check_features(self.model, self.teacher_model, self.loss.feature_layers, self.loss.teacher_layers)
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether the model is of images and texts, and the data are images with a text each."""
+        return isinstance(self.model, TwoTowersConfig)
+
+    def _check_pairs(self) -> None:
+        """Raises ValueError where the rest does not fit a model of images and texts."""
+        name = "sigmoid" if self.model.logit_bias else "contrastive"
+        if self.loss.name != name:
+            raise ValueError(f"a model with logit_bias={self.model.logit_bias} is trained by loss.name={name}")
+        wrong = {
+            "accumulation": self.accumulation != 1,  # whose parts would not see each other's texts
+            "mixing": self.mixing != MixingConfig(),
+            "data.multi_label": self.data.multi_label,
+            "data.sampler": self.data.sampler != "shuffle",
+            "loss.label_smoothing": bool(self.loss.label_smoothing),
+            "loss.distillation": self.loss.distillation != "none",
+            "loss.feature_weight": bool(self.loss.feature_weight),
+            "optimizer.layer_decay": self.optimizer.layer_decay is not None,
+            "lora": self.lora is not None,
+        }
+        if named := [name for name, value in wrong.items() if value]:
+            raise ValueError(f"images with texts are trained without {', '.join(named)}")
 
     def _check_labels(self) -> None:
         """Raises ValueError where loss and labels do not fit each other."""

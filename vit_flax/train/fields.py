@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vit_flax.config import PlainViTConfig, ViTConfig, config_from_dict
+from vit_flax.config import ModelConfig, PlainViTConfig, TwoTowersConfig, ViTConfig, model_config_from_dict
 from vit_flax.suggestions import nearest
 from vit_flax.train.spellings import ELSEWHERE
 
@@ -22,7 +22,7 @@ def to_dict(config: DataclassInstance) -> dict[str, object]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, ViTConfig):
+    if isinstance(value, ModelConfig):
         return value.to_dict()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_dict(value)
@@ -104,7 +104,11 @@ def replace_dotted(config: T, changes: Mapping[str, object], prefix: str = "") -
         current = direct.get(name, getattr(config, name))
         if current is None:
             current = _default(type(config), name)
-        if isinstance(current, ViTConfig):
+        if isinstance(current, TwoTowersConfig):
+            # model.text.depth is model.text_depth, model.image.depth model.depth
+            named = {field.replace("text.", "text_").rpartition(".")[2]: value for field, value in inner.items()}
+            direct[name] = current.replace(**named)
+        elif isinstance(current, ViTConfig):
             # model.tokens.patch_size is model.patch_size
             direct[name] = current.replace(**{field.rpartition(".")[2]: value for field, value in inner.items()})
         elif dataclasses.is_dataclass(current):
@@ -135,7 +139,7 @@ def build(config_class: type[T], values: object, prefix: str = "") -> T:
     fields: dict[str, Any] = {}
     for name, value in values.items():
         if name in ("model", "teacher_model") and isinstance(value, Mapping):
-            fields[name] = config_from_dict(value)
+            fields[name] = model_config_from_dict(value)
         elif name in nested and value is not None:
             fields[name] = build(nested[name], value, f"{prefix}{name}.")
         else:

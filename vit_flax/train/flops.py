@@ -12,6 +12,7 @@ from jax.extend.core import Jaxpr
 from jax.typing import DTypeLike
 
 from vit_flax.chips import chip_of_kind
+from vit_flax.config import TwoTowersConfig
 from vit_flax.models import build_model
 from vit_flax.train.config import TrainConfig
 
@@ -25,8 +26,11 @@ def training_flops(config: TrainConfig) -> int:
     cfg = config.model
     model = build_model(cfg)
     images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.in_chans), jnp.float32)
-    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    traced = jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x))(params, images)
+    inputs: list[Any] = [images]
+    if isinstance(cfg, TwoTowersConfig):
+        inputs.append(jax.ShapeDtypeStruct((1, cfg.text.context_length), jnp.int32))
+    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    traced = jax.make_jaxpr(lambda p, *x: model.apply({"params": p}, *x))(params, *inputs)
     return (1 + BACKWARD) * count_flops(traced.jaxpr)
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from vit_flax.config import TwoTowersConfig
 from vit_flax.train.config import BALANCED, ResolvedConfig, TrainConfig
-from vit_flax.train.data import find_splits, open_source
+from vit_flax.train.data import find_splits, open_pairs, open_source
 from vit_flax.train.data.checks import check_images, check_sample
 from vit_flax.train.data.loader import Loader, make_loader
 from vit_flax.train.data.prepared import preprocessing_of
@@ -73,7 +74,10 @@ def open_inputs(config: TrainConfig, mesh: Mesh) -> tuple[ResolvedConfig, Inputs
     if splits and eval_split in ("val", "test") and eval_split not in splits:
         eval_split = {"val": "test", "test": "val"}[eval_split]  # the one there is, which opening takes as well
     names = [data.train_split, eval_split, *(["test"] if "test" in splits and eval_split != "test" else [])]
-    sources = [open_source(data, name, model.in_chans, model.num_classes) for name in names]
+    if isinstance(model, TwoTowersConfig):
+        sources = [open_pairs(data, name, model.in_chans, model.text) for name in names]
+    else:
+        sources = [open_source(data, name, model.in_chans, model.num_classes) for name in names]
     prepared = preprocessing_of(data, config.image_size, model.in_chans)
     for source in sources:
         source.decoding = prepared.decoding

@@ -18,6 +18,7 @@ from vit_flax.convert import ConversionError
 from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.train.checkpoints import CheckpointError, Checkpoints, barrier
 from vit_flax.train.config import TrainConfig
+from vit_flax.train.data.pairs import write_tokenizer
 from vit_flax.train.data.prepared import preprocessing_of
 from vit_flax.train.history import History
 from vit_flax.train.inputs import open_inputs
@@ -269,6 +270,8 @@ class Run:
             notes = export(self.out / name, self.config.model, params, self.config.export_layout, self._prepared)
         except ConversionError as error:  # that the layout holds the model is known since the start
             raise FileError(f"{error}; {self.checkpoints.last_good()}") from error
+        if self.config.has_pairs and self.is_first:
+            write_tokenizer(self.config.data, self.out / name)
         for note in notes if name == "final" else ():
             self.log.say(f"{self.out / name}: {note}")
         if self.config.lora is not None:

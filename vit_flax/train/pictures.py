@@ -11,7 +11,11 @@ _MAX_NAMED = 40  # classes whose names fit beside the matrix
 
 
 _MAX_COUNTED = 25  # classes whose counts fit into the matrix
-_TITLES = {"accuracy": "top-1 accuracy, %", "mean_average_precision": "mean average precision, %"}
+_TITLES = {
+    "accuracy": "top-1 accuracy, %",
+    "mean_average_precision": "mean average precision, %",
+    "recall": "recall at 1, images and texts, %",
+}
 
 
 def draw_curves(path: Path, lines: list[dict[str, Any]], run: str, score: str = "accuracy") -> None:

@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 
 from vit_flax.train.config import TrainConfig
 from vit_flax.train.sharding import place_batch
+from vit_flax.zero_shot import recall_of_groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Scores:
     def describe(self) -> str:
         """Returns words for the numbers that matter most."""
         numbers = self.numbers
+        if "recall" in numbers:
+            pairs = f"image to text {numbers['image_to_text@1']:.2%}, text to image {numbers['text_to_image@1']:.2%}"
+            return f"recall@1 {pairs} of {numbers['count']:,} images, loss {numbers['loss']:.4f}"
         if "mean_average_precision" in numbers:
             score = f"mAP {numbers['mean_average_precision']:.2%}"
         else:
@@ -35,6 +39,8 @@ class Scores:
 
 def score_name(config: TrainConfig) -> str:
     """Returns which of an evaluation's numbers the best weights have most of."""
+    if config.has_pairs:
+        return "recall"
     return "mean_average_precision" if config.data.multi_label else "accuracy"
 
 
@@ -47,12 +53,21 @@ def evaluate(
     """Returns the scores of parameters on all images of a loader."""
     sums: dict[str, Any] = {}
     ranked: list[tuple[np.ndarray, np.ndarray]] = []
+    embedded: list[tuple[np.ndarray, ...]] = []
+    scale = 1.0
     for batch in loader:
         placed = place_batch({name: batch[name] for name in ("image", "label")}, mesh)
         found = eval_function(params, placed)
+        if "texts" in found:
+            scale = float(found["logit_scale"])
+            embedded.append(tuple(np.asarray(found[name]) for name in ("image_embeddings", "text_embeddings", "texts")))
+            continue
         if "logits" in found:
             ranked.append((np.asarray(found.pop("logits")), np.asarray(found.pop("labels"))))
         sums = found if not sums else jax.tree.map(lambda a, b: a + b, sums, found)
+    if embedded:
+        images, texts, tokens = (np.concatenate(parts) for parts in zip(*embedded, strict=True))
+        return _retrieval(images, texts, tokens, scale)
     sums = jax.tree.map(np.asarray, sums)
     count = int(sums["count"])
     numbers: dict[str, float | int] = {"loss": float(sums["loss"]) / max(1, count), "count": count}
@@ -70,6 +85,21 @@ def evaluate(
         rows = confusion.sum(1)
         per_class = np.where(rows > 0, np.diag(confusion) / np.maximum(1, rows), np.nan)
     return Scores(numbers, per_class, confusion)
+
+
+def _retrieval(images: np.ndarray, texts: np.ndarray, tokens: np.ndarray, scale: float) -> Scores:
+    """Returns how often images and texts find each other, and the cross-entropy of each image's text among all.
+
+    Images whose texts are the same are all right for it.
+    """
+    counts = tokens[:, 0] >= 0
+    images, texts = images[counts], texts[counts]
+    groups = np.unique(tokens[counts], axis=0, return_inverse=True)[1].reshape(-1)
+    found: dict[str, float | int] = {**recall_of_groups(images, texts, groups, groups)}
+    logits = (scale * texts.astype(np.float64) @ row.astype(np.float64) for row in images)  # not all at once
+    losses = [np.logaddexp.reduce(row) - row[number] for number, row in enumerate(logits)]
+    found["recall"] = (found["image_to_text@1"] + found["text_to_image@1"]) / 2
+    return Scores({"loss": float(np.mean(losses)), "count": len(images), **found}, np.zeros(0))
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import ModelConfig, TwoTowersConfig
 from vit_flax.config.part import Axes, ShardingRule
 from vit_flax.microbatches import Device
 from vit_flax.models.division import divided
@@ -31,20 +31,23 @@ BATCH = ("data", "fsdp")  # the axes that split a batch
 # In the mesh's order: with ("tensor", "fsdp") for kernels and positions, XLA of jax 0.10.2 computes wrong tokens on a
 # mesh of 2 x 2 x 2 CPU devices; sharding_test.py would notice.
 _BOTH = ("fsdp", "tensor")
+_TOWER = "((image|text)/)?"  # of a model of images and texts
 AnyMesh = Mesh | AbstractMesh  # what shapes are split by may be a mesh of no devices
 
 # (pattern, axes, other axes ...): the first rule whose pattern matches a parameter's whole name wins, and of its axes
 # the first that divide the shape. Axes belong to the last axes of the shape.
 RULES: tuple[ShardingRule, ...] = (
     # by rows: its columns are q, k and v one after the other, so a part of them is not a part of the heads
-    (r"blocks_\d+/(.*/)?qkv/kernel", (_BOTH, None)),
-    (r"blocks_\d+/(.*/)?fc1/kernel", ("fsdp", "tensor")),
-    (r"blocks_\d+/(.*/)?fc1/bias", ("tensor",)),
-    (r"blocks_\d+/(.*/)?(proj|fc2)/kernel", ("tensor", "fsdp")),
-    (r"blocks_\d+/(.*/)?kernel", (_BOTH, None)),
+    (rf"{_TOWER}blocks_\d+/(.*/)?qkv/kernel", (_BOTH, None)),
+    (rf"{_TOWER}blocks_\d+/(.*/)?fc1/kernel", ("fsdp", "tensor")),
+    (rf"{_TOWER}blocks_\d+/(.*/)?fc1/bias", ("tensor",)),
+    (rf"{_TOWER}blocks_\d+/(.*/)?(proj|fc2)/kernel", ("tensor", "fsdp")),
+    (rf"{_TOWER}blocks_\d+/(.*/)?kernel", (_BOTH, None)),
     # small beside the blocks: however it divides
     (r"(.*/)?kernel", (_BOTH, None), (_BOTH,), ("fsdp", None), ("fsdp",), ("tensor",), ()),
-    (r"pos_embed", (_BOTH,), ("fsdp",), ()),
+    (rf"{_TOWER}pos_embed", (_BOTH,), ("fsdp",), ()),
+    # by width: a part of the rows is not a part of the texts
+    (r"text/token_embed", (_BOTH,), ("fsdp",), ()),
     (r".*", ()),
 )
 
@@ -75,7 +78,11 @@ def check_mesh(config: TrainConfig, mesh: AnyMesh) -> None:
             f"the mesh's data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} does not divide the batch of {part}"
             + (f" ({config.data.batch_size} in {config.accumulation} parts)" if config.accumulation > 1 else "")
         )
-    for name, value in (("num_heads", config.model.num_heads), ("the hidden width", config.model.mlp_dim)):
+    sizes = [("num_heads", config.model.num_heads), ("the hidden width", config.model.mlp_dim)]
+    if isinstance(config.model, TwoTowersConfig):
+        text = config.model.text
+        sizes += [("text_num_heads", text.num_heads), ("the text tower's hidden width", text.mlp_dim)]
+    for name, value in sizes:
         if value % tensor:
             raise ValueError(f"the mesh's tensor={tensor} does not divide {name} {value} of the model")
 
@@ -95,8 +102,11 @@ def _size(axis: str | Sequence[str] | None, mesh: AnyMesh) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
-def sharding_rules(config: ViTConfig) -> tuple[ShardingRule, ...]:
+def sharding_rules(config: ModelConfig) -> tuple[ShardingRule, ...]:
     """Returns the rules for a model's parameters: those of its config's parts before those of all models."""
+    if isinstance(config, TwoTowersConfig):
+        parts = (*config.image.tokens.sharding, *config.image.position.sharding)
+        return (*((f"image/{pattern}", *axes) for pattern, *axes in parts), *RULES)
     return (*config.tokens.sharding, *config.position.sharding, *RULES)
 
 
@@ -235,7 +245,8 @@ def _intercept(mesh: Mesh) -> Any:
                 return y
             _, count, heads = args
             return [part.reshape(*part.shape[:-1], heads, -1) for part in jnp.split(y, count, axis=-1)]
-        if len(module.path) > 1 or context.method_name != "__call__":
+        level = len(module.path) - (module.path[:1] in (("image",), ("text",)))
+        if level > 1 or context.method_name != "__call__":
             return call(*args, **kwargs)
         # the model's own parts, and its blocks where each is applied by itself
         return by_batch(call(*map(by_batch, args), **kwargs))
@@ -248,7 +259,7 @@ def _splits_heads(module: Linear, mesh: Mesh) -> bool:
     return mesh.shape["tensor"] > 1 and heads % mesh.shape["tensor"] == 0
 
 
-def default_mesh(config: ViTConfig, devices: int) -> MeshConfig:
+def default_mesh(config: ModelConfig, devices: int) -> MeshConfig:
     """Returns a mesh that splits the parameters by as many devices as divide the blocks' kernels, the rest by batch.
 
     Of more than 16, at most by half: where one axis spans them all, the TPU's compiler gathers parameters and scatters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -13,11 +14,13 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from vit_flax.config import NO_DROPS, ViTConfig
+from vit_flax.config import NO_DROPS, ModelConfig, TwoTowersConfig
 from vit_flax.lora.adapters import begin, merged
 from vit_flax.lora.dropout import applied_with_dropout, beside_kernels
-from vit_flax.models import VisionTransformer, build_model
+from vit_flax.models import TwoTowers, VisionTransformer, build_model
+from vit_flax.models.division import mesh_in_use
 from vit_flax.train.config import LossConfig, ResolvedConfig, TrainConfig
+from vit_flax.train.contrastive import sigmoid_contrastive, softmax_contrastive
 from vit_flax.train.ema import update_ema
 from vit_flax.train.feature_distillation import PROJECTIONS, feature_loss, init_projections, tokens_after
 from vit_flax.train.losses import batch_weights, binary_cross_entropy, classification_loss, distillation_loss
@@ -27,6 +30,7 @@ from vit_flax.train.optimizer import global_norm, learning_rate, make_optimizer,
 # 'image' uint8 (B, H, W, C); 'label' int32 (B,) or, with several labels an image, int8 (B, K) of 0 and 1. -1 pads a
 # batch of evaluation.
 Batch = Mapping[str, Array]
+MOST_SCALE = 100.0  # that logits of images and texts are multiplied by
 MAX_CONFUSION_CLASSES = 1000  # with more, eval_step counts no confusions
 
 
@@ -41,7 +45,7 @@ class TrainState(flax.struct.PyTreeNode):
     frozen: PyTree = None  # with config.lora all other parameters of the model
 
 
-def train_model(config: TrainConfig) -> VisionTransformer:
+def train_model(config: TrainConfig) -> VisionTransformer | TwoTowers:
     """Returns the linen module that a config trains: its compute dtype, drop rates, remat policy and scan set."""
     return build_model(config.model, **_runtime(config), drop=config.drop, remat=config.remat, scan=config.scan)
 
@@ -57,12 +61,16 @@ def batch_shapes(config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
     images = jax.ShapeDtypeStruct((size, *config.image_size, config.model.in_chans), jnp.uint8)
     classes = config.model.num_classes
     labels = ((size, classes), jnp.int8) if config.data.multi_label else ((size,), jnp.int32)
+    if isinstance(config.model, TwoTowersConfig):
+        labels = ((size, config.model.text.context_length), jnp.int32)
     return {"image": images, "label": jax.ShapeDtypeStruct(*labels)}
 
 
-def init_params(key: Array, model: ViTConfig) -> PyTree:
+def init_params(key: Array, model: ModelConfig) -> PyTree:
     """Returns random parameters, float32."""
     images = jnp.zeros((1, *model.image_size, model.in_chans), jnp.float32)
+    if isinstance(model, TwoTowersConfig):
+        return build_model(model).init(key, images, jnp.zeros((1, model.text.context_length), jnp.int32))["params"]
     return build_model(model).init(key, images)["params"]
 
 
@@ -133,7 +141,7 @@ def train_step(state: TrainState, batch: Batch, config: ResolvedConfig) -> tuple
     loss, gradients = accumulate(loss_of, state.params, images, labels, drop_key, config.accumulation)
     with jax.named_scope("optimizer"):
         updates, opt_state = make_optimizer(config, state.params).update(gradients, state.opt_state, state.params)
-        params: PyTree = optax.apply_updates(state.params, updates)
+        params: PyTree = limited(optax.apply_updates(state.params, updates), config)
     step = state.step + 1
     with jax.named_scope("ema"):
         ema = state.ema if config.ema is None else update_ema(config.ema, state.ema, params, step)
@@ -143,6 +151,16 @@ def train_step(state: TrainState, batch: Batch, config: ResolvedConfig) -> tuple
         "learning_rate": jnp.asarray(learning_rate(config)(state.step)),
     }
     return state.replace(step=step, params=params, opt_state=opt_state, ema=ema), scalars
+
+
+def limited(params: PyTree, config: TrainConfig) -> PyTree:
+    """Returns parameters after a step; of softmax over images and texts, the logits' scale stays within 1 and 100.
+
+    Reference: arXiv 2103.00020, section 2.5; open_clip_train.train.
+    """
+    if config.loss.name != "contrastive":
+        return params
+    return {**params, "logit_scale": jnp.clip(params["logit_scale"], 0.0, math.log(MOST_SCALE))}
 
 
 def compute_loss(
@@ -171,6 +189,8 @@ def compute_loss(
     is_distilled = numbers.distillation != "none"
     is_random = config.drop != NO_DROPS or (config.lora is not None and config.lora.dropout > 0)
     rngs = {"dropout": key} if is_random else {}
+    if isinstance(config.model, TwoTowersConfig):
+        return _pair_loss(params, images, labels, rngs, config)
     method = "both_heads" if is_distilled else "__call__"
     run = partial(_run, images=images, with_features=numbers.feature_weight > 0)
     logits, found = run(train_model(config), params, rngs=rngs, layers=numbers.feature_layers, method=method)
@@ -206,6 +226,19 @@ def _run(
         return apply(method=method), None
     finish = VisionTransformer.distilled if method == "both_heads" else VisionTransformer.classify
     return apply(layers, finish, method=tokens_after)  # pyright: ignore[reportReturnType]
+
+
+def _pair_loss(params: PyTree, images: Array, tokens: Array, rngs: dict[str, Array], config: TrainConfig) -> Array:
+    """Returns the loss of images with texts, of a batch that the devices of the mesh in use share."""
+    model = train_model(config)
+    found: Any = (
+        model.apply({"params": params}, images, rngs=rngs, method="encode_images"),
+        model.apply({"params": params}, tokens, rngs=rngs, method="encode_texts"),
+    )
+    scale = jnp.exp(params["logit_scale"])
+    if config.loss.name == "contrastive":
+        return softmax_contrastive(*found, scale)
+    return sigmoid_contrastive(*found, scale, params["logit_bias"], mesh_in_use())
 
 
 def accumulate(
@@ -252,6 +285,8 @@ def eval_step(params: PyTree, batch: Batch, config: TrainConfig) -> dict[str, Ar
     float32 and int8 (B, K): what ranks the images of an evaluation needs all of them.
     """
     classes = config.model.num_classes
+    if isinstance(config.model, TwoTowersConfig):
+        return _embed_pairs(params, batch, config)
     model = build_model(config.model, **_runtime(config), scan=config.scan)
     logits: Any = model.apply({"params": params}, normalise(batch["image"], config))
     counts = batch["label"] >= 0
@@ -276,3 +311,15 @@ def eval_step(params: PyTree, batch: Batch, config: TrainConfig) -> dict[str, Ar
         confusion = jnp.zeros((classes, classes), jnp.int32)
         sums["confusion"] = confusion.at[labels, logits.argmax(-1)].add(counts.astype(jnp.int32))
     return sums
+
+
+def _embed_pairs(params: PyTree, batch: Batch, config: TrainConfig) -> dict[str, Array]:
+    """Returns the embeddings of a batch's images and texts (B, E), and its `texts`, -1 in rows that count nowhere.
+
+    What is to be found among all of an evaluation needs all of them.
+    """
+    model = build_model(config.model, **_runtime(config), scan=config.scan)
+    images: Any = model.apply({"params": params}, normalise(batch["image"], config), method="encode_images")
+    texts: Any = model.apply({"params": params}, jnp.maximum(batch["label"], 0), method="encode_texts")
+    scale = jnp.exp(params["logit_scale"])
+    return {"image_embeddings": images, "text_embeddings": texts, "texts": batch["label"], "logit_scale": scale}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
+from vit_flax.config import TextConfig
 from vit_flax.suggestions import suggest
 from vit_flax.train.config import DataConfig
 from vit_flax.train.data.source import DataError, Example, Source
@@ -14,7 +16,17 @@ __all__ = ["SOURCES", "DataError", "Example", "Source", "find_splits", "open_sou
 # Name to module, which is imported when the source is opened: each needs a library of its own.
 SOURCES = {
     name: f"vit_flax.train.data.{name}"
-    for name in ("digits", "fashion_mnist", "image_folder", "hf_dataset", "array_record", "webdataset")
+    for name in (
+        "digits",
+        "fashion_mnist",
+        "image_folder",
+        "hf_dataset",
+        "array_record",
+        "webdataset",
+        "shapes",
+        "webdataset_pairs",
+        "parquet_pairs",
+    )
 }
 
 
@@ -41,6 +53,28 @@ def open_source(data: DataConfig, split: str, channels: int = 3, num_classes: in
         only = "only " if classes > num_classes else ""
         raise DataError(f"{source.name}: has {classes} classes, the model {only}{num_classes}")
     return source
+
+
+def open_pairs(data: DataConfig, split: str, channels: int, text: TextConfig) -> Source:
+    """Opens the images that `data` names with their texts, as tokens for a text tower of that config.
+
+    Raises:
+        DataError: no such source, it has no texts, or data that cannot be used.
+    """
+    from vit_flax.train.data.pairs import Pairs
+
+    if not has_pairs(data.name):
+        there = ", ".join(name for name in SOURCES if has_pairs(name))
+        raise DataError(f"{data.name} has no texts; sources of images with texts: {there}")
+    source: Any = open_source(data, split, channels)
+    if not len(source):
+        raise DataError(f"{source.name}: has no images")
+    return Pairs(source, data, text)
+
+
+def has_pairs(name: str) -> bool:
+    """Returns whether the images of a source have texts, and no classes."""
+    return getattr(_module(name), "PAIRS", False)
 
 
 def find_splits(data: DataConfig) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from vit_flax.preprocessing.decode import BadImageError
 from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.train.config import DataConfig
 from vit_flax.train.data.augment import TrainTransform
+from vit_flax.train.data.pairs import Pairs
 from vit_flax.train.data.prepared import preprocessing_of
 from vit_flax.train.data.source import ArraySource, DataError, Source
 
@@ -37,12 +38,13 @@ class Batches:
         self, source: Source, transform: Callable[..., np.ndarray], size: tuple[int, int, int],
         batch_size: int, seed: int, train: bool, share: tuple[int, int], max_bad_share: float,
         dtype: type = np.uint8, chances: np.ndarray | None = None, label_shape: tuple[int, ...] = (),
+        label_dtype: type = np.int32,
     ) -> None:  # fmt: skip
         self.source, self.transform, self.size, self.dtype = source, transform, size, dtype
         self.batch_size, self.seed, self.train, self.max_bad_share = batch_size, seed, train, max_bad_share
         self.process_index, self.process_count = share
         self.chances = chances  # of each image in a draw with replacement; None: a permutation
-        self.label_shape = label_shape
+        self.label_shape, self.label_dtype = label_shape, label_dtype
         examples = len(source)
         self.steps_per_epoch = examples // batch_size if train else math.ceil(examples / batch_size)
         self.first = 0  # the step that index 0 stands for
@@ -83,7 +85,7 @@ class Batches:
         epoch, rows = self.rows(self.first + index)
         batch: Batch = {
             "image": np.zeros((len(rows), *self.size), self.dtype),
-            "label": np.full((len(rows), *self.label_shape), -1, np.int8 if self.label_shape else np.int32),
+            "label": np.full((len(rows), *self.label_shape), -1, self.label_dtype),
             "index": np.full(len(rows), -1, np.int64),
         }
         bad: dict[int, str] = {}
@@ -138,6 +140,8 @@ def check_share(source: Source, bad: dict[int, str], allowed: float) -> None:
 
 class Loader:
     """An iterator over batches: 'image' uint8 (B, H, W, C), 'label' int32 (B,) or int8 (B, K), 'index' int64 (B,).
+
+    The label of an image with a text is the text's tokens, int32 (B, N).
 
     'index' tells which image of the source a row is. Rows that only pad a batch of evaluation, and images that cannot
     be read in evaluation, have label and index -1. Batches are made ahead by threads or processes of Grain.
@@ -280,8 +284,21 @@ def make_loader(
     dtype = np.uint8 if train or preprocessing is None else np.float32
     chances = balanced_chances(source.labels) if train and data.sampler == "balanced" else None
     shape = (len(source.class_names),) if data.multi_label else ()
+    if isinstance(source, Pairs):
+        shape = (source.config.context_length,)
     batches = Batches(
-        source, transform, size, batch_size, seed, train, share, data.max_bad_share, dtype, chances, shape
+        source,
+        transform,
+        size,
+        batch_size,
+        seed,
+        train,
+        share,
+        data.max_bad_share,
+        dtype,
+        chances,
+        shape,
+        np.int8 if data.multi_label else np.int32,
     )
     threads = data.threads or (1 if isinstance(source, ArraySource) else min(MAX_THREADS, os.cpu_count() or 1))
     return Loader(batches, threads, data.workers, data.prefetch)

@@ -70,7 +70,10 @@ class WebDataset:
             self[index]
 
     def _read(self, index: int) -> bytes:
-        shard, offset, size = map(int, self.places[index])
+        return self.read(*map(int, self.places[index]))
+
+    def read(self, shard: int, offset: int, size: int) -> bytes:
+        """Returns a part of a tar file; BadImageError where it is cut off."""
         with self._lock:
             if shard not in self._files:
                 self._files[shard] = os.open(self.shards[shard], os.O_RDONLY)
@@ -87,7 +90,7 @@ class WebDataset:
 def find_splits(data: DataConfig) -> dict[str, str]:
     """Returns what the splits are called in the tar files' names and folders, whichever there are."""
     folder = require_folder("webdataset", data.path)
-    return _splits(folder, _tar_files(folder))[0]
+    return splits_of(folder, tar_files(folder))[0]
 
 
 def open_source(data: DataConfig, split: str, channels: int, num_classes: int | None) -> WebDataset:
@@ -101,8 +104,8 @@ def open_source(data: DataConfig, split: str, channels: int, num_classes: int | 
     """
     check_split("webdataset", split, SPLITS)
     folder = require_folder("webdataset", data.path)
-    shards = _tar_files(folder)
-    found, words = _splits(folder, shards)
+    shards = tar_files(folder)
+    found, words = splits_of(folder, shards)
     whole = not found
     called = split if whole else pick_split(str(folder), split, found)
     if not whole:
@@ -124,7 +127,8 @@ def open_source(data: DataConfig, split: str, channels: int, num_classes: int | 
     return WebDataset(title, shards, chosen, np.asarray(places)[kept], array[kept], classes, channels)
 
 
-def _tar_files(folder: Path) -> list[Path]:
+def tar_files(folder: Path) -> list[Path]:
+    """Returns the tar files in a folder, or DataError."""
     found = sorted(folder.rglob("*.tar"))
     if not found:
         hint = "; compressed ones cannot be read at random: unpack them" if any(folder.rglob("*.tar.*")) else ""
@@ -132,7 +136,7 @@ def _tar_files(folder: Path) -> list[Path]:
     return found
 
 
-def _splits(folder: Path, shards: list[Path]) -> tuple[dict[str, str], dict[Path, set[str]]]:
+def splits_of(folder: Path, shards: list[Path]) -> tuple[dict[str, str], dict[Path, set[str]]]:
     """Returns what the splits are called, and the words of every file's name and folders."""
     words = {shard: set(re.findall("[a-z]+", str(shard.relative_to(folder)).lower())) for shard in shards}
     return match_splits(set().union(*words.values())), words
