@@ -194,11 +194,8 @@ def _never_normed(self: VisionTransformer, images: Any, *asked: Any, **named: An
 _never_normed.__name__ = "forward_intermediates"
 
 
-def _one_block_early(
-    blocks: Any, params: Any, inputs: Any, keys: Any, tokens: Any, remat: str, scan: bool, taken: tuple[int, ...] = ()
-) -> Any:
-    every = tuple(range(len(blocks)))
-    out, found = loop.run_blocks(blocks, params, inputs, keys, tokens, remat, scan, every)
+def _one_block_early(model: Any, tokens: Any, inputs: Any, taken: tuple[int, ...] = ()) -> Any:
+    out, found = loop.run_model(model, tokens, inputs, tuple(range(len(inputs))))
     return out, [[tokens, *found][index] for index in taken]
 
 
@@ -390,7 +387,7 @@ MUTATIONS: dict[str, Mutation] = {
             "intermediate features of a block taken before it instead of after",
             "intermediates",
             "blocks.0",
-            patches=((vision_transformer, "run_blocks", _one_block_early),),
+            patches=((vision_transformer, "run_model", _one_block_early),),
         ),
         Mutation(
             "intermediate_prefix",
