@@ -70,13 +70,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[Device] | None = None) -> Me
 
 
 def check_mesh(config: TrainConfig, mesh: AnyMesh) -> None:
-    """Raises ValueError, in one line, when the mesh does not divide the batch, the heads or the hidden layer."""
+    """Raises ValueError, in one line, when a step of the config does not run on the mesh, which may divide nothing."""
     shards, tensor = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"]
     part = config.data.batch_size // config.accumulation
     if part % shards:
         raise ValueError(
             f"the mesh's data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} does not divide the batch of {part}"
             + (f" ({config.data.batch_size} in {config.accumulation} parts)" if config.accumulation > 1 else "")
+        )
+    if tensor > 1 and config.lora is not None and config.lora.dropout:
+        # `partitioned` computes a projection by heads itself, and the adapters beside it would be left out
+        raise ValueError(
+            f"lora.dropout does not run on a mesh with tensor={tensor}: set mesh.tensor=1 or lora.dropout=0"
         )
     sizes = [("num_heads", config.model.num_heads), ("the hidden width", config.model.mlp_dim)]
     if isinstance(config.model, TwoTowersConfig):

@@ -55,6 +55,15 @@ def test_what_belongs_to_a_parameter_lies_as_it_does() -> None:
     assert state.step.sharding.spec == PartitionSpec()
 
 
+def test_what_is_frozen_is_split_and_adapters_are_everywhere() -> None:
+    run = config(**{"lora.rank": 4})
+    state = abstract_state(run, abstract_mesh(1, 8, 1))
+    assert state.frozen["blocks_0"]["attn"]["qkv"]["kernel"].sharding.spec[0] == ("fsdp", "tensor")
+    assert {leaf.sharding.spec for leaf in jax.tree.leaves(state.params["blocks_0"])} == {PartitionSpec(None, None)}
+    with pytest.raises(ValueError, match=r"lora.dropout does not run on a mesh with tensor=2: set mesh.tensor=1"):
+        check_mesh(config(**{"lora.dropout": 0.1}), abstract_mesh(1, 1, 2))
+
+
 def test_own_rules_and_what_they_miss() -> None:
     params = {"blocks_0": {"mlp": {"fc1": {"kernel": jax.ShapeDtypeStruct((6, 4), np.float32)}}}}
     mesh = abstract_mesh(1, 2, 2)
