@@ -141,7 +141,10 @@ NAFLEX = {
 }
 
 
-@pytest.mark.parametrize("name", NAFLEX)
+_SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in list(NAFLEX)[1:]]
+
+
+@pytest.mark.parametrize("name", [next(iter(NAFLEX)), *_SLOW])
 def test_naflexvit_of_one_size(name) -> None:
     module = timm.create_model(name, depth=2, embed_dim=32, num_heads=4, patch_size=8, pos_embed_grid_size=(3, 3))
     randomise(module)
