@@ -13,6 +13,7 @@ import inspect
 import math
 import sys
 import textwrap
+import types
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ PUBLIC = {
     "vit_flax.recipes": "Named training runs.",
     "vit_flax.parity": "Proof that two models are equal.",
     "vit_flax.plan": "What a step needs on a TPU or GPU.",
+    "vit_flax.export": "Programs that run without this library.",
     "vit_flax.reference": "The PyTorch components that all is judged by. Needs torch.",
 }
 
@@ -294,6 +296,8 @@ def _contents(value: Any) -> str:
     if isinstance(value, dict | tuple):
         words = [f"``{key}``" for key in value]
         return ", ".join(words[:_LISTED]) + (f" and {len(words) - _LISTED} more" if len(words) > _LISTED else "")
+    if isinstance(value, types.UnionType):
+        return " or ".join(f"``{kind.__name__}``" for kind in value.__args__)
     return f"``{value!r}``"
 
 

@@ -8,6 +8,7 @@ from vit_flax.config.checks import require_choice, require_int
 from vit_flax.config.position import TextMask
 from vit_flax.config.vit import ViTConfig
 
+# what of a text becomes its embedding
 TEXT_POOLS = ("eos", "argmax", "last", "first", "avg", "max", "map")
 
 

@@ -130,6 +130,7 @@ class TwoTowersConfig:
         return json.dumps(self.to_dict(), indent=2)
 
 
+# the config of a ViT, or of one with a text tower
 ModelConfig = ViTConfig | TwoTowersConfig
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from vit_flax.config import ModelConfig, TwoTowersConfig, model_config_from_dict
 from vit_flax.presets import get_preset
 
+# which towers of a checkpoint are read
 TOWERS = ("image", "both")
 
 
