@@ -140,10 +140,11 @@ def save(
     layout: str | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> list[str]:
-    """Writes the parameters in a layout: to a .safetensors, .npz, .pth, .pt or .bin file, or to a folder (no suffix).
+    """Writes the parameters in a layout: to a .safetensors, .npz, .pth, .pt, .bin or .msgpack file, or to a folder.
 
-    A safetensors file carries the config, so `load` needs nothing else. Errors are those of `to_state_dict`; nothing is
-    left behind when one occurs.
+    A folder has no suffix, or .orbax: then Orbax's tree of this library's own parameters, `params/`, stands in it with
+    the config and preprocessing.json. A safetensors file carries the config, so `load` needs nothing else. Errors are
+    those of `to_state_dict`; nothing is left behind when one occurs.
 
     `preprocessing` (`read_preprocessing` returns it) tells how images are prepared and what the classes are called. A
     safetensors file carries it; a folder gets preprocessing.json and what the layout's own library reads, transformers'
@@ -153,7 +154,7 @@ def save(
     Returns:
         What the layout's own library will not be told, a line each.
     """
-    chosen = layout_to_write(model.config, layout)
+    chosen = layout_to_write(model.config, layout, path)
     file = chosen.config_file(model.config) if chosen.config_file else None
     beside = beside_weights(chosen.name, model.config, file, preprocessing)
     tensors = chosen.write(flat_params(model, params), model.config)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_flax.cli.options import add_checkpoint_options, tell_notes, wish_of
+from vit_flax.cli.options import CHECKPOINT, add_checkpoint_options, tell_notes, wish_of
 from vit_flax.convert import open_checkpoint
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def add_parser(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", nargs="?", help=".safetensors, .npz, .pth or .bin file, or a folder")
+    parser.add_argument("checkpoint", nargs="?", help=CHECKPOINT)
     parser.add_argument("--against", choices=LIBRARIES, help="library (default: the one that the layout belongs to)")
     parser.add_argument("--model", metavar="NAME", help="timm's name of the model (default: that of --config)")
     add_checkpoint_options(parser)

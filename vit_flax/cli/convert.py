@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_flax.cli.options import add_checkpoint_options, add_tower_option, tell_notes, wish_of
+from vit_flax.cli.options import CHECKPOINT, add_checkpoint_options, add_tower_option, tell_notes, wish_of
 from vit_flax.cli.parser import known_layout
-from vit_flax.convert import get_layout, holds_text, open_checkpoint
+from vit_flax.convert import get_layout, holds_text, layout_to_write, open_checkpoint
+from vit_flax.convert.orbax_folder import SUFFIX as ORBAX
 
 if TYPE_CHECKING:
     from vit_flax.cli.parser import Commands
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 EXAMPLE = """example:
   vit-flax convert tutorial.pth tutorial.safetensors --set num_heads=4 --set image_size=60,100
   vit-flax convert dinov2/ small.safetensors --set image_size=224 --resample bicubic
+  vit-flax convert best/ params.orbax
   vit-flax convert timm.safetensors vit.npz --config vit_base_patch16_224.augreg_in21k --layout torchvision"""
 
 
@@ -33,8 +36,8 @@ def add_parser(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("source", help=".safetensors, .npz, .pth or .bin file, or a folder")
-    parser.add_argument("target", help="file to write (its suffix says how), or a folder (no suffix)")
+    parser.add_argument("source", help=CHECKPOINT)
+    parser.add_argument("target", help="file to write (its suffix says how), or a folder: no suffix, or .orbax")
     parser.add_argument(
         "--layout", type=known_layout, metavar="LAYOUT", help="layout to write (default: the one that was read)"
     )
@@ -61,6 +64,8 @@ def run(options: argparse.Namespace) -> int:
 
     reading = read_model(checkpoint, wish)
     target = options.layout or reading.layout.name
+    if Path(options.target).suffix == ORBAX:
+        target = layout_to_write(reading.config, options.layout, options.target).name
     preprocessing, notes = _preprocessing(checkpoint, reading, options.config)
     notes = [*reading.checkpoint.notes[len(checkpoint.notes) :], *notes]
     notes += save(options.target, *reading.build(), target, preprocessing)

@@ -13,6 +13,7 @@ from PIL import Image
 from vit_flax.cli.main import main
 from vit_flax.config import ViTConfig
 from vit_flax.models import build_model
+from vit_flax.parity.tolerances import FLOAT32_LOGITS, FLOAT32_RELATIVE, FLOAT64_RELATIVE
 from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.pretrained import save
 
@@ -50,8 +51,8 @@ def test_evaluate_counts_what_the_model_gets_right(
     found = json.loads(capsys.readouterr().out)
     order = np.argsort(-_logits(params, source.images, mean=(0.2,)), axis=1)
     assert found["count"] == 359
-    assert found["top1"] == pytest.approx((order[:, 0] == source.labels).mean(), abs=1e-9)
-    assert found["top5"] == pytest.approx((order[:, :5] == source.labels[:, None]).any(1).mean(), abs=1e-9)
+    assert found["top1"] == pytest.approx((order[:, 0] == source.labels).mean(), abs=FLOAT64_RELATIVE)
+    assert found["top5"] == pytest.approx((order[:, :5] == source.labels[:, None]).any(1).mean(), abs=FLOAT64_RELATIVE)
     for row in found["classes"]:
         chosen = source.labels == row["label"]
         assert row["count"] == chosen.sum()
@@ -116,7 +117,7 @@ def test_predict_and_features(checkpoint: str, params: Any, tmp_path: Path, caps
     assert answers[0]["guesses"][0]["name"] == f"class {expected[0].argmax()}"
     shares = np.exp(expected - expected.max(1, keepdims=True))
     best = (shares / shares.sum(1, keepdims=True)).max(1)
-    np.testing.assert_allclose([a["guesses"][0]["probability"] for a in answers], best, rtol=1e-4)
+    np.testing.assert_allclose([a["guesses"][0]["probability"] for a in answers], best, rtol=FLOAT32_LOGITS["rtol"])
     assert main(["predict", checkpoint, *paths]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 18
     target = tmp_path / "features.npz"
@@ -125,7 +126,7 @@ def test_predict_and_features(checkpoint: str, params: Any, tmp_path: Path, caps
     with np.load(target) as file:
         assert file["images"].tolist() == paths
         head = params["head"]
-        np.testing.assert_allclose(file["features"] @ head["kernel"] + head["bias"], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(file["features"] @ head["kernel"] + head["bias"], expected, **FLOAT32_LOGITS)
     assert main(["features", checkpoint, *paths, "--tokens", "-o", str(target), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["shape"] == [3, 5, 16]
     assert main(["features", checkpoint, *paths, "-o", "features.txt"]) == 2
@@ -159,14 +160,14 @@ def test_attention_of_a_layer_and_a_head(checkpoint: str, tmp_path: Path, capsys
     assert list(shapes) == [f"layer_{i}" for i in range(CONFIG.depth)]
     with np.load(maps) as found:
         weights = found[f"layer_{last}"]
-    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=FLOAT32_RELATIVE)
     first = CONFIG.num_prefix_tokens
     for options, expected in (
         (("--layer", "-1"), weights.mean(0)[0, first:]),
         (("--layer", str(last), "--head", "-1"), weights[heads - 1, 0, first:]),
     ):
         drawn = np.ravel(told("-o", picture, *options)["attention"])
-        np.testing.assert_allclose(drawn, expected / expected.sum(), rtol=1e-4)
+        np.testing.assert_allclose(drawn, expected / expected.sum(), rtol=FLOAT32_LOGITS["rtol"])
     assert told("-o", maps, "--layer", "0", "--head", "0")["shapes"] == {"layer_0": [1, *weights.shape[1:]]}
     for options, words in (
         (("--layer", "9"), f"no --layer 9: the model has {CONFIG.depth}, numbered 0 to {last}"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from vit_flax.cli.options import add_checkpoint_options, tell_notes, wish_of
+from vit_flax.cli.options import CHECKPOINT, add_checkpoint_options, tell_notes, wish_of
 from vit_flax.cli.progress import Progress
 from vit_flax.convert import open_checkpoint
 from vit_flax.preprocessing import labels
@@ -36,7 +36,7 @@ _ANY_SIZE = ("huggingface_dinov2", "huggingface_dinov3")  # their models take im
 
 def add_model_options(parser: argparse.ArgumentParser, batches: bool = True) -> None:
     """Adds the checkpoint, and how its images are prepared; `batches`: and how many are computed together."""
-    parser.add_argument("checkpoint", help=".safetensors, .npz, .pth or .bin file, or a folder")
+    parser.add_argument("checkpoint", help=CHECKPOINT)
     parser.set_defaults(batch_size=1)
     if batches:
         told = "images computed together (default 64)"

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from vit_flax.cli.options import add_checkpoint_options, add_tower_option, format_table, tell_notes, wish_of
+from vit_flax.cli.options import CHECKPOINT, add_checkpoint_options, add_tower_option, format_table, tell_notes, wish_of
 from vit_flax.cli.spelling import options_of, spelled
 from vit_flax.convert import open_checkpoint
 
@@ -29,7 +29,7 @@ def add_parser(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("source", help=".safetensors, .npz, .pth or .bin file, or a folder")
+    parser.add_argument("source", help=CHECKPOINT)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     add_checkpoint_options(parser)
     add_tower_option(parser)

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from vit_flax.cli.parser import known_layout
 from vit_flax.convert import TOWERS, Wish
 
+CHECKPOINT = "weights: a file (.safetensors, .npz, .msgpack, .pth, .pt, .bin, .ckpt), a folder or hf://owner/name"
+
 
 def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--layout") -> None:
     """Adds what tells a command how to read a checkpoint; `layout` is the option that names its layout."""

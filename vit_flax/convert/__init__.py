@@ -6,6 +6,7 @@ import functools
 import os
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from vit_flax.config import ModelConfig, TwoTowersConfig, TwoTowersFamily, ViTFamily
 from vit_flax.convert.beit import BEIT
@@ -29,6 +30,7 @@ from vit_flax.convert.layout import Layout, Resolved, resolve_config
 from vit_flax.convert.lucidrains import LUCIDRAINS, SIMPLE_VIT
 from vit_flax.convert.open_clip import OPEN_CLIP, OPEN_CLIP_EVA, OPEN_CLIP_TIMM, OPEN_CLIP_TOWER
 from vit_flax.convert.open_clip_text import OPEN_CLIP_TEXT_LAYOUTS
+from vit_flax.convert.orbax_folder import SUFFIX as ORBAX
 from vit_flax.convert.own_params import FLAX, FLAX_LAYOUTS, TOKENIZERS
 from vit_flax.convert.perception_encoder import PERCEPTION_ENCODER, PERCEPTION_ENCODER_TOWER
 from vit_flax.convert.rules import ConversionError, Drop, Rule
@@ -63,6 +65,7 @@ __all__ = [
     "layout_for",
     "layout_to_write",
     "open_checkpoint",
+    "own_layout",
     "read_beside",
     "read_checkpoint",
     "resolve_config",
@@ -219,12 +222,30 @@ def layout_for(config: ModelConfig) -> Layout:
     )
 
 
-def layout_to_write(config: ModelConfig, layout: str | None) -> Layout:
+def own_layout(config: ModelConfig) -> Layout:
+    """Returns the layout of this library's own parameters for a model of this config.
+
+    Raises:
+        ConversionError: there is none.
+    """
+    for layout in FLAX_LAYOUTS:
+        if not layout.refusals(config):
+            return layout
+    raise ConversionError(f"parameters of model_config={config.family.name} are written in another library's layout")
+
+
+def layout_to_write(config: ModelConfig, layout: str | None, path: str | os.PathLike[str] = "") -> Layout:
     """Returns the layout of that name, or for None the first that can hold a model of this config.
+
+    A `path` that ends in .orbax is a folder of this library's own parameters, whatever else could hold the model.
 
     Raises:
         ConversionError: it, or every layout, cannot hold the model; the message says why.
     """
+    if Path(path).suffix == ORBAX:
+        if layout is not None and not layout.startswith(FLAX.name):
+            raise ConversionError(f"{path}: a folder of Orbax holds this library's own parameters, in no other layout")
+        return own_layout(config)
     if layout is None:
         return layout_for(config)
     if isinstance(config, TwoTowersConfig):

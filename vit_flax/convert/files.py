@@ -23,7 +23,8 @@ from vit_flax.convert.distributed_folder import TABLE, read_distributed
 from vit_flax.convert.folder import HUB, WEIGHT_NAMES, download, find_weights, read_shards, with_config
 from vit_flax.convert.msgpack_file import is_msgpack, read_msgpack, write_msgpack
 from vit_flax.convert.npz_file import open_zip, read_npz, write_npz
-from vit_flax.convert.orbax_folder import find_orbax, read_orbax
+from vit_flax.convert.orbax_folder import SUFFIX as ORBAX
+from vit_flax.convert.orbax_folder import find_orbax, read_orbax, write_orbax
 from vit_flax.convert.renaming import same_tensor
 from vit_flax.convert.rules import ConversionError
 from vit_flax.convert.safetensors_file import read_safetensors, write_safetensors
@@ -162,7 +163,7 @@ def write_checkpoint(
     beside: Mapping[str, Mapping[str, object]] | None = None,
     preprocessing: Mapping[str, object] | None = None,
 ) -> None:
-    """Writes tensors to `path`: a .safetensors, .npz, .pth, .pt, .bin or .msgpack file, or (no suffix) a folder.
+    """Writes tensors to a .safetensors, .npz, .pth, .pt, .bin or .msgpack file, or a folder (.orbax, or no suffix).
 
     What is written appears whole or not at all. The config goes into the safetensors file's metadata; a folder
     gets a config.json besides, which holds `config_file` where that is given (another library's config), and the JSON
@@ -173,11 +174,14 @@ def write_checkpoint(
         ConversionError: the suffix is unknown, or the file cannot be written.
     """
     path = Path(path)
-    if path.suffix and path.suffix not in (".safetensors", *_WRITERS):
-        suffixes = ", ".join((".safetensors", *_WRITERS))
+    if path.suffix and path.suffix not in (".safetensors", ORBAX, *_WRITERS):
+        suffixes = ", ".join((".safetensors", *_WRITERS, ORBAX))
         raise ConversionError(f"{path}: unknown suffix; use {suffixes}, or none for a folder")
     try:
-        if path.suffix:
+        if path.suffix == ORBAX:
+            told = {} if preprocessing is None else {"preprocessing.json": preprocessing}
+            write_orbax(path, tensors, {"config.json": config, **told})
+        elif path.suffix:
             with _appearing_whole(path) as temporary:
                 if path.suffix == ".safetensors":
                     write_safetensors(temporary, tensors, config, preprocessing)

@@ -1,8 +1,11 @@
-"""Folders of Orbax: a tree of arrays, and the checkpoints of a training run of this library. A tensor at a time."""
+"""Folders of Orbax: a tree of arrays, and checkpoints of this library's training runs. Read a tensor at a time."""
 
 from __future__ import annotations
 
+import json
 import re
+import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,14 @@ import numpy as np
 
 from vit_flax.convert.checkpoint import Checkpoint, check_listing, one_line
 from vit_flax.convert.folder import read_json
+from vit_flax.convert.msgpack_file import nested
 from vit_flax.convert.rules import ConversionError
 
 _TABLE = "_METADATA"  # of a tree of arrays
 # What a run's state has besides its parameters, by the first level of its names.
 _WEIGHTS = ("params", "ema")
+SUFFIX = ".orbax"  # of a folder that `write_orbax` makes
+_TREE = "params"  # the tree of arrays in it
 
 
 def find_orbax(folder: Path) -> Path | None:
@@ -76,6 +82,37 @@ def read_orbax(folder: Path) -> Checkpoint:
 
     dtypes = {name: np.dtype(leaves[path].dtype).name for name, path in kept.items()}
     return Checkpoint(shapes, read, str(folder), _run_config(folder.parent), skipped=skipped, dtypes=dtypes)
+
+
+def write_orbax(folder: Path, tensors: Mapping[str, np.ndarray], files: Mapping[str, Mapping[str, object]]) -> None:
+    """Writes a folder: `params/`, a tree of arrays by the slashes in their names, and JSON files beside it.
+
+    It appears whole or not at all, in place of one that stood there.
+
+    Raises:
+        ConversionError: Orbax is not installed or cannot write it, or something else stands there.
+    """
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError as error:
+        raise ConversionError(f"{folder}: Orbax's folders need it: pip install 'vit-linen[train]'") from error
+    if folder.exists() and not (folder / _TREE / _TABLE).is_file():
+        raise ConversionError(f"{folder}: is there, and no folder of Orbax with {_TREE}/ in it; name another")
+    temporary, old = (folder.parent / f".{folder.name}.{secrets.token_hex(8)}" for _ in range(2))
+    try:
+        temporary.mkdir(parents=True)
+        try:
+            ocp.PyTreeCheckpointer().save(temporary.absolute() / _TREE, nested(tensors))
+        except Exception as error:  # Orbax raises all kinds
+            raise ConversionError(f"{folder}: Orbax cannot write it: {one_line(error)}") from error
+        for name, values in files.items():
+            (temporary / name).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    finally:
+        for place in (temporary, old):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Any:

@@ -5,12 +5,14 @@ from typing import Any
 import jax
 import msgpack
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import serialization
 from flax.core import freeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import vit_flax
+from vit_flax.cli.main import main
 from vit_flax.convert import ConversionError, msgpack_file, read_checkpoint, unwrap
 from vit_flax.models.shapes import expected_shapes
 
@@ -50,6 +52,28 @@ def assert_same(loaded) -> None:
 )
 def test_trees_of_parameters(tree) -> None:
     assert_same(vit_flax.from_state_dict(tree, config=MODEL.config))
+
+
+def test_orbax_folders(tmp_path, capsys) -> None:
+    """Written by the library and the command, read by Orbax itself and again by both; nothing else is overwritten."""
+    target = tmp_path / "a.orbax"
+    told = vit_flax.Preprocessing(image_size=(32, 32), class_names=("a", "b", "c"))
+    for params in (jax.tree.map(np.zeros_like, PARAMS), PARAMS):  # the second replaces the first
+        vit_flax.save(target, MODEL, params, preprocessing=told)
+    assert_same(vit_flax.load(target))
+    theirs = ocp.PyTreeCheckpointer().restore(target / "params")
+    jax.tree.map(np.testing.assert_array_equal, theirs, PARAMS)
+    timm, again = tmp_path / "timm.safetensors", tmp_path / "again.orbax"
+    assert main(["convert", str(target), str(timm), "--layout", "timm"]) == 0
+    assert main(["convert", str(timm), f"{again}/"]) == 0
+    assert_same(vit_flax.load(again))
+    assert vit_flax.read_preprocessing(again).class_names == ("a", "b", "c")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.orbax", "again.orbax", "timm.safetensors"]
+    (tmp_path / "mine.orbax").mkdir()
+    for other, layout, said in (("a", "timm", "own parameters, in no other layout"), ("mine", "flax", "no folder of")):
+        capsys.readouterr()
+        assert main(["convert", str(timm), str(tmp_path / f"{other}.orbax"), "--layout", layout]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_they_do_not_tell_their_model() -> None:
