@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu, which `vit-flax plan` asks, would make JAX seek a TPU
 
@@ -15,6 +16,28 @@ hide_absent_accelerators()  # the CUDA plugin may be here as the compiler that `
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
+
+# Calls of the linen modules and of the mathematics of training are checked against their annotations, shapes included.
+# Module by module: a package's name would take its tests along, whose assertions pytest rewrites.
+_ROOT = Path(__file__).parent
+_CHECKED = ("models/*", "train/ema", "train/losses", "train/mixing")
+# counters of kernels' loops are traced where they are said to be int; dense heads take arrays of NumPy, too; what
+# leaves the blocks is asked for in numbers of any kind; a Protocol is no class; towers of texts are not tried
+_UNCHECKED = (
+    "__init__", "row_attention", "splash", "attention_backends", "division",
+    "dpt", "depth_estimator", "feature_maps", "segmentation_head", "intermediates",
+    "loop", "text_mask", "text_transformer", "two_towers",
+)  # fmt: skip
+install_import_hook(
+    [
+        ".".join(path.relative_to(_ROOT).with_suffix("").parts)
+        for pattern in _CHECKED
+        for path in sorted((_ROOT / "vit_flax").glob(f"{pattern}.py"))
+        if path.stem not in _UNCHECKED and not path.name.endswith("_test.py")
+    ],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # an int is a float
+)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from vit_flax.models.attention_backends import (
@@ -112,7 +113,7 @@ class Attention(nn.Module):
         q, k, v = (part.swapaxes(1, 2) for part in parts)
         return q, k, v, reshape(parts[2], *x.shape[:-1], -1)
 
-    def __call__(self, x: Float[Array, "b n d"], given: Array | None = None) -> Float[Array, "b n e"]:
+    def __call__(self, x: Float[Array, "b n d"], given: Array | np.ndarray | None = None) -> Float[Array, "b n e"]:
         """Returns the attended tokens, `features` wide; `given` is what `position` made for this block."""
         if self._takes_rows(x):
             return self._from_rows(x)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vit_flax.models.attention import dot_product_attention
-from vit_flax.models.key_mask import hide_keys
+from vit_flax.models.key_mask import mask_keys
 from vit_flax.models.linear import Linear, matmul
 from vit_flax.models.mlp import Mlp
 from vit_flax.models.norm import NORM_LAYERS
@@ -49,7 +49,7 @@ class AttentionPool(nn.Module):
         k, v = (part.astype(dtype) for part in split_qkv(kv, self.num_heads, parts=2))
         q = q.astype(dtype)
         if mask is not None:
-            q, k = hide_keys(q, k, mask, head_dim**-0.5)
+            q, k = mask_keys(q, k, mask, head_dim**-0.5)
         out: Any = dot_product_attention(q, k, v, head_dim**-0.5, self.precision)
         # (B, H, 1, E) -> (B, 1, D)
         out = Linear(dim, precision=self.precision, name="proj")(reshape(out, batch, 1, dim))
@@ -80,7 +80,7 @@ class QueryPool(nn.Module):
         q = latent.reshape(1, self.num_heads, 1, -1)
         q = jnp.broadcast_to(q, (batch, *q.shape[1:]), out_sharding=as_batch_of(x, 4)).astype(dtype)
         if mask is not None:
-            q, k = hide_keys(q, k, mask, scale)
+            q, k = mask_keys(q, k, mask, scale)
         out: Any = dot_product_attention(q, k, v, scale, self.precision)
         # (B, H, 1, E) -> (B, D)
         return Linear(dim, True, self.precision, name="proj")(reshape(out, batch, dim))

@@ -1,6 +1,7 @@
 """The transformer block."""
 
 import flax.linen as nn
+import numpy as np
 from jaxtyping import Array, Float
 
 from vit_flax.config import NO_DROPS, DropRates, ViTConfig
@@ -69,7 +70,7 @@ class Block(nn.Module):
         """Returns the attention."""
         return build_attention(self.config, self.precision, self.drop)
 
-    def __call__(self, x: Float[Array, "b n d"], given: Array | None = None) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], given: Array | np.ndarray | None = None) -> Float[Array, "b n d"]:
         """Returns the tokens after both residual steps; `given` tells attention where the tokens are."""
         if self.config.block == "res_post":
             x = x + self._keep(self.norm1(self.attn(x, given)))

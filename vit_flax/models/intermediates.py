@@ -7,6 +7,7 @@ import operator
 from collections.abc import Sequence
 
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from vit_flax.config import ViTConfig
@@ -36,7 +37,7 @@ class Intermediates:
             object.__setattr__(self, "indices", tuple(self.indices))  # pyright: ignore[reportArgumentType]
 
 
-def taken_blocks(indices: int | Sequence[int] | None, depth: int) -> tuple[int, ...]:
+def taken_blocks(indices: int | Sequence[int] | np.ndarray | None, depth: int) -> tuple[int, ...]:
     """Returns the numbers of the blocks that are asked for, from the first to the last, each once.
 
     Args:
@@ -75,7 +76,7 @@ def laid_out(tokens: Float[Array, "b n d"], config: ViTConfig, grid: bool, retur
     return (patches, tokens[:, :first]) if return_prefix_tokens and first else patches
 
 
-def check_format(output_fmt: str, spatial_shapes: Array | None) -> bool:
+def check_format(output_fmt: str, spatial_shapes: ArrayLike | None) -> bool:
     """Returns whether a grid is asked for.
 
     Raises:

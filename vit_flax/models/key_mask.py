@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from vit_flax.models.placed import as_batch_of
@@ -16,19 +17,19 @@ class MaskedKeys(Positions):
     Reference: transformers' Siglip2Attention.
     """
 
-    def block_inputs(self, model: nn.Module, mask: Array | None) -> list[Array | None]:
+    def block_inputs(self, model: nn.Module, mask: Array | None) -> list[Array | np.ndarray | None]:
         """Returns the mask for each block."""
         return [mask] * model.config.depth
 
     def apply(
-        self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | None
+        self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | np.ndarray | None
     ) -> tuple[Array, Array, Array | None]:
         """Returns queries and keys with one channel more, which hides what the mask says."""
-        q, k = (q, k) if given is None else hide_keys(q, k, given, scale)
+        q, k = (q, k) if given is None else mask_keys(q, k, jnp.asarray(given), scale)
         return q, k, None
 
 
-def hide_keys(q: Array, k: Array, mask: Array, scale: float) -> tuple[Array, Array]:
+def mask_keys(q: Array, k: Array, mask: Array, scale: float) -> tuple[Array, Array]:
     """Returns (B, H, N, E + 1) queries and keys whose products are as before, hugely negative where `mask` is False.
 
     The additional channel keeps `dot_product_attention` and its backward pass as they are; `mask` is (B, N) of keys.

@@ -34,7 +34,7 @@ def checkpoint_policy(remat: str) -> Callable[..., bool] | None:
 def run_blocks(
     blocks: Sequence[nn.Module],
     params: Sequence[PyTree] | None,
-    inputs: Sequence[Array | None],
+    inputs: Sequence[PyTree],
     keys: Array | None,
     tokens: Float[Array, "b n d"],
     remat: str,

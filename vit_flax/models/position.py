@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import flax.linen as nn
+import numpy as np
 from jaxtyping import Array
 
 from vit_flax.config import PlainViTConfig, ViTConfig
@@ -24,7 +25,7 @@ class Positions:
     def setup_model(self, model: nn.Module) -> None:
         """Adds parameters that all blocks share to the model."""
 
-    def block_inputs(self, model: nn.Module, mask: Array | None) -> list[Array | None]:
+    def block_inputs(self, model: nn.Module, mask: Array | None) -> list[Array | np.ndarray | None]:
         """Returns what each block is given, an array or None; `mask` (B, N) is of tokens that are no padding."""
         del mask
         return [None] * model.config.depth
@@ -33,7 +34,7 @@ class Positions:
         """Adds parameters of one block to its attention."""
 
     def apply(
-        self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | None
+        self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | np.ndarray | None
     ) -> tuple[Array, Array, Array | None]:
         """Returns queries and keys (B, H, N, E), and what is added to the logits (1, H, N, N), or None."""
         del attention, scale, given

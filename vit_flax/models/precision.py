@@ -69,14 +69,14 @@ class Precision:
     products: PrecisionLike = HIGHEST  # how exactly float32 products are computed: a jax.lax.Precision
 
     @classmethod
-    def of(cls, dtype: DTypeLike | None, param_dtype: DTypeLike, precision: PrecisionLike) -> Precision:
+    def of(cls, dtype: DTypeLike | None, param_dtype: DTypeLike, precision: PrecisionLike | Precision) -> Precision:
         """Returns the value of a model's fields; `precision` is of float32 products, or a whole Precision.
 
         Where bfloat16 is multiplied it is stored too, unless the target is a CPU: memory is what bounds a TPU or GPU,
         and a CPU's products are faster with results in float32. The residual stream stays float32: in bfloat16 logits
         are 1.4 times as far from float64. A whole Precision is taken as it is.
         """
-        if not isinstance(precision, cls):
+        if not isinstance(precision, Precision):
             is_narrow = dtype is not None and jnp.dtype(dtype) == jnp.bfloat16  # it may be a name
             narrow = dtype if is_narrow and target().platform != "cpu" else None
             return cls(params=param_dtype, compute=dtype, stored=narrow, products=precision)

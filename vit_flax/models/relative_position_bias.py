@@ -1,6 +1,7 @@
 """Relative position bias: what a token sees of another depends on where both are in the grid."""
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -61,7 +62,7 @@ class RelativePositions(Positions):
         if model.config.shared_rel_pos_bias:
             model.rel_pos_bias = _table(model.config, model.policy)
 
-    def block_inputs(self, model: nn.Module, mask: Array | None) -> list[Array | None]:
+    def block_inputs(self, model: nn.Module, mask: Array | None) -> list[Array | np.ndarray | None]:
         """Returns the shared bias, looked up once, for each block."""
         shared = model.rel_pos_bias() if model.config.shared_rel_pos_bias else None
         return [shared] * model.config.depth
@@ -72,13 +73,14 @@ class RelativePositions(Positions):
             attention.rel_pos_bias = _table(self.config, attention.precision)
 
     def apply(
-        self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | None
+        self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | np.ndarray | None
     ) -> tuple[Array, Array, Array | None]:
         """Returns queries and keys as they are, and the bias."""
+        shared = None if given is None else jnp.asarray(given)
         if not self.config.rel_pos_bias:
-            return q, k, given
+            return q, k, shared
         own = attention.rel_pos_bias()
-        return q, k, own if given is None else own + given
+        return q, k, own if shared is None else own + shared
 
 
 def _table(config: ViTConfig, precision: Precision) -> RelativePositionBias:

@@ -105,7 +105,7 @@ class RotaryPositions(Positions):
             shape, dtype = (1, cfg.head_dim // 2), model.policy.params
             model.rope_class_angles = model.param("rope_class_angles", nn.initializers.normal(1.0), shape, dtype)
 
-    def block_inputs(self, model: nn.Module, mask: Array | None) -> list[Array | None]:
+    def block_inputs(self, model: nn.Module, mask: Array | None) -> list[Array | np.ndarray | None]:
         """Returns the angles of every block."""
         cfg = model.config
         if cfg.rope_type == "mixed":
@@ -120,7 +120,7 @@ class RotaryPositions(Positions):
         return [angles] * cfg.depth
 
     def apply(
-        self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | None
+        self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | np.ndarray | None
     ) -> tuple[Array, Array, Array | None]:
         """Returns queries and keys rotated by the angles ([H,] P, E/2) given, if any."""
         if given is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from vit_flax.models.key_mask import MaskedKeys
@@ -17,7 +18,7 @@ class TextMasks(MaskedKeys):
     """
 
     def apply(
-        self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | None
+        self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | np.ndarray | None
     ) -> tuple[Array, Array, Array | None]:
         """Returns queries and keys that know the padding, and what hides later tokens (1, H, N, N)."""
         q, k, _ = super().apply(attention, q, k, scale, given)

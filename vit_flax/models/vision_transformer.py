@@ -6,9 +6,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.lax import PrecisionLike
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from vit_flax.config import ATTENTION_POOLS, FIXED_POS_EMBEDS, NO_DROPS, DropRates, ViTConfig
@@ -45,7 +46,7 @@ class VisionTransformer(nn.Module):
     config: ViTConfig
     dtype: DTypeLike | None = None  # of the matrix products' operands; None: what inputs and parameters promote to
     param_dtype: DTypeLike = jnp.float32
-    precision: PrecisionLike = HIGHEST  # of float32 products, or a whole Precision
+    precision: PrecisionLike | Precision = HIGHEST  # of float32 products, or a whole Precision
     drop: DropRates = NO_DROPS  # acts only in an apply with rngs={"dropout": key}
     remat: str = NO_REMAT  # what the backward pass of a block does not recompute: see vit_flax.models.loop
     scan: bool = False  # the blocks as one scanned loop
@@ -107,7 +108,9 @@ class VisionTransformer(nn.Module):
             return jnp.asarray(sincos_2d(cfg.grid_size, cfg.embed_dim, cfg.num_embed_prefix_tokens), dtype)
         return nn.initializers.normal(0.02)(key, shape, dtype)
 
-    def __call__(self, images: Array, mask: Array | None = None, spatial_shapes: Array | None = None) -> Array:
+    def __call__(
+        self, images: ArrayLike, mask: ArrayLike | None = None, spatial_shapes: ArrayLike | None = None
+    ) -> Array:
         """Returns the logits (B, K), or the pooled features when `num_classes` is 0.
 
         Args:
@@ -121,25 +124,27 @@ class VisionTransformer(nn.Module):
         """Returns the logits from patch tokens."""
         return self.classify(self.encode(tokens))
 
-    def both_heads(self, images: Array) -> tuple[Float[Array, "b k"], Float[Array, "b k"]]:
+    def both_heads(self, images: ArrayLike) -> tuple[Float[Array, "b k"], Float[Array, "b k"]]:
         """Returns the logits of the class token and of the distillation token, which distillation trains apart."""
         return self.distilled(self.features(images))
 
-    def features(self, images: Array, mask: Array | None = None, spatial_shapes: Array | None = None) -> Array:
+    def features(
+        self, images: ArrayLike, mask: ArrayLike | None = None, spatial_shapes: ArrayLike | None = None
+    ) -> Array:
         """Returns all tokens (B, N, D) after the final norm, prefix tokens first, those of the padding too."""
         return self.encode(self.embed(images, mask, spatial_shapes), mask, spatial_shapes)
 
     def forward_intermediates(
         self,
-        images: Array,
-        indices: int | Sequence[int] | None = None,
+        images: ArrayLike,
+        indices: int | Sequence[int] | np.ndarray | None = None,
         return_prefix_tokens: bool = False,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NHWC",
         intermediates_only: bool = False,
-        mask: Array | None = None,
-        spatial_shapes: Array | None = None,
+        mask: ArrayLike | None = None,
+        spatial_shapes: ArrayLike | None = None,
     ) -> list[Intermediate] | tuple[Array, list[Intermediate]]:
         """Returns what `features` returns, and the tokens after blocks, those of the first block first.
 
@@ -171,13 +176,16 @@ class VisionTransformer(nn.Module):
         intermediates = [laid_out(part, cfg, grid, return_prefix_tokens) for part in found]
         return intermediates if intermediates_only else (self._finished(tokens), intermediates)
 
-    def embed(self, images: Array, mask: Array | None = None, spatial_shapes: Array | None = None) -> Array:
+    def embed(self, images: ArrayLike, mask: ArrayLike | None = None, spatial_shapes: ArrayLike | None = None) -> Array:
         """Returns the patch tokens (B, N, D)."""
         tokenizer: Any = getattr(self, self.config.tokens.path)
-        return tokenizer(images) if mask is None and spatial_shapes is None else tokenizer(images, mask, spatial_shapes)
+        if mask is None and spatial_shapes is None:
+            return tokenizer(jnp.asarray(images))
+        padding = (None if given is None else jnp.asarray(given) for given in (mask, spatial_shapes))
+        return tokenizer(jnp.asarray(images), *padding)
 
     def encode(
-        self, tokens: Float[Array, "b n d"], mask: Array | None = None, spatial_shapes: Array | None = None
+        self, tokens: Float[Array, "b p d"], mask: ArrayLike | None = None, spatial_shapes: ArrayLike | None = None
     ) -> Float[Array, "b n d"]:
         """Adds prefix tokens and positions to patch tokens, runs the blocks and the final norm."""
         return self._finished(self._through(tokens, mask, spatial_shapes, (), self.config.depth)[0])
@@ -189,9 +197,9 @@ class VisionTransformer(nn.Module):
 
     def _through(
         self,
-        tokens: Float[Array, "b n d"],
-        mask: Array | None,
-        spatial_shapes: Array | None,
+        tokens: Float[Array, "b p d"],
+        mask: ArrayLike | None,
+        spatial_shapes: ArrayLike | None,
         taken: tuple[int, ...],
         depth: int,
     ) -> tuple[Float[Array, "b n d"], list[Float[Array, "b n d"]]]:
@@ -206,7 +214,9 @@ class VisionTransformer(nn.Module):
         inputs = self.positions.block_inputs(self, self._with_prefix(mask))
         return self._run_blocks(tokens, inputs[:depth], taken)
 
-    def _add_prefix(self, tokens: Float[Array, "b p d"], spatial_shapes: Array | None = None) -> Float[Array, "b n d"]:
+    def _add_prefix(
+        self, tokens: Float[Array, "b p d"], spatial_shapes: ArrayLike | None = None
+    ) -> Float[Array, "b n d"]:
         cfg = self.config
         names = ("cls_token",) * cfg.class_token + ("dist_token",) * cfg.dist_token
         names += ("reg_token",) * bool(cfg.reg_tokens)
@@ -236,23 +246,23 @@ class VisionTransformer(nn.Module):
             return jnp.asarray(simple_sincos_2d(cfg.grid_size, cfg.embed_dim, cfg.num_embed_prefix_tokens))
         return lax.stop_gradient(self.pos_embed) if cfg.pos_embed in FIXED_POS_EMBEDS else self.pos_embed
 
-    def _for_each(self, table: Float[Array, "1 p d"], spatial_shapes: Array | None, length: int) -> Array:
+    def _for_each(self, table: Float[Array, "1 p d"], spatial_shapes: ArrayLike | None, length: int) -> Array:
         if spatial_shapes is None:
             return table
-        return resize_to_each(table[0].reshape(*self.config.grid_size, -1), spatial_shapes, length)
+        return resize_to_each(table[0].reshape(*self.config.grid_size, -1), jnp.asarray(spatial_shapes), length)
 
-    def _with_prefix(self, mask: Array | None) -> Array | None:
+    def _with_prefix(self, mask: ArrayLike | None) -> Array | None:
         """Returns the mask (B, N) of all tokens from that of the patches."""
         if mask is None:
             return None
-        return jnp.pad(mask.astype(bool), ((0, 0), (self.config.num_prefix_tokens, 0)), constant_values=True)
+        return jnp.pad(jnp.asarray(mask, bool), ((0, 0), (self.config.num_prefix_tokens, 0)), constant_values=True)
 
     def _run_blocks(
         self, tokens: Float[Array, "b n d"], inputs: list[Any], taken: tuple[int, ...]
     ) -> tuple[Float[Array, "b n d"], list[Float[Array, "b n d"]]]:
         return run_model(self, tokens, inputs, taken)
 
-    def classify(self, tokens: Float[Array, "b n d"], mask: Array | None = None) -> Array:
+    def classify(self, tokens: Float[Array, "b n d"], mask: ArrayLike | None = None) -> Array:
         """Pools the tokens of `encode` and applies the head; `mask` is of the patches that are no padding."""
         cfg = self.config
         if cfg.head_dist:
@@ -261,15 +271,15 @@ class VisionTransformer(nn.Module):
         pooled = self._pre_head(self.pool(tokens, mask))
         return self.head(pooled) if cfg.num_classes else pooled
 
-    def pool(self, tokens: Float[Array, "b n d"], mask: Array | None = None) -> Float[Array, "b *n e"]:
+    def pool(self, tokens: Float[Array, "b n d"], mask: ArrayLike | None = None) -> Float[Array, "b *n e"]:
         """Reduces the tokens of `encode` to one vector an image; to themselves where global_pool is 'none'."""
         cfg = self.config
-        mask = self._with_prefix(mask)
+        hides = self._with_prefix(mask)
         if cfg.global_pool in ATTENTION_POOLS:
             first = 0 if cfg.pool_include_prefix else cfg.num_prefix_tokens
-            return self.attn_pool(tokens[:, first:], None if mask is None else mask[:, first:])
+            return self.attn_pool(tokens[:, first:], None if hides is None else hides[:, first:])
         prefix, chosen = cfg.num_prefix_tokens, cfg.pool_tokens
-        return pool_tokens(tokens, cfg.global_pool, prefix, cfg.pool_include_prefix, mask, chosen)
+        return pool_tokens(tokens, cfg.global_pool, prefix, cfg.pool_include_prefix, hides, chosen)
 
     def distilled(self, tokens: Array) -> tuple[Array, Array]:
         """Returns the logits of the class token and of the distillation token from the tokens of `encode`."""
