@@ -36,10 +36,10 @@ def assert_agrees(ours: Any, theirs: Any) -> None:
     assert error <= FLOAT64_RELATIVE, f"relative error {error:.3g}"
 
 
-def assert_differs(ours: Any, theirs: Any) -> None:
+def assert_differs(ours: Any, theirs: Any, least: float = SEEN) -> None:
     """Fails unless a deliberate error is seen."""
     error = relative_error(ours, theirs)
-    assert error > SEEN, f"relative error {error:.3g}: not seen"
+    assert error > least, f"relative error {error:.3g}: not seen"
 
 
 def assert_same_tensors(ours: dict[str, np.ndarray], theirs: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from parity_tests.peers import import_timm, import_transformers
 from parity_tests.random_weights import random_images, randomise
 from vit_flax.convert import ConversionError, Wish, from_mapping, get_layout
 from vit_flax.models.resample import resize_windows
+from vit_flax.parity.tolerances import ANOTHER_DEFINITION
 from vit_flax.parity.wrong_tensors import Wrong, changed, exchanged, thirds_swapped
 from vit_flax.reading import read_model
 
@@ -118,7 +119,7 @@ def test_tables_are_resized_as_timm_does(case, size):
     assert_agrees(run_flax(model, params, random_images(size)), expected)
     if case == "a table for each block":
         model, params = vit_flax.from_state_dict(tensors, num_heads=4, image_size=size, resample="bilinear")
-        assert_differs(run_flax(model, params, random_images(size)), expected)
+        assert_differs(run_flax(model, params, random_images(size)), expected, ANOTHER_DEFINITION)
 
 
 @pytest.mark.usefixtures("in_double")
@@ -147,7 +148,7 @@ def test_tables_are_resized_as_hugging_face_does(size):
     model, params = vit_flax.from_state_dict(theirs.state_dict(), **sized)
     assert_agrees(run_flax(model, params, images), expected)
     model, params = vit_flax.from_state_dict(theirs.state_dict(), **sized, resample="bicubic")
-    assert_differs(run_flax(model, params, images), expected)
+    assert_differs(run_flax(model, params, images), expected, ANOTHER_DEFINITION)
 
 
 def test_what_becomes_of_tables_is_told():

@@ -19,6 +19,7 @@ from vit_flax.convert.rules import Rule, match
 from vit_flax.models import Attention, Block, LayerNorm, Mlp, PatchEmbed, RMSNorm, TokensToToken, TokenTransformer
 from vit_flax.models.tokens_to_token import soft_split
 from vit_flax.parity import Subject, compare_components, compare_gradients
+from vit_flax.parity.tolerances import FLOAT64_RELATIVE, FLOAT64_ROUNDING
 
 RNG = np.random.default_rng(0)
 
@@ -206,7 +207,9 @@ def test_second_derivatives_agree_with_torch() -> None:
     forward = jax.jit(lambda x, v: jax.jvp(gradient_of, (x,), (v,))[1])(ours, along)
     reverse = jax.jit(jax.grad(lambda x: (gradient_of(x) * along).sum()))(ours)
     for product in (forward, reverse):
-        np.testing.assert_allclose(np.asarray(product).transpose(0, 3, 1, 2), theirs.numpy(), rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(
+            np.asarray(product).transpose(0, 3, 1, 2), theirs.numpy(), rtol=FLOAT64_RELATIVE, atol=FLOAT64_ROUNDING
+        )
 
 
 def test_a_parameter_that_flax_does_not_have_is_reported() -> None:

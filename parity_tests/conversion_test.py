@@ -12,6 +12,7 @@ import torch
 from parity_tests.random_weights import randomise
 from vit_flax import ConversionError, ViTConfig, from_state_dict, load, save, to_state_dict
 from vit_flax.convert import write_checkpoint
+from vit_flax.parity.tolerances import FLOAT32_RELATIVE
 from vit_flax.reference import T2T_ViT, ViT_Model
 
 SMALL: dict[str, Any] = {
@@ -134,7 +135,7 @@ def test_torch_loads_what_we_save(tmp_path: Path) -> None:
     module.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True), strict=True)
     images = torch.randn(2, 3, 8, 12)
     ours = np.asarray(model.apply({"params": params}, images.numpy().transpose(0, 2, 3, 1)))
-    np.testing.assert_allclose(ours, module(images).detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(ours, module(images).detach().numpy(), atol=FLOAT32_RELATIVE)
 
 
 def test_a_layout_refuses_what_it_cannot_hold(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from flax.traverse_util import unflatten_dict
 import vit_flax
 from parity_tests.peers import import_transformers
 from parity_tests.random_weights import randomise
+from vit_flax.parity.tolerances import FLOAT32_LOGITS
 
 transformers = import_transformers()
 transformers.utils.logging.set_verbosity_error()
@@ -74,7 +75,7 @@ def test_a_folder_of_a_flax_model(case: str, tmp_path) -> None:
     expected = (out.logits if "logits" in out else out.pooler_output).numpy()
     flax, params = vit_flax.load(tmp_path)
     found = np.asarray(flax.apply({"params": params}, images.transpose(0, 2, 3, 1)))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, expected, **FLOAT32_LOGITS)
     config = (tmp_path / "config.json").read_text()
     again = vit_flax.from_state_dict({"params": tree}, config=json.loads(config))  # FlaxViTModel.params
     np.testing.assert_array_equal(np.asarray(again[0].apply({"params": again[1]}, images.transpose(0, 2, 3, 1))), found)

@@ -13,6 +13,7 @@ import vit_flax
 from parity_tests.agreement import assert_agrees, assert_differs, run_flax
 from parity_tests.peers import import_transformers
 from parity_tests.random_weights import random_images, randomise
+from vit_flax.parity.tolerances import ANOTHER_DEFINITION
 
 transformers = import_transformers()
 
@@ -63,4 +64,4 @@ def test_another_image_size(kind, tmp_path):
         assert_agrees(run_flax(model, params, images, "features"), expected)
     mode = "bilinear" if "Registers" not in kind else "bicubic"
     model, params = vit_flax.load(tmp_path, image_size=size, resample=mode)
-    assert_differs(run_flax(model, params, images, "features"), expected)
+    assert_differs(run_flax(model, params, images, "features"), expected, ANOTHER_DEFINITION)

@@ -17,6 +17,7 @@ import vit_flax
 from parity_tests.peers import import_timm, import_transformers
 from parity_tests.random_weights import randomise
 from vit_flax.cli.main import main
+from vit_flax.parity.tolerances import PHOTO_RELATIVE, PROBABILITY
 
 transformers = import_transformers()
 NAMES = {0: "tench", 1: "goldfish", 2: "white shark"}
@@ -79,18 +80,18 @@ def test_probabilities_and_names_are_the_pipelines(
 ) -> None:
     folder = _save(tmp_path / "model", kind, config, processor)
     expected = _pipeline(folder, photo)
-    assert _predict(folder, photo) == pytest.approx(expected, abs=1e-4)
-    assert _predict(folder, photo, "--no-exif") != pytest.approx(expected, abs=1e-4)
+    assert _predict(folder, photo) == pytest.approx(expected, abs=PROBABILITY)
+    assert _predict(folder, photo, "--no-exif") != pytest.approx(expected, abs=PROBABILITY)
     assert vit_flax.read_preprocessing(folder).class_names == tuple(NAMES.values())
     if processor.get("do_center_crop") is False:
         return
     size = ["--set", "image_size=32"] if kind == "Dinov2" else []
     for target in ("again", "one.safetensors"):  # how images are prepared is not lost on the way
         assert main(["convert", str(folder), str(tmp_path / target), *size]) == 0
-        assert _predict(tmp_path / target, photo) == pytest.approx(expected, abs=1e-4)
-    assert _pipeline(tmp_path / "again", photo) == pytest.approx(expected, abs=1e-4)
+        assert _predict(tmp_path / target, photo) == pytest.approx(expected, abs=PROBABILITY)
+    assert _pipeline(tmp_path / "again", photo) == pytest.approx(expected, abs=PROBABILITY)
     (tmp_path / "again" / "preprocessing.json").unlink()  # what is left is transformers' own
-    assert _predict(tmp_path / "again", photo) == pytest.approx(expected, abs=1e-4)
+    assert _predict(tmp_path / "again", photo) == pytest.approx(expected, abs=PROBABILITY)
 
 
 def test_a_processor_of_another_size_than_the_model_is_refused_with_two_ways_out(
@@ -148,12 +149,12 @@ def test_a_timm_folder_goes_to_transformers_and_back_to_timm(photo: Path, tmp_pa
         timm.models.save_for_hf(model, folder, told, safe_serialization=True)
     ours = _predict(folder, photo)
     assert ours.keys() == {"a", "1", "c"}
-    assert ours == pytest.approx(_timm(folder, photo, ("a", "1", "c")), abs=1e-4)
+    assert ours == pytest.approx(_timm(folder, photo, ("a", "1", "c")), abs=PROBABILITY)
     for target, layout in (("again", "timm"), ("huggingface", "huggingface_vit")):
         assert main(["convert", str(folder), str(tmp_path / target), "--layout", layout]) == 0
-    assert _timm(tmp_path / "again", photo, ("a", "1", "c")) == pytest.approx(ours, abs=1e-4)
+    assert _timm(tmp_path / "again", photo, ("a", "1", "c")) == pytest.approx(ours, abs=PROBABILITY)
     assert _pipeline(tmp_path / "huggingface", photo) == pytest.approx(
-        _predict(tmp_path / "huggingface", photo), abs=1e-4
+        _predict(tmp_path / "huggingface", photo), abs=PROBABILITY
     )
 
 
@@ -173,7 +174,7 @@ def test_a_loaded_model_at_another_size_is_timms_and_transformers(tmp_path: Path
     for (model, params), logits, mode in zip(loaded, expected, ("bicubic_antialias", "bicubic"), strict=True):
         sized, changed = vit_flax.at_image_size(model, params, (48, 24), mode)
         found = np.asarray(sized.apply({"params": changed}, pixels))
-        np.testing.assert_allclose(found, logits.numpy(), rtol=1e-3, atol=1e-4 * np.abs(found).max())
+        np.testing.assert_allclose(found, logits.numpy(), rtol=PHOTO_RELATIVE, atol=PROBABILITY * np.abs(found).max())
 
 
 def _timm(folder: Path, photo: Path, names: tuple[str, ...]) -> dict[str, float]:
@@ -215,4 +216,6 @@ def test_an_image_tower_has_no_classes_and_gives_get_image_features(
             found = model.get_image_features(**owner(turned, return_tensors="pt"))
         expected = getattr(found, "pooler_output", found).numpy()
         with np.load(target) as file:
-            np.testing.assert_allclose(file["features"], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+            np.testing.assert_allclose(
+                file["features"], expected, rtol=PHOTO_RELATIVE, atol=PROBABILITY * np.abs(expected).max()
+            )

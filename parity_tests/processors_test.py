@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from parity_tests.peers import import_timm, import_transformers
+from vit_flax.parity.tolerances import FLOAT32_ROUNDING
 from vit_flax.preprocessing import torch_resize
 from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.preprocessing.huggingface import read_processor, write_processor
@@ -75,7 +76,9 @@ def test_pixels_are_the_processors(model_type: str, values: dict[str, Any], tmp_
         found = ours(photo)
         assert found.shape == expected.shape
         # of bytes, the order of two roundings in float32; of floats, the order of a sum
-        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=2e-6 * np.abs(expected).max())
+        np.testing.assert_allclose(
+            found, expected, rtol=FLOAT32_ROUNDING, atol=2 * FLOAT32_ROUNDING * np.abs(expected).max()
+        )
 
 
 @pytest.mark.parametrize(("model_type", "values"), PROCESSORS)
@@ -86,7 +89,9 @@ def test_what_is_written_is_what_was_read(model_type: str, values: dict[str, Any
     owner = _owner(tmp_path, model_type, written)
     photo = PHOTOS[0]
     expected = owner(Image.fromarray(photo), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-    np.testing.assert_allclose(value(photo), expected, rtol=1e-6, atol=2e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        value(photo), expected, rtol=FLOAT32_ROUNDING, atol=2 * FLOAT32_ROUNDING * np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic", "lanczos"])

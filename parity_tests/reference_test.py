@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from vit_flax.parity.tolerances import FLOAT32_EPS, FLOAT64_ROUNDING
 from vit_flax.reference import (
     Attention,
     Encoding,
@@ -105,7 +106,7 @@ class TestFormulas:
             for j in range(token_len):
                 angle = i / 10000 ** (2 * (j // 2) / token_len)
                 expected = np.float32(math.cos(angle) if j % 2 else math.sin(angle))
-                assert table[0, i, j].item() == pytest.approx(expected, rel=2e-7, abs=1e-12)
+                assert table[0, i, j].item() == pytest.approx(expected, rel=FLOAT32_EPS, abs=FLOAT64_ROUNDING)
 
     @pytest.mark.parametrize("qk_scale", [None, 0.3])
     @pytest.mark.parametrize(("dim", "chan"), [(6, 6), (5, 12)])

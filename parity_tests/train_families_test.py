@@ -11,6 +11,7 @@ from PIL import Image
 from parity_tests.peers import import_timm, import_transformers
 from vit_flax import load, read_preprocessing
 from vit_flax.cli.train import build_config
+from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_LOGITS
 from vit_flax.train.loop import Run
 
 RNG = np.random.default_rng(0)
@@ -97,7 +98,7 @@ def test_a_family_without_a_head_becomes_its_own_classifier(name: str, photos: P
 
     with torch.no_grad():
         expected = run(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(ours, expected, rtol=FLOAT32_LOGITS["rtol"], atol=FLOAT32_ABSOLUTE)
 
 
 def test_fields_of_the_data_count_when_the_classes_are_counted(photos: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from parity_tests.peers import import_timm
 from vit_flax import load, save
 from vit_flax.cli.main import main
+from vit_flax.parity.tolerances import FLOAT32_LOGITS
 from vit_flax.recipes import finetune, linear_probe
 from vit_flax.train.checkpoints import CheckpointError
 from vit_flax.train.loop import NonFiniteLoss, Run
@@ -75,7 +76,7 @@ def test_timm_to_fine_tuned_to_timm(folder: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = back.eval()(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     answer = np.asarray(ours.apply({"params": our_params}, images))
-    np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(answer, expected, **FLOAT32_LOGITS)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["scores"]["count"] == 12
     assert set(results["per_class"]) == {"dark", "light", "mixed"}

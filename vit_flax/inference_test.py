@@ -14,7 +14,7 @@ from vit_flax.inference import Predictor, attention_maps, attention_rollout
 from vit_flax.models import VisionTransformer, build_model
 from vit_flax.models.intermediates import Intermediates
 from vit_flax.models.precision import compiled_for
-from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_RELATIVE
+from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_RELATIVE, FLOAT32_ROUNDING
 from vit_flax.preprocessing.decode import BadImageError
 from vit_flax.preprocessing.evaluation import Preprocessing
 
@@ -121,7 +121,7 @@ def test_images_of_other_sizes_are_those_of_a_model_of_that_size(model: tuple[Vi
     for image, logits in zip(images, found, strict=True):
         sized, params = at_image_size(*model, image.shape[:2])
         expected = np.asarray(sized.apply({"params": params}, image[None]))[0]
-        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(logits, expected, rtol=FLOAT32_RELATIVE, atol=FLOAT32_ABSOLUTE)
     with pytest.raises(ValueError, match="different numbers of tokens"):
         predictor.features([images[0], images[4]])
     with pytest.raises(ValueError, match="not divisible"):
@@ -133,9 +133,9 @@ def test_images_of_other_sizes_are_those_of_a_model_of_that_size(model: tuple[Vi
 def test_attention_rollout(model: tuple[VisionTransformer, Any]) -> None:
     maps = attention_rollout(*model, IMAGES[:3])
     assert maps.shape == (3, 2, 3)
-    np.testing.assert_allclose(maps.sum((1, 2)), 1, rtol=1e-6)
+    np.testing.assert_allclose(maps.sum((1, 2)), 1, rtol=FLOAT32_ROUNDING)
     even = jax.tree.map(jnp.zeros_like, model[1])  # no query differs from another
-    np.testing.assert_allclose(attention_rollout(model[0], even, IMAGES[:1]), 1 / 6, rtol=1e-6)
+    np.testing.assert_allclose(attention_rollout(model[0], even, IMAGES[:1]), 1 / 6, rtol=FLOAT32_ROUNDING)
     averaged = build_model(CONFIG.replace(class_token=False, global_pool="avg"))
     params = jax.jit(averaged.init)(jax.random.key(0), IMAGES[:1])["params"]
     assert attention_rollout(averaged, params, IMAGES[:1]).shape == (1, 2, 3)

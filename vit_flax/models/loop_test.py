@@ -11,6 +11,7 @@ import pytest
 from vit_flax.config import BeitConfig, DropRates, NaFlexViTConfig, RopeViTConfig, T2TViTConfig, ViTConfig
 from vit_flax.models import build_model
 from vit_flax.models.drop import drop_path, dropout
+from vit_flax.parity.tolerances import FLOAT32_GRADIENT, FLOAT32_RELATIVE, FLOAT32_ROUNDING
 
 SMALL: dict[str, Any] = {
     "image_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 5, "in_chans": 1,
@@ -45,8 +46,8 @@ def test_remat_and_scan_compute_the_same(remat: str, scan: bool, key: int | None
     expected = jax.jit(jax.value_and_grad(lambda p: loss(plain, p)))(params)
     got = jax.jit(jax.value_and_grad(lambda p: loss(other, p)))(params)
     for (path, value), other_value in zip(jax.tree.leaves_with_path(expected[1]), jax.tree.leaves(got[1]), strict=True):
-        np.testing.assert_allclose(other_value, value, rtol=2e-4, atol=2e-6, err_msg=str(path))
-    np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
+        np.testing.assert_allclose(other_value, value, **FLOAT32_GRADIENT, err_msg=str(path))
+    np.testing.assert_allclose(got[0], expected[0], rtol=FLOAT32_RELATIVE)
 
 
 SHALLOW = {**SMALL, "depth": 2}
@@ -75,7 +76,7 @@ def test_remat_and_scan_give_blocks_what_they_need(family: str) -> None:
         other = build_model(FAMILIES[family], **changes)
         got = jax.jit(jax.value_and_grad(lambda p, m=other: loss(m, p)))(params)
         for (path, value), theirs in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(got), strict=True):
-            np.testing.assert_allclose(theirs, value, rtol=2e-4, atol=2e-6, err_msg=f"{changes} {path}")
+            np.testing.assert_allclose(theirs, value, **FLOAT32_GRADIENT, err_msg=f"{changes} {path}")
 
 
 def test_remat_keeps_what_the_policy_says() -> None:
@@ -120,7 +121,7 @@ class Dropper(nn.Module):
 def test_dropping_keeps_the_mean(of_paths: bool) -> None:
     x = jnp.ones((20_000, 2, 1))
     out = np.asarray(Dropper(0.3, of_paths).apply({}, x, rngs={"dropout": jax.random.key(0)}))
-    np.testing.assert_allclose(np.unique(out), [0, 1 / 0.7], rtol=1e-6)
+    np.testing.assert_allclose(np.unique(out), [0, 1 / 0.7], rtol=FLOAT32_ROUNDING)
     assert abs(out.mean() - 1) < 5 * (0.3 / 0.7 / 20_000) ** 0.5
     assert (out[:, 0] == out[:, 1]).all() == of_paths
 

@@ -20,6 +20,7 @@ from vit_flax.config import (
     ViTConfig,
 )
 from vit_flax.models import build_model
+from vit_flax.parity.tolerances import FLOAT32_GRADIENT
 
 SIZES: dict[str, Any] = {"image_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3, "in_chans": 1}
 SMALL = {**SIZES, "patch_size": 4}
@@ -129,7 +130,7 @@ def _compare_on_devices() -> None:
     for placed in (_explicit, _shard_mapped):
         found = placed(mesh, config, scan=True, remat="full")(*args)
         for value, other in zip(expected, jax.tree.leaves(found), strict=True):
-            np.testing.assert_allclose(other, value, rtol=2e-4, atol=2e-6, err_msg=placed.__name__)
+            np.testing.assert_allclose(other, value, **FLOAT32_GRADIENT, err_msg=placed.__name__)
     logits = jax.eval_shape(build_model(config).apply, {"params": args[0]}, args[1])
     assert logits.sharding.spec[0] == "data", logits.sharding
 

@@ -1,6 +1,16 @@
 """Every tolerance of the parity method, each with its derivation. Nothing here is tuned to a result."""
 
+from typing import TypedDict
+
 import numpy as np
+
+
+class Tolerance(TypedDict):
+    """Arguments of `numpy.testing.assert_allclose` and `torch.testing.assert_close`."""
+
+    rtol: float
+    atol: float
+
 
 # A right port agrees with torch in float64 up to rounding: 2.2e-16 an operation, some 1e-13 at the end of a deep model.
 # The smallest error of meaning found in practice (another epsilon, 1e-6 against 1e-5) is above 1e-7. 1e-9 lies between,
@@ -12,6 +22,9 @@ FLOAT64_ROUNDING = 1e-12
 
 # A deliberate error counts as seen from here on: a hundred times the tolerance, so that no rounding passes for it.
 SEEN = 1e-7
+# What is another definition and not another epsilon (a resampling kernel, an activation, a mask left out) stands out
+# ten times further.
+ANOTHER_DEFINITION = 1e-6
 
 # In float32 both frameworks round, in different orders. The error of each is measured against torch's float64; ours may
 # be larger by a small factor, since sums of n terms in another order differ by sqrt(n) at random, not by digits.
@@ -21,6 +34,23 @@ FLOAT32_EPS = float(np.finfo(np.float32).eps)
 # of 1.2e-7, and next to zero as many of the largest term, which is near 0.1 there.
 FLOAT32_RELATIVE = 1e-5
 FLOAT32_ABSOLUTE = 1e-6
+# A quotient, or a sum of a few terms, is eight roundings off at most.
+FLOAT32_ROUNDING = 1e-6
+# Another library or processor, whose kernels sum in an order of their own, beside ours: some 170 roundings, for models
+# as small. Sharded sums likewise.
+FLOAT32_LIBRARIES = Tolerance(rtol=2e-5, atol=2e-5)
+# Gradients of such models are sums over every token and image, of both signs: up to 20 times as far in small entries.
+FLOAT32_GRADIENT = Tolerance(rtol=2e-4, atol=2e-6)
+# Logits through files and another program, after training: weights have grown, and a softmax or a sum over the classes
+# adds up what every block rounded.
+FLOAT32_LOGITS = Tolerance(rtol=1e-4, atol=1e-5)
+# A deliberate error in float32 is seen from ten times FLOAT32_RELATIVE on.
+FLOAT32_SEEN = 1e-4
+# Probabilities of one photograph by two libraries: their logits agree to FLOAT32_LOGITS, of which a softmax passes on a
+# quarter at most. A wrong mean, filter or crop moved them by 0.07 or more wherever it was tried.
+PROBABILITY = 1e-4
+# Logits and features of a photograph by two libraries, of which one may round to another of 256 levels in a few pixels.
+PHOTO_RELATIVE = 1e-3
 FLOAT64_EPS = float(np.finfo(np.float64).eps)
 
 # Some gradients are zero in exact arithmetic (a key bias: softmax ignores a constant), so what is computed for them is

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_LOGITS, FLOAT32_ROUNDING
 from vit_flax.train.config import MixingConfig
 from vit_flax.train.mixing import erase, mix
 
@@ -30,22 +31,22 @@ def test_the_default_mixes_nothing() -> None:
 @pytest.mark.parametrize("fields", [{"mixup_alpha": 0.8}, {"cutmix_alpha": 1.0}])
 def test_soft_labels_are_the_shares_of_the_images(fields: dict[str, float]) -> None:
     for images, soft in _mix(5, **fields):
-        np.testing.assert_allclose(soft.sum(1), 1, rtol=1e-6)
+        np.testing.assert_allclose(soft.sum(1), 1, rtol=FLOAT32_ROUNDING)
         lam = soft[0, 0]  # rows 0 and 7 have labels 0 and 2
         if "mixup_alpha" in fields:
             expected = np.asarray(IMAGES) * lam + np.asarray(IMAGES[::-1]) * (1 - lam)
-            np.testing.assert_allclose(images, expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(images, expected, **FLOAT32_LOGITS)
         else:
             kept = (images == np.asarray(IMAGES)).all(-1)
             assert ((images == np.asarray(IMAGES[::-1])).all(-1) | kept).all()
-            np.testing.assert_allclose(kept.mean((1, 2)), lam, atol=1e-6)
+            np.testing.assert_allclose(kept.mean((1, 2)), lam, atol=FLOAT32_ABSOLUTE)
 
 
 def test_either_of_both_and_sometimes_none() -> None:
     kinds = set()
     for images, soft in _mix(24, mixup_alpha=0.8, cutmix_alpha=1.0, prob=0.7):
         if (images == np.asarray(IMAGES)).all():
-            np.testing.assert_allclose(soft, np.eye(5)[LABELS], atol=1e-6)
+            np.testing.assert_allclose(soft, np.eye(5)[LABELS], atol=FLOAT32_ABSOLUTE)
             kinds.add("none")
         else:
             same = (images == np.asarray(IMAGES)) | (images == np.asarray(IMAGES[::-1]))

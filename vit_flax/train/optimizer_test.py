@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from vit_flax.config import ViTConfig
+from vit_flax.parity.tolerances import FLOAT32_RELATIVE, FLOAT32_ROUNDING
 from vit_flax.train.config import OptimizerConfig, TrainConfig
 from vit_flax.train.lower import abstract_state
 from vit_flax.train.optimizer import make_optimizer, scale_by_muon
@@ -23,7 +24,7 @@ def test_matrices_become_orthogonal_and_the_rest_is_adams() -> None:
     muon, adam = scale_by_muon(NUMBERS), optax.scale_by_adam(NUMBERS.b1, NUMBERS.b2, NUMBERS.eps, nesterov=True)
     ours: Any = muon.update(grads, muon.init(grads), grads)[0]
     theirs: Any = adam.update(grads, adam.init(grads), grads)[0]
-    np.testing.assert_allclose(ours["bias"], theirs["bias"], rtol=1e-6)
+    np.testing.assert_allclose(ours["bias"], theirs["bias"], rtol=FLOAT32_ROUNDING)
     kernel = np.asarray(ours["kernel"])
     left, _, right = np.linalg.svd(np.asarray(grads["kernel"]), full_matrices=False)
     singular = np.diag(left.T @ kernel @ right.T) / (0.2 * np.sqrt(24))
@@ -39,7 +40,9 @@ def test_weight_decay_and_learning_rate_are_those_of_the_config() -> None:
     zeros = jax.tree.map(jnp.zeros_like, params)
     optimizer = make_optimizer(config, params)
     updates: Any = optimizer.update(zeros, optimizer.init(params), params)[0]
-    np.testing.assert_allclose(updates["head"]["kernel"], -NUMBERS.learning_rate * NUMBERS.weight_decay, rtol=1e-5)
+    np.testing.assert_allclose(
+        updates["head"]["kernel"], -NUMBERS.learning_rate * NUMBERS.weight_decay, rtol=FLOAT32_RELATIVE
+    )
     np.testing.assert_array_equal(updates["head"]["bias"], 0)  # biases do not decay
 
 

@@ -8,7 +8,7 @@ from vit_flax.config import T2TViTConfig, ViTConfig
 from vit_flax.models import build_model
 from vit_flax.train.config import OptimizerConfig, TrainConfig
 from vit_flax.train.optimizer import decay_mask, layer_decay_rules, trained_mask
-from vit_flax.train.patterns import match, match_tree, paths_of, select
+from vit_flax.train.patterns import assign, assign_tree, paths_of, select
 
 CONFIGS = [
     ViTConfig(image_size=(8, 8), patch_size=(4, 4), embed_dim=8, depth=2, num_heads=2, num_classes=3, reg_tokens=1),
@@ -28,11 +28,11 @@ def _shapes(config: ViTConfig):
 
 def test_the_first_match_wins_and_all_must_match() -> None:
     paths = ["blocks_0/norm1/scale", "head/kernel"]
-    assert match([("blocks_0/.*", 1), (".*", 2)], paths) == {paths[0]: 1, paths[1]: 2}
+    assert assign([("blocks_0/.*", 1), (".*", 2)], paths) == {paths[0]: 1, paths[1]: 2}
     with pytest.raises(ValueError, match="no rule matches head/kernel"):
-        match([("blocks_0/.*", 1), ("head", 2)], paths)  # a part of the path is no match
+        assign([("blocks_0/.*", 1), ("head", 2)], paths)  # a part of the path is no match
     with pytest.raises(ValueError, match="is no regular expression"):
-        match([("(", 1)], paths)
+        assign([("(", 1)], paths)
     with pytest.raises(
         ValueError, match=r"'haed/\.\*' matches no parameter; did you mean 'head'\? they begin with blocks_0, head"
     ):
@@ -42,7 +42,7 @@ def test_the_first_match_wins_and_all_must_match() -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=["vit", "t2t", "map"])
 def test_every_rule_list_covers_every_parameter(config: ViTConfig) -> None:
     shapes = _shapes(config)
-    factors = match(layer_decay_rules(config, 0.5), paths_of(shapes))
+    factors = assign(layer_decay_rules(config, 0.5), paths_of(shapes))
     assert factors["head/kernel"] == 1.0
     assert factors["blocks_0/attn/qkv/kernel"] == 0.5**config.depth
     assert min(factors.values()) == 0.5 ** (config.depth + 1)
@@ -77,4 +77,4 @@ def test_rules_of_ones_own() -> None:
     shapes = _shapes(CONFIGS[0])
     mask = decay_mask(OptimizerConfig(decay=(("head/kernel", True), (".*", False))), CONFIGS[0], shapes)
     assert sum(jax.tree.leaves(mask)) == 1
-    assert jax.tree.structure(match_tree(((".*", 1),), shapes)) == jax.tree.structure(mask)
+    assert jax.tree.structure(assign_tree(((".*", 1),), shapes)) == jax.tree.structure(mask)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from vit_flax.parity.tolerances import FLOAT64_ROUNDING
 from vit_flax.train.config import EarlyStoppingConfig
 from vit_flax.train.history import History
 from vit_flax.train.scoring import average_precision
@@ -17,7 +18,7 @@ def test_average_precision_is_sklearns() -> None:
     scores[:, 1] = np.round(scores[:, 1])  # many share a score
     found = average_precision(scores, labels)
     expected = [average_precision_score(labels[:, k], scores[:, k]) for k in range(4)]
-    np.testing.assert_allclose(found[:4], expected, rtol=1e-12)
+    np.testing.assert_allclose(found[:4], expected, rtol=FLOAT64_ROUNDING)
     assert np.isnan(found[4])
     assert np.isnan(average_precision(scores[:0], labels[:0])).all()
 
