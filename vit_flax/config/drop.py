@@ -1,4 +1,4 @@
-"""Shares of what training leaves out at random."""
+"""Rates of dropout and stochastic depth."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DropRates:
                 raise ValueError(f"{field.name} must be at least 0 and less than 1, got {value!r}")
 
     def block_rates(self, depth: int) -> tuple[float, ...]:
-        """Returns the share of residual branches left out in each of `depth` blocks."""
+        """Returns the stochastic-depth rate of each of `depth` blocks."""
         return tuple(self.drop_path_rate * i / max(1, depth - 1) for i in range(depth))
 
 

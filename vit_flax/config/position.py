@@ -1,4 +1,4 @@
-"""How attention learns where a token is, beside the position table: not at all, by rotation, bias or mask."""
+"""Positions in attention, beside the position embedding: none, rotary, relative position bias, key padding mask."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class NoPosition(Position):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rotation(Position):
-    """Rotary position embedding: queries and keys of patches are rotated; DINOv3, EVA, arXiv 2403.13298."""
+    """Rotary position embedding of the patches' queries and keys; DINOv3, EVA, arXiv 2403.13298."""
 
     # 'dinov3' turns by where a patch is in the image, 'cat' by its number; 'mixed' by its number, in learned directions
     rope_type: str = "dinov3"
@@ -77,7 +77,7 @@ class Rotation(Position):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RelativeBias(Position):
-    """Relative position bias: a learned number for every step from patch to patch, added to the logits; BEiT."""
+    """Relative position bias: learned per head and relative offset of two patches, added to the logits; BEiT."""
 
     rel_pos_bias: bool = True  # every block has a table
     shared_rel_pos_bias: bool = False  # all blocks have one together, beside their own if they have any
@@ -94,7 +94,7 @@ class RelativeBias(Position):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KeyMask(Position):
-    """A mask of keys: nothing attends to the padding of `PaddedPatches`."""
+    """Key padding mask: nothing attends to the padding of `PaddedPatches`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The operations that automatic augmentation chooses from, on Pillow images.
+"""Operations of RandAugment, AutoAugment and 3-Augment on Pillow images.
 
 Reference: timm.data.auto_augment (the variants that grow with the magnitude); arXiv 1805.09501, 1909.13719, 2204.07118.
 """

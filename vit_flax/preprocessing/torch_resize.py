@@ -88,7 +88,7 @@ def _resize_rows(image: np.ndarray, new: int, interpolation: str) -> np.ndarray:
 
 
 def _weights(old: int, new: int, interpolation: str, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for every row of the result the first row it draws on, and the weights (new, taps) from there on.
+    """Computes the resampling weights (new, taps) of every output row and the first input row they apply to.
 
     Computed in `dtype`, as torch computes them: for floats the positions' rounding is most of what can be seen.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints: written by Orbax behind the run's back, sealed with checksums, and read only when whole.
+"""Checkpoints: Orbax writes them asynchronously, checksums seal them, and only complete ones are restored.
 
 A checkpoint is a folder named by its step: `state/` is Orbax's, `run.json` tells what else the run was at, and
 `manifest.json`, written last, has the size and SHA-256 of every other file. A folder without it is no checkpoint; one
@@ -59,14 +59,14 @@ class Checkpoints:
         return self.folder / f"{step:08d}"
 
     def steps(self) -> list[int]:
-        """Returns the steps of the sealed checkpoints, rising."""
+        """Returns the steps of the sealed checkpoints in ascending order."""
         if not self.folder.is_dir():
             return []
         names = [path.name for path in self.folder.iterdir() if (path / MANIFEST).is_file()]
         return sorted(int(name) for name in names if re.fullmatch(r"\d+", name))
 
     def save(self, step: int, state: PyTree, run: Mapping[str, object]) -> None:
-        """Begins to write a checkpoint; the state may be changed as soon as this returns.
+        """Starts an asynchronous save; the state may be donated as soon as this returns.
 
         Args:
             step: its number.
@@ -107,7 +107,7 @@ class Checkpoints:
             self._failure = (step, error)
 
     def wait(self) -> None:
-        """Returns when the last checkpoint is whole on disk.
+        """Blocks until the last save is committed to disk.
 
         Raises:
             CheckpointError: it could not be written; what was written of it is removed.
@@ -120,7 +120,7 @@ class Checkpoints:
             self._raise_failure()
 
     def check(self) -> None:
-        """Raises CheckpointError when the checkpoint that was being written has failed already."""
+        """Raises CheckpointError when an asynchronous save has failed already."""
         if self._failure is not None:
             self.wait()
 
@@ -178,7 +178,7 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), [read[name] for name in flat])
 
     def close(self) -> None:
-        """Waits for what is being written and ends the writer's threads."""
+        """Waits for pending saves and stops the writer's threads."""
         self.wait()
         self._writer.close()
 
@@ -216,7 +216,7 @@ def _digest(path: Path) -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file atomically."""
     beside = path.with_name(path.name + ".tmp")
     with beside.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
@@ -238,7 +238,7 @@ def _reason(error: BaseException) -> str:
 
 
 def barrier(name: str) -> None:
-    """Returns when all processes have come here."""
+    """Blocks until every process has reached this barrier."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

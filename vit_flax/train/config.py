@@ -81,7 +81,7 @@ def _freeze_lists(config: Any) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What happens to each training image by itself, before it is put into a batch."""
+    """Augmentation of single training images."""
 
     random_resized_crop: Pair | None = None  # bounds of the crop's share of the area; None: resized whole
     aspect_ratio: Pair = (3 / 4, 4 / 3)  # bounds of the crop's width over height
@@ -183,7 +183,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixingConfig:
-    """Mixing of whole batches on the device; the default mixes nothing."""
+    """Mixup, CutMix and random erasing of whole batches on the device; off by default."""
 
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
@@ -208,7 +208,7 @@ class MixingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """What is minimised."""
+    """The training loss."""
 
     # 'binary': every class by itself, as DeiT-III; of images and texts 'contrastive' as CLIP, 'sigmoid' as SigLIP
     name: str = "softmax"
@@ -259,7 +259,7 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How gradients become updates.
+    """The optimiser and its hyperparameters.
 
     `decay` says what weight decay applies to: 'reference' all but prefix tokens and positions, as the tutorial;
     'matrices' spares biases, norms and whatever has one axis as well, as timm; or ordered (pattern, bool) rules.
@@ -302,7 +302,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The learning rate over the run, as a share of its peak."""
+    """The learning-rate schedule, in shares of the peak."""
 
     name: str = "cosine"
     warmup_epochs: float = 0.0
@@ -322,7 +322,7 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmaConfig:
-    """A moving average of the parameters, which evaluation and export use.
+    """An exponential moving average of the parameters, which evaluation and export use.
 
     Reference: timm.utils.ModelEmaV3.
     """
@@ -343,7 +343,7 @@ class EmaConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EarlyStoppingConfig:
-    """The run ends when evaluations have not improved for a while.
+    """Early stopping: ends the run when evaluations stop improving.
 
     Reference: lightning.pytorch.callbacks.EarlyStopping, transformers.EarlyStoppingCallback.
     """

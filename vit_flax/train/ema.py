@@ -1,4 +1,4 @@
-"""The moving average of the parameters."""
+"""Exponential moving average of the parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vit_flax.train.config import EmaConfig
 
 
 def ema_decay(config: EmaConfig, steps: Array) -> Array:
-    """Returns the share of the old average that stays in the update after that many steps, from 1."""
+    """Computes the decay of the average at the update after that many steps, from 1."""
     age = jnp.maximum(0, jnp.asarray(steps, float) - config.update_after_step - 1)
     decay: Any = config.decay
     if config.warmup:

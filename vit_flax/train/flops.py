@@ -1,4 +1,4 @@
-"""Floating-point operations that a model's products take, and how many a device can do."""
+"""FLOPs of a model's matrix products, and the peak FLOP/s of a device."""
 
 from __future__ import annotations
 

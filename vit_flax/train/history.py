@@ -1,4 +1,4 @@
-"""What has happened in a run until a step: its evaluations, the best of them, and whether to go on."""
+"""The evaluations of a run up to a step, the best of them, and early stopping."""
 
 from __future__ import annotations
 

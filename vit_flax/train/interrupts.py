@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run that is told to stop ends after a step, its state saved."""
+"""SIGTERM and Ctrl-C: the run saves a checkpoint after the current step and ends."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from vit_flax.train.config import LossConfig
 
 
 def soft_labels(labels: Array, num_classes: int, smoothing: float, dtype: jnp.dtype) -> Float[Array, "b k"]:
-    """Returns labels as probabilities; integer ones become one-hot, and all are smoothed towards the uniform ones."""
+    """Returns smoothed label probabilities; integer labels become one-hot."""
     if labels.ndim == 1:
         labels = jax.nn.one_hot(labels, num_classes, dtype=dtype)
     labels = labels.astype(dtype)
@@ -41,7 +41,7 @@ def binary_cross_entropy(
     sum_classes: bool = False,
     pos_weight: Float[Array, " k"] | None = None,
 ) -> Float[Array, ""]:
-    """Computes the mean over images and classes of each class's own cross-entropy.
+    """Computes the binary cross-entropy of every class, averaged over images and classes.
 
     Reference: timm.loss.BinaryCrossEntropy; soft labels are smoothed too, which there the mixing has done. With
     `pos_weight`, torch.nn.BCEWithLogitsLoss.
@@ -91,7 +91,7 @@ def classification_loss(
 def distillation_loss(
     dist_logits: Float[Array, "b k"], teacher_logits: Float[Array, "b k"], kind: str, tau: float = 1.0
 ) -> Float[Array, ""]:
-    """Computes how far the distillation head is from a teacher: from its answer ('hard') or probabilities ('soft').
+    """Computes the distillation loss against a teacher's argmax ('hard') or softened probabilities ('soft').
 
     The soft one is divided by images and classes, as the reference is.
 

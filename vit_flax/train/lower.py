@@ -1,4 +1,4 @@
-"""The training step as it is compiled: where state and batch lie, what is donated. Loop and planner share it."""
+"""The training step as it is lowered and compiled, with shardings and donation; loop and planner share it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vit_flax.train.step import TrainState, batch_shapes, eval_step, init_params
 
 
 def abstract_state(config: ResolvedConfig, mesh: AnyMesh) -> TrainState:
-    """Returns shapes, dtypes and shardings of the training state; nothing is allocated.
+    """Returns the abstract training state: shapes, dtypes and shardings, nothing allocated.
 
     Raises:
         ValueError: the mesh does not divide a parameter.
@@ -62,7 +62,7 @@ def compile_merge(config: ResolvedConfig, mesh: Mesh) -> Callable[[PyTree, PyTre
 
 
 def compile_step(config: ResolvedConfig, mesh: Mesh) -> jax.stages.Wrapped:
-    """Returns the jitted training step, (state, batch) -> (state, scalars), whose old state is given up.
+    """Returns the jitted training step, (state, batch) -> (state, scalars), which donates the state it is given.
 
     Raises ValueError when the mesh divides neither batch, heads nor parameters.
     """

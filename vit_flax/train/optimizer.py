@@ -1,4 +1,4 @@
-"""Optimisers, schedules and what they apply to, through optax."""
+"""Optimisers, learning-rate schedules, weight decay and freezing, through optax."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from vit_flax.config import ViTConfig
 from vit_flax.models import trainable_mask, weight_decay_mask
 from vit_flax.train.config import OptimizerConfig, ResolvedConfig, TrainConfig
-from vit_flax.train.patterns import match_tree, paths_of, select
+from vit_flax.train.patterns import assign_tree, paths_of, select
 
 _TORCH_CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm
 _STEM = r"(cls_token|dist_token|reg_token|mask_token|pos_embed|norm_pre/.*)"
@@ -45,7 +45,7 @@ def make_optimizer(config: ResolvedConfig, params: PyTree) -> optax.GradientTran
 
 
 def scale_by_muon(numbers: OptimizerConfig) -> optax.GradientTransformation:
-    """Makes the momentum of each matrix orthogonal, at the size of Adam's updates; what is no matrix is NAdam's.
+    """Orthogonalises the momentum of each matrix, scaled to Adam's updates; other parameters take NAdam.
 
     torch.optim.Muon differs: it iterates in bfloat16, and its Nesterov momentum has no bias correction.
 
@@ -80,12 +80,12 @@ def learning_rate(config: ResolvedConfig) -> optax.Schedule:
 
 
 def global_norm(tree: PyTree) -> Array:
-    """Computes the norm of all arrays together."""
+    """Computes the global L2 norm of a tree."""
     return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """Scales all gradients down together when their common norm is above `max_norm`.
+    """Clips gradients by their global norm.
 
     Reference: torch.nn.utils.clip_grad_norm_.
     """
@@ -99,12 +99,12 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
 
 def decay_mask(numbers: OptimizerConfig, model: ViTConfig, params: PyTree) -> PyTree:
-    """Returns True for each parameter that weight decay applies to.
+    """Returns the weight-decay mask: True for each parameter that is decayed.
 
     Reference: for 'matrices', timm.optim.param_groups_weight_decay.
     """
     if not isinstance(numbers.decay, str):
-        return match_tree(numbers.decay, params)
+        return assign_tree(numbers.decay, params)
     mask = weight_decay_mask(model, params)
     if numbers.decay == "matrices":
         flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
@@ -142,7 +142,7 @@ def layer_decay_rules(model: ViTConfig, decay: float) -> tuple[tuple[str, float]
 
 def scale_by_rules(rules: tuple[tuple[str, float], ...], params: PyTree) -> optax.GradientTransformation:
     """Scales each parameter's update by the factor of the first rule that matches its path."""
-    factors = match_tree(rules, params)
+    factors = assign_tree(rules, params)
 
     def scale(updates: Any, params: PyTree = None) -> Any:
         del params

@@ -20,7 +20,7 @@ def paths_of(params: PyTree) -> list[str]:
     return list(flatten_dict(params, sep="/"))
 
 
-def match(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[str, T]:
+def assign(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[str, T]:
     """Returns each path's value: that of the first rule whose regular expression matches the whole path.
 
     Raises:
@@ -42,9 +42,9 @@ def match(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[str, T]:
     return found
 
 
-def match_tree(rules: Sequence[tuple[str, T]], params: PyTree) -> PyTree:
-    """Returns a tree like `params` with each parameter's value; see `match`."""
-    return unflatten_dict(match(rules, paths_of(params)), sep="/")
+def assign_tree(rules: Sequence[tuple[str, T]], params: PyTree) -> PyTree:
+    """Returns a tree like `params` with each parameter's value; see `assign`."""
+    return unflatten_dict(assign(rules, paths_of(params)), sep="/")
 
 
 def select(patterns: Sequence[str], paths: Iterable[str]) -> set[str]:

@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves and the confusion matrix."""
+"""Plots of a run: its curves and the confusion matrix."""
 
 from __future__ import annotations
 

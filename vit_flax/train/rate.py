@@ -1,4 +1,4 @@
-"""How fast a run is."""
+"""Throughput and model FLOPs utilisation of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vit_flax.train.flops import peak_flops, training_flops
 
 
 class Rate:
-    """Images a second and the share of the devices' operations, while no evaluation or checkpoint is under way."""
+    """Measures images per second and model FLOPs utilisation, evaluations and saves left out."""
 
     def __init__(self, config: ResolvedConfig) -> None:
         self.count = 0

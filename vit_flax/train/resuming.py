@@ -1,4 +1,4 @@
-"""Whether the run in a folder is the one that is asked for: what may differ, and what to do where more does."""
+"""Whether a run may be resumed: which fields of its config may differ, and what to do where others do."""
 
 from __future__ import annotations
 

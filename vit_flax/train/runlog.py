@@ -1,4 +1,4 @@
-"""What a run tells: a progress line, a file of JSON lines, TensorBoard."""
+"""Logging of a run: a progress line, JSON lines, TensorBoard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good a model's answers are: evaluation over a loader's batches."""
+"""Evaluation over a loader's batches: loss, top-1 and top-5 accuracy, average precision."""
 
 from __future__ import annotations
 

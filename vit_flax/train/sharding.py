@@ -1,4 +1,4 @@
-"""Which device holds what: one mesh of three axes, ordered rules for parameters, and where activations are split.
+"""Sharding: one mesh of three axes, ordered rules for parameters, constraints on activations.
 
 `data` splits the batch, `fsdp` the batch and the parameters, `tensor` heads and hidden layers. Models know nothing of
 this: `partitioned` tells the compiler from outside what it does not find by itself.
@@ -24,7 +24,7 @@ from vit_flax.microbatches import Device
 from vit_flax.models.division import divided
 from vit_flax.models.linear import Linear, matmul
 from vit_flax.train.config import MeshConfig, TrainConfig
-from vit_flax.train.patterns import match
+from vit_flax.train.patterns import assign
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the axes that split a batch
@@ -118,14 +118,14 @@ def sharding_rules(config: ModelConfig) -> tuple[ShardingRule, ...]:
 def parameter_specs(
     params: PyTree, mesh: AnyMesh, rules: Sequence[ShardingRule] | None = None
 ) -> dict[str, PartitionSpec]:
-    """Returns how each parameter is split, by name.
+    """Returns each parameter's PartitionSpec by name.
 
     Raises:
         ValueError: no rule matches a parameter, or the mesh divides it in none of the ways its rule allows.
     """
     shapes = {"/".join(_names(path)): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     table = [(pattern, choices) for pattern, *choices in (RULES if rules is None else rules)]
-    return {name: _split(name, shapes[name], choices, mesh) for name, choices in match(table, shapes).items()}
+    return {name: _split(name, shapes[name], choices, mesh) for name, choices in assign(table, shapes).items()}
 
 
 def _split(name: str, shape: Sequence[int], choices: Sequence[Axes], mesh: AnyMesh) -> PartitionSpec:
@@ -166,7 +166,7 @@ def state_shardings(state: PyTree, mesh: AnyMesh, rules: Sequence[ShardingRule] 
 
 
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:
-    """Returns how the first axis of a batch is split."""
+    """Returns the sharding of a batch along its first axis."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
@@ -208,7 +208,7 @@ def bytes_per_device(tree: PyTree) -> int:
 
 @contextmanager
 def partitioned(mesh: Mesh) -> Iterator[None]:
-    """Makes models traced inside keep activations split by batch, and attention by heads as well.
+    """Constrains the activations of models traced inside: sharded by batch, in attention by heads as well.
 
     Two things the compiler does not find (read from its output, on the CPU and for TPUs): without the first it splits
     tokens by width after a kernel that is, and gathers them again in every block; without the second it gathers q, k

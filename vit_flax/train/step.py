@@ -35,7 +35,7 @@ MAX_CONFUSION_CLASSES = 1000  # with more, eval_step counts no confusions
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that a step changes, and a teacher's parameters."""
+    """What a step updates (parameters, optimiser state, moving average), and a teacher's parameters."""
 
     step: Array  # int32, steps taken
     params: PyTree  # with config.lora only what is trained
@@ -105,7 +105,7 @@ def model_params(params: PyTree, frozen: PyTree, config: TrainConfig) -> PyTree:
     return params if config.lora is None else merged(frozen, params, config.lora)
 
 
-def normalise(images: Array, config: TrainConfig) -> Float[Array, "b h w c"]:
+def normalise_batch(images: Array, config: TrainConfig) -> Float[Array, "b h w c"]:
     """Returns images with pixels in 0..1 (or 0..255 as uint8) as the model takes them."""
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) / 255
@@ -121,7 +121,7 @@ def train_step(state: TrainState, batch: Batch, config: ResolvedConfig) -> tuple
     """
     mix_key, drop_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
     with jax.named_scope("images"):
-        images, labels = normalise(batch["image"], config), batch["label"]
+        images, labels = normalise_batch(batch["image"], config), batch["label"]
         if config.mixing.mixes or config.mixing.erasing_prob:
             images, labels = mix(mix_key, images, labels, config.model.num_classes, config.mixing)
     weights = batch_weights(labels, config.loss)
@@ -249,7 +249,7 @@ def accumulate(
     key: Array,
     parts: int,
 ) -> tuple[Array, PyTree]:
-    """Returns loss and gradients of a batch in parts, one after the other.
+    """Accumulates loss and gradients over the microbatches of a batch.
 
     Args:
         loss_of: (params, images, labels, key) -> the mean loss.
@@ -288,7 +288,7 @@ def eval_step(params: PyTree, batch: Batch, config: TrainConfig) -> dict[str, Ar
     if isinstance(config.model, TwoTowersConfig):
         return _embed_pairs(params, batch, config)
     model = build_model(config.model, **_runtime(config), scan=config.scan)
-    logits: Any = model.apply({"params": params}, normalise(batch["image"], config))
+    logits: Any = model.apply({"params": params}, normalise_batch(batch["image"], config))
     counts = batch["label"] >= 0
     labels = jnp.maximum(batch["label"], 0)
     if config.data.multi_label:

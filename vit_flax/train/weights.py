@@ -1,4 +1,4 @@
-"""Weights a run starts from and weights it leaves, in the layouts of conversion."""
+"""Initial weights of a run and the weights it exports, in the layouts of conversion."""
 
 from __future__ import annotations
 

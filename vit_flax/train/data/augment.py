@@ -1,4 +1,4 @@
-"""What training does to an image by itself: crop, flip, shift, colours."""
+"""Augmentation of single images: random resized crop, flip, shift, colour jitter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ATTEMPTS = 10  # at a crop of the area and shape drawn, before the centre is tak
 
 
 class TrainTransform:
-    """Augments an image and brings it to the model's size, still uint8.
+    """Augments an image and resizes it to the model's input, still uint8.
 
     The result follows from the image and the random numbers alone.
     """
@@ -108,7 +108,7 @@ def resize_crop(
 
 
 def shift(image: np.ndarray, down: int, right: int) -> np.ndarray:
-    """Returns an image moved by so many pixels; zeros move in."""
+    """Translates an image by so many pixels, padding with zeros."""
     height, width = image.shape[:2]
     moved = np.zeros_like(image)
     if abs(down) < height and abs(right) < width:
@@ -119,7 +119,7 @@ def shift(image: np.ndarray, down: int, right: int) -> np.ndarray:
 
 
 def color_jitter(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
-    """Returns an image of other brightness, contrast and saturation, changed in random order.
+    """Jitters brightness, contrast and saturation of an image in random order.
 
     Reference: torchvision.transforms.ColorJitter.
     """

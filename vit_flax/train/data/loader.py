@@ -120,7 +120,7 @@ class Batches:
 
 
 def balanced_chances(labels: np.ndarray) -> np.ndarray:
-    """Returns each image's chance in a draw that takes every class as often.
+    """Returns each image's sampling probability under class-balanced sampling.
 
     Reference: torch.utils.data.WeightedRandomSampler with weights of one over the images of the class.
     """
@@ -218,7 +218,7 @@ class Loader:
         return {**position, "examples": len(self.source), "batch_size": batches.batch_size, "seed": batches.seed}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes to the position of `get_state`.
+        """Restores the position of `get_state`.
 
         Raises:
             DataError: it is of other data, another batch size or another seed.

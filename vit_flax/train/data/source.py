@@ -67,7 +67,7 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """Images that lie in memory, all of one shape."""
+    """Images held in memory as one array."""
 
     decoding: Decoding | None = None  # nothing is decoded
 
