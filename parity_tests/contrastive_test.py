@@ -50,7 +50,7 @@ def step_torch(model: Any, optimizer: Any, images: np.ndarray, tokens: np.ndarra
     found = model(input_ids=torch.from_numpy(tokens).long(), pixel_values=pixels)
     if hasattr(model, "logit_bias"):
         sign = 2 * torch.eye(PAIRS, dtype=torch.float64) - 1  # transformers' own eye is float32
-        loss = -torch.nn.functional.logsigmoid(sign * found.logits_per_text).sum(-1).mean()
+        loss: Any = -torch.nn.functional.logsigmoid(sign * found.logits_per_text).sum(-1).mean()
     else:
         target = torch.arange(PAIRS)
         both = (found.logits_per_image, found.logits_per_text)

@@ -107,13 +107,17 @@ def _model_of(teacher: str) -> ViTConfig:
     Raises:
         ValueError: its files do not tell.
     """
+    from vit_flax.config import ViTConfig
     from vit_flax.convert import Wish, open_checkpoint
     from vit_flax.reading import read_model
 
     try:
-        return read_model(open_checkpoint(teacher, Wish()), Wish()).config
+        wish = Wish(tower="image")
+        found = read_model(open_checkpoint(teacher, wish), wish).config
     except ValueError as error:
         raise ValueError(f"teacher {teacher}: {error}; --set teacher_model=PRESET tells what it is") from error
+    assert isinstance(found, ViTConfig)  # as the wish says
+    return found
 
 
 def _check_name(recipe: str, name: str, parameters: Mapping[str, Any]) -> None:

@@ -502,7 +502,14 @@ class TrainConfig:
             raise ValueError("loss.feature_weight trains projections beside the model: leave lora out")
         from vit_flax.train.feature_distillation import check_features  # which imports the models
 
-        check_features(self.model, self.teacher_model, self.loss.feature_layers, self.loss.teacher_layers)
+        check_features(self.image_model, self.teacher_model, self.loss.feature_layers, self.loss.teacher_layers)
+
+    @property
+    def image_model(self) -> ViTConfig:
+        """The model, of what is for models of images alone; TypeError where it is of images and texts."""
+        if not isinstance(self.model, ViTConfig):
+            raise TypeError("the model is of images and texts")
+        return self.model
 
     @property
     def has_pairs(self) -> bool:

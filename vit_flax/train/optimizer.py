@@ -11,7 +11,7 @@ import optax
 from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
 from jaxtyping import Array, PyTree
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import ModelConfig, ViTConfig
 from vit_flax.models import trainable_mask, weight_decay_mask
 from vit_flax.train.config import OptimizerConfig, ResolvedConfig, TrainConfig
 from vit_flax.train.patterns import assign_tree, paths_of, select
@@ -39,7 +39,7 @@ def make_optimizer(config: ResolvedConfig, params: PyTree) -> optax.GradientTran
         # timm adapts the layers that decay and no others
         steps.append(optax.masked(optax.scale_by_trust_ratio(), decay))
     if numbers.layer_decay is not None:
-        steps.append(scale_by_rules(layer_decay_rules(model, numbers.layer_decay), params))
+        steps.append(scale_by_rules(layer_decay_rules(config.image_model, numbers.layer_decay), params))
     steps.append(optax.scale_by_learning_rate(learning_rate(config)))
     return optax.masked(optax.chain(*steps), trained_mask(config, params))
 
@@ -98,7 +98,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
-def decay_mask(numbers: OptimizerConfig, model: ViTConfig, params: PyTree) -> PyTree:
+def decay_mask(numbers: OptimizerConfig, model: ModelConfig, params: PyTree) -> PyTree:
     """Returns the weight-decay mask: True for each parameter that is decayed.
 
     Reference: for 'matrices', timm.optim.param_groups_weight_decay.

@@ -86,7 +86,7 @@ def init_state(key: Array, config: ResolvedConfig, params: PyTree = None, teache
     if config.loss.feature_weight:
         assert config.teacher_model is not None
         count = len(config.loss.feature_layers)
-        projections = init_projections(jax.random.fold_in(key, 2), config.model, config.teacher_model, count)
+        projections = init_projections(jax.random.fold_in(key, 2), config.image_model, config.teacher_model, count)
         params = {**params, PROJECTIONS: projections} if projections else params
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -193,7 +193,8 @@ def compute_loss(
         return _pair_loss(params, images, labels, rngs, config)
     method = "both_heads" if is_distilled else "__call__"
     run = partial(_run, images=images, with_features=numbers.feature_weight > 0)
-    logits, found = run(train_model(config), params, rngs=rngs, layers=numbers.feature_layers, method=method)
+    model: Any = train_model(config)
+    logits, found = run(model, params, rngs=rngs, layers=numbers.feature_layers, method=method)
     if not (is_distilled or numbers.feature_weight):
         return classification_loss(logits, labels, numbers, weights)
     assert config.teacher_model is not None
@@ -231,14 +232,12 @@ def _run(
 def _pair_loss(params: PyTree, images: Array, tokens: Array, rngs: dict[str, Array], config: TrainConfig) -> Array:
     """Returns the loss of images with texts, of a batch that the devices of the mesh in use share."""
     model = train_model(config)
-    found: Any = (
-        model.apply({"params": params}, images, rngs=rngs, method="encode_images"),
-        model.apply({"params": params}, tokens, rngs=rngs, method="encode_texts"),
-    )
+    embeddings: Any = model.apply({"params": params}, images, rngs=rngs, method="encode_images")
+    texts: Any = model.apply({"params": params}, tokens, rngs=rngs, method="encode_texts")
     scale = jnp.exp(params["logit_scale"])
     if config.loss.name == "contrastive":
-        return softmax_contrastive(*found, scale)
-    return sigmoid_contrastive(*found, scale, params["logit_bias"], mesh_in_use())
+        return softmax_contrastive(embeddings, texts, scale)
+    return sigmoid_contrastive(embeddings, texts, scale, params["logit_bias"], mesh_in_use())
 
 
 def accumulate(

@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import ModelConfig
 from vit_flax.convert import Wish, layout_to_write, open_checkpoint
 from vit_flax.convert.folder import HUB
 from vit_flax.lora.peft_folder import write_adapter
@@ -118,7 +118,7 @@ def export_adapter(
     try:
         base = config.init_from if config.init_from.startswith(HUB) else str(Path(config.init_from).absolute())
         layout = _read_initial(config).layout.name
-        write_adapter(folder, config.model, trained, frozen, config.lora, layout, base, preprocessing)
+        write_adapter(folder, config.image_model, trained, frozen, config.lora, layout, base, preprocessing)
         wish = Wish(float32=True, tower="image")
         model, read = read_model(open_checkpoint(folder, wish), wish).build()
     except ValueError as error:  # of conversion, or of a base that does not tell everything
@@ -142,7 +142,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def export(
-    folder: Path, model: ViTConfig, params: PyTree, layout: str | None, preprocessing: Preprocessing | None = None
+    folder: Path, model: ModelConfig, params: PyTree, layout: str | None, preprocessing: Preprocessing | None = None
 ) -> list[str]:
     """Writes model.safetensors and config.json into a folder, whole: what was there before is replaced at the end.
 

@@ -69,7 +69,8 @@ def open_pairs(data: DataConfig, split: str, channels: int, text: TextConfig) ->
     source: Any = open_source(data, split, channels)
     if not len(source):
         raise DataError(f"{source.name}: has no images")
-    return Pairs(source, data, text)
+    pairs: Any = Pairs(source, data, text)
+    return pairs
 
 
 def has_pairs(name: str) -> bool:

@@ -138,7 +138,7 @@ def open_source(data: DataConfig, split: str, channels: int, num_classes: int | 
         rows = rows.cast_column(columns[0], datasets.Image(decode=False))
     if data.multi_label:
         # training tells the classes: another split may not have all of them
-        training = rows if split == "train" or not called else read_rows(datasets, folder, "train")[0]
+        training: Any = rows if split == "train" or not called else read_rows(datasets, folder, "train")[0]
         is_hot, names = _list_classes(folder, training.features[columns[1]], training[columns[1]], columns[1])
         names = names or _numbers(num_classes or max((max(row, default=0) for row in rows[columns[1]]), default=0) + 1)
         labels = _multi_hot(f"hf_dataset {folder}/{called or split}", rows[columns[1]], is_hot, names)
