@@ -22,10 +22,12 @@ from jaxtyping import install_import_hook
 # Module by module: a package's name would take its tests along, whose assertions pytest rewrites.
 _ROOT = Path(__file__).parent
 _CHECKED = ("models/*", "train/ema", "train/losses", "train/mixing")
-# counters of kernels' loops are traced where they are said to be int; dense heads take arrays of NumPy, too; what
-# leaves the blocks is asked for in numbers of any kind; a Protocol is no class; towers of texts are not tried
+# patch_embed and vision_transformer are the door, where arrays of NumPy come in and wrong ones are told in our own words;
+# placed reshapes batches of any size, which are no int; counters of kernels' loops are traced where they are said to be
+# int; dense heads take arrays of NumPy, too; what leaves the blocks is asked for in numbers of any kind; a Protocol is
+# no class; towers of texts are not tried
 _UNCHECKED = (
-    "__init__", "row_attention", "splash", "attention_backends", "division",
+    "__init__", "placed", "patch_embed", "vision_transformer", "row_attention", "splash", "attention_backends", "division",
     "dpt", "depth_estimator", "feature_maps", "segmentation_head", "intermediates",
     "loop", "text_mask", "text_transformer", "two_towers",
 )  # fmt: skip
@@ -36,7 +38,9 @@ install_import_hook(
         for path in sorted((_ROOT / "vit_flax").glob(f"{pattern}.py"))
         if path.stem not in _UNCHECKED and not path.name.endswith("_test.py")
     ],
-    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # an int is a float
+    # an int is a float; parameters that are applied without jit may be NumPy's
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, hint_overrides=beartype.FrozenDict("
+    "{__import__('jax').Array: __import__('jax').Array | __import__('numpy').ndarray})))",
 )
 
 

@@ -43,7 +43,7 @@ MODELS: dict[str, ViTConfig] = {
         image_size=(28, 28), patch_size=(4, 4), in_chans=1, embed_dim=192, depth=6, num_heads=3, num_classes=10
     ),
     # the recipe's, with positions that every library has; only torch_timm builds it beside ours
-    "fashion_mnist": fashion_mnist().model.replace(pos_embed="learned", fc_norm=True),
+    "fashion_mnist": cast(ViTConfig, fashion_mnist().model).replace(pos_embed="learned", fc_norm=True),
     "S": ViTConfig(embed_dim=384, num_heads=6),
     "B": ViTConfig(),
     "L": ViTConfig(embed_dim=1024, depth=24, num_heads=16),

@@ -47,7 +47,7 @@ def ours(model: str, batch: int, rank: int, lora: bool) -> dict[str, float]:
     step = compile_step(config, mesh)
 
     def work() -> Any:
-        state = create_state(config, mesh)
+        state, scalars = create_state(config, mesh), None
         for _ in range(2):
             state, scalars = step(state, rows)
         return jax.block_until_ready(scalars)
@@ -66,9 +66,7 @@ def torchs(model: str, batch: int, rank: int, lora: bool) -> dict[str, float]:
 
     from vit_flax.parity.peers import import_peer
 
-    transformers, cfg = import_peer("transformers"), MODELS[model]
-    if lora:
-        import peft
+    transformers, peft, cfg = import_peer("transformers"), import_peer("peft"), MODELS[model]
     config = transformers.ViTConfig(
         hidden_size=cfg.embed_dim, num_hidden_layers=cfg.depth, num_attention_heads=cfg.num_heads,
         intermediate_size=cfg.mlp_dim, image_size=cfg.image_size[0], patch_size=cfg.patch_size[0],
@@ -79,10 +77,11 @@ def torchs(model: str, batch: int, rank: int, lora: bool) -> dict[str, float]:
     def work() -> Any:
         module = transformers.ViTForImageClassification(config)
         if lora:
-            options = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
+            options: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
             module = peft.get_peft_model(module, peft.LoraConfig(r=rank, **options))
         optimizer = torch.optim.AdamW(parameter for parameter in module.parameters() if parameter.requires_grad)
         images, labels = torch.zeros(batch, cfg.in_chans, *cfg.image_size), torch.zeros(batch, dtype=torch.long)
+        loss: Any = None
         for _ in range(2):
             optimizer.zero_grad()
             loss = torch.nn.functional.cross_entropy(module(images).logits, labels)

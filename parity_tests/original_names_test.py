@@ -184,7 +184,7 @@ def test_dinov2s_kin_under_its_names(owner) -> None:
     gated = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU, "mlp_ratio": 5.5, "patch_size": 14}
     module = randomise(timm.create_model("vit_base_patch14_dinov2", **{**SMALL, **gated, "num_classes": 0}))
     tensors = as_dinov2(module, chunks=2)
-    told = {"num_heads": 4, "image_size": 28}
+    told: dict[str, Any] = {"num_heads": 4, "image_size": 28}
     model, params = vit_flax.from_state_dict(franca(tensors) if owner == "franca" else tensors, **told)
     images = random_images((28, 28))
     assert_agrees(run_flax(model, params, images, "features"), run_torch(module.forward_features, images))

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_any_t2t_vit(height: int, width: int, kernels: tuple[int, int, int], cha
 @SETTINGS
 @given(height=st.integers(1, 40), width=st.integers(1, 40), patch=st.integers(1, 12))
 def test_both_refuse_what_does_not_divide(height: int, width: int, patch: int) -> None:
-    images = np.zeros((1, height, width, 1))
+    images = jnp.zeros((1, height, width, 1))
     module = PatchEmbed((height, width), (patch, patch), 4, 1)
     params = {"params": {"proj": {"kernel": np.zeros((patch, patch, 1, 4)), "bias": np.zeros(4)}}}
     if height % patch == 0 and width % patch == 0:

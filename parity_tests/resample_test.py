@@ -38,6 +38,9 @@ def by_library(grid: torch.Tensor, new: tuple[int, int], mode: str) -> torch.Ten
     if mode == "bicubic_offset":
         factor = ((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1])
         return F.interpolate(grid, scale_factor=factor, mode="bicubic")
+    if mode == "bilinear_crop":
+        side = max(new)
+        return F.interpolate(grid, size=(side, side), mode="bilinear")[..., : new[0], : new[1]]
     return F.interpolate(grid, size=new, **TORCH[mode])
 
 

@@ -1,5 +1,6 @@
 """The kernel over whole rows of logits, interpreted on the CPU, and compiled for a TPU."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,15 @@ from vit_flax.models.qkv import merge_heads, split_qkv
 from vit_flax.models.row_attention import row_attention
 
 BFLOAT16 = Precision(compute=jnp.bfloat16, stored=jnp.bfloat16)
+
+
+@pytest.fixture(autouse=True)
+def _float32() -> Iterator[None]:
+    """Other files' tests may have turned 64-bit mode on, which no TPU computes in."""
+    before = jax.config.read("jax_enable_x64")
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", before)
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ class VisionTransformer(nn.Module):
                 self.head_dist = Linear(cfg.num_classes, cfg.head_bias, wide)
 
     @nn.nowrap
-    def _token(self, name: str, count: int) -> Float[Array, "1 n d"]:
+    def _token(self, name: str, count: int) -> Array:  # (1, n, d)
         return self.param(name, nn.initializers.normal(0.02), (1, count, self.config.embed_dim), self.policy.params)
 
     @nn.nowrap
@@ -246,7 +246,7 @@ class VisionTransformer(nn.Module):
             return jnp.asarray(simple_sincos_2d(cfg.grid_size, cfg.embed_dim, cfg.num_embed_prefix_tokens))
         return lax.stop_gradient(self.pos_embed) if cfg.pos_embed in FIXED_POS_EMBEDS else self.pos_embed
 
-    def _for_each(self, table: Float[Array, "1 p d"], spatial_shapes: ArrayLike | None, length: int) -> Array:
+    def _for_each(self, table: Array, spatial_shapes: ArrayLike | None, length: int) -> Array:
         if spatial_shapes is None:
             return table
         return resize_to_each(table[0].reshape(*self.config.grid_size, -1), jnp.asarray(spatial_shapes), length)

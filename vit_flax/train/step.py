@@ -318,7 +318,7 @@ def _embed_pairs(params: PyTree, batch: Batch, config: TrainConfig) -> dict[str,
     What is to be found among all of an evaluation needs all of them.
     """
     model = build_model(config.model, **_runtime(config), scan=config.scan)
-    images: Any = model.apply({"params": params}, normalise(batch["image"], config), method="encode_images")
+    images: Any = model.apply({"params": params}, normalise_batch(batch["image"], config), method="encode_images")
     texts: Any = model.apply({"params": params}, jnp.maximum(batch["label"], 0), method="encode_texts")
     scale = jnp.exp(params["logit_scale"])
     return {"image_embeddings": images, "text_embeddings": texts, "texts": batch["label"], "logit_scale": scale}
