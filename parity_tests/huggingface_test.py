@@ -365,7 +365,7 @@ def test_reads_an_image_tower_beside_its_text_tower(name, tmp_path):
     tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     theirs = randomise(kind(config_class(vision_config=SIZES, text_config={**TEXT, **tokens}, projection_dim=5)))
     theirs.save_pretrained(tmp_path)
-    model, params = vit_flax.load(tmp_path)
+    model, params = vit_flax.load(tmp_path, tower="image")
     images = random_images((16, 16))
     expected = outputs(theirs.vision_model, images)[1]
     if name == "clip":
