@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from vit_flax.config import ViTConfig
 from vit_flax.recipes.small import fashion_mnist

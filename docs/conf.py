@@ -1,7 +1,6 @@
 """The documentation's build: MyST pages whose cells run, pages generated from the package, nothing fetched."""
 
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +12,8 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 os.environ.update(JAX_PLATFORMS="cpu", TF_CPP_MIN_LOG_LEVEL="3", VIT_FLAX_NO_CACHE="1", HF_HUB_OFFLINE="1")
 
 import generate  # noqa: E402  # beside this file
+import nbformat  # noqa: E402
+from nbclient import NotebookClient  # noqa: E402
 
 import vit_flax  # noqa: E402
 
@@ -68,7 +69,9 @@ def setup(app):
 
 
 def copy_notebook(app, error):
-    """Copies the article as it was run, outputs included."""
-    executed = Path(app.outdir).parent / "jupyter_execute" / NOTEBOOK
-    if error is None and executed.exists():
-        shutil.copy(executed, Path(app.outdir) / NOTEBOOK)
+    """Writes the article as a notebook with its outputs; myst-nb leaves one without them behind."""
+    bare = Path(app.outdir).parent / "jupyter_execute" / NOTEBOOK
+    if error is None and app.builder.format == "html" and bare.exists():
+        notebook = nbformat.read(bare, as_version=4)
+        NotebookClient(notebook, timeout=nb_execution_timeout).execute()
+        nbformat.write(notebook, Path(app.outdir) / NOTEBOOK)

@@ -198,7 +198,11 @@ COMPONENTS = [
 ]  # fmt: skip
 
 
-REPEATING = ("vit", "clip, classifier", "siglip")  # families with another row in the list
+# families with another row in the list
+REPEATING = (
+    "vit", "clip, classifier", "siglip", "registers, classifier", "deit, two heads", "dinov3", "mae",
+    "ijepa, classifier",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c in REPEATING else c for c in COMPONENTS])
