@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -11,6 +12,16 @@ sys.path.insert(0, str(HERE))
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # cells call vit-flax
 os.environ.update(JAX_PLATFORMS="cpu", TF_CPP_MIN_LOG_LEVEL="3", VIT_FLAX_NO_CACHE="1", HF_HUB_OFFLINE="1")
 
+# JAX's plugins tell of a GPU that is not there, in this process and in the kernels of the cells, which begin with this
+QUIET = "from vit_flax.cli import runtime\n\nruntime.hide_absent_accelerators()\n"
+exec(QUIET)
+KERNELS = tempfile.TemporaryDirectory()
+startup = Path(KERNELS.name, "profile_default", "startup")
+startup.mkdir(parents=True)
+(startup / "quiet.py").write_text(QUIET)
+os.environ["IPYTHONDIR"] = KERNELS.name
+
+# isort: split
 import generate  # noqa: E402  # beside this file
 import nbformat  # noqa: E402
 from nbclient import NotebookClient  # noqa: E402
