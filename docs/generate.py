@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vit_flax.cli.list import first_line
 from vit_flax.cli.main import build_parser
 from vit_flax.config import ViTConfig, ViTFamily
 from vit_flax.convert import LAYOUTS
@@ -172,7 +173,7 @@ def recipes_page() -> str:
         if given:
             parts.append("Takes " + ", ".join(given) + ".")
     parts.append("## Sources of images")
-    rows = [[f"`{name}`", _first_line(module)] for name, module in SOURCES.items()]
+    rows = [[f"`{name}`", first_line(module)] for name, module in SOURCES.items()]
     parts.append(table(["`data.name`", "what `data.path` is"], rows))
     parts.append("## Every setting")
     parts.append(
@@ -215,10 +216,6 @@ def _comments(owner: type) -> dict[str, str]:
             _, _, comment = lines[(node.end_lineno or node.lineno) - 1].partition("  # ")
             found[node.target.id] = comment.strip()
     return found
-
-
-def _first_line(module: str) -> str:
-    return (inspect.getdoc(importlib.import_module(module)) or "").splitlines()[0]
 
 
 # --- commands and names -----------------------------------------------------------------------------------------------

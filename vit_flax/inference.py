@@ -82,7 +82,7 @@ class Predictor:
         mesh = jax.sharding.Mesh(np.asarray(devices), ("data",))
         self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        self.params = jax.device_put(_with_kernels_in(params, dtype), everywhere)
+        self.params = jax.device_put(with_kernels_in(params, dtype), everywhere)
         self._devices, self._everywhere = devices, everywhere
         self._methods: dict[tuple[tuple[int, ...], Method], Any] = {}
         # by the images' shape
@@ -380,7 +380,7 @@ def _first_rows(result: PyTree, count: int) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], result)
 
 
-def _with_kernels_in(params: PyTree, dtype: DTypeLike | None) -> Any:
+def with_kernels_in(params: PyTree, dtype: DTypeLike | None) -> PyTree:
     """Returns the parameters with the kernels, which products cast anyhow, in the products' dtype."""
     if dtype is None:
         return params

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,16 +67,8 @@ def _owner(layout: str) -> str:
 
 
 def _millions(reading: Reading) -> str:
-    assert reading.plan is not None
-    count = sum(_size(shape) for shape in reading.checkpoint.shapes.values())
+    count = sum(math.prod(shape) for shape in reading.checkpoint.shapes.values())
     return f"{count / 1e6:.1f}" if count >= 1e5 else f"{count / 1e6:.3f}"
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size
 
 
 def _use(owner: str, repository: str, classifies: bool) -> list[str]:

@@ -66,16 +66,7 @@ def from_state_dict(
             unexpected, ambiguous or misshapen (the message lists them all).
         ValueError: a field does not exist, or values do not fit each other.
     """
-    wish = Wish(
-        layout=layout,
-        config=config,
-        overrides=overrides,
-        entry=entry,
-        resample=resample,
-        source_grid=source_grid,
-        tower=tower,
-    )
-    return _build(tensors, wish)
+    return _build(tensors, layout, config, overrides, entry, resample, source_grid, tower)
 
 
 def load(
@@ -101,6 +92,19 @@ def load(
 
     Arguments and errors are those of `from_state_dict`; a config stored with the weights counts after `config`.
     """
+    return _build(path, layout, config, overrides, entry, resample, source_grid, tower)
+
+
+def _build(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    layout: str | None,
+    config: str | ModelConfig | Mapping[str, object] | None,
+    overrides: dict[str, object],
+    entry: str | None,
+    resample: str | None,
+    source_grid: tuple[int, int] | None,
+    tower: str | None,
+) -> tuple[Any, Params]:
     wish = Wish(
         layout=layout,
         config=config,
@@ -110,10 +114,6 @@ def load(
         source_grid=source_grid,
         tower=tower,
     )
-    return _build(path, wish)
-
-
-def _build(source: str | os.PathLike[str] | Mapping[str, Any], wish: Wish) -> tuple[Any, Params]:
     reading = read_model(open_checkpoint(source, wish), wish)
     reading.log_notes()
     return reading.build()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit_flax.cli.images import add_label_option, add_model_options, load_model
+from vit_flax.cli.options import whole_numbers
 
 if TYPE_CHECKING:
     from vit_flax.cli.parser import Commands
@@ -39,7 +40,11 @@ def add_parser(commands: Commands) -> None:
         help="what the program returns (default logits; embeddings, where the model has no classes)",
     )  # fmt: skip
     parser.add_argument(
-        "--layers", type=_layers, default=(), metavar="N,N", help="blocks of --output intermediates (default: all)"
+        "--layers",
+        type=whole_numbers,
+        default=(),
+        metavar="N,N",
+        help="blocks of --output intermediates (default: all)",
     )
     parser.add_argument("--norm", action="store_true", help="apply the final norm to --output intermediates")
     parser.add_argument(
@@ -47,13 +52,6 @@ def add_parser(commands: Commands) -> None:
     )
     add_label_option(parser)
     parser.set_defaults(run=run)
-
-
-def _layers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between them") from None
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from vit_flax.cli.options import CHECKPOINT, add_checkpoint_options, tell_notes, wish_of
+from vit_flax.cli.options import CHECKPOINT, add_checkpoint_options, numbers, tell_notes, wish_of
 from vit_flax.cli.progress import Progress
 from vit_flax.convert import open_checkpoint
 from vit_flax.preprocessing import labels
@@ -45,8 +45,8 @@ def add_model_options(parser: argparse.ArgumentParser, batches: bool = True) -> 
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products (default float32)"
     )
     told = "(default: told by the files beside the checkpoint or by --config)"
-    parser.add_argument("--mean", type=_numbers, metavar="X,X,X", help=f"of the channels, pixels in 0..1 {told}")
-    parser.add_argument("--std", type=_numbers, metavar="X,X,X", help=f"of the channels {told}")
+    parser.add_argument("--mean", type=numbers, metavar="X,X,X", help=f"of the channels, pixels in 0..1 {told}")
+    parser.add_argument("--std", type=numbers, metavar="X,X,X", help=f"of the channels {told}")
     parser.add_argument("--crop-pct", type=float, metavar="X", help="the centre crop's side over the resized image's")
     parser.add_argument("--interpolation", choices=INTERPOLATIONS, help="how images are resized")
     parser.add_argument("--crop-mode", choices=CROP_MODES, help="squash: resize without regard to the aspect ratio")
@@ -56,7 +56,7 @@ def add_model_options(parser: argparse.ArgumentParser, batches: bool = True) -> 
         help="turn photographs as their EXIF data say (default: as the weights' own library, transformers does)",
     )
     parser.add_argument(
-        "--pixel-range", type=_numbers, metavar="BLACK,WHITE", help="of images of more than 8 bits: 0,65535, say"
+        "--pixel-range", type=numbers, metavar="BLACK,WHITE", help="of images of more than 8 bits: 0,65535, say"
     )
     parser.add_argument(
         "--preprocessing", metavar="FILE", help="preprocessing.json or preprocessor_config.json to follow instead"
@@ -68,13 +68,6 @@ def add_model_options(parser: argparse.ArgumentParser, batches: bool = True) -> 
 def add_label_option(parser: argparse.ArgumentParser) -> None:
     """Adds the names of the classes."""
     parser.add_argument("--labels", metavar="FILE", help="names of the model's classes, one a line")
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between them") from None
 
 
 @dataclasses.dataclass(frozen=True)

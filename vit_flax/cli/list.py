@@ -110,10 +110,10 @@ def _recipes() -> list[Row]:
 def _sources() -> list[Row]:
     from vit_flax.train.data import SOURCES
 
-    return [{"name": name, "description": _first_line(module)} for name, module in SOURCES.items()]
+    return [{"name": name, "description": first_line(module)} for name, module in SOURCES.items()]
 
 
-def _first_line(module: str) -> str:
+def first_line(module: str) -> str:
     """Returns the first line of a module's docstring without importing it: it may need a library of its own."""
     spec = find_spec(module)
     assert spec is not None

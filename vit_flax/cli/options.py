@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from vit_flax.cli.parser import known_layout
 from vit_flax.convert import TOWERS, Wish
 
+_T = TypeVar("_T")
 CHECKPOINT = "weights: a file (.safetensors, .npz, .msgpack, .pth, .pt, .bin, .ckpt), a folder or hf://owner/name"
 
 
@@ -84,6 +86,23 @@ def _grid(text: str) -> tuple[int, int]:
     if not (cross and height.isdecimal() and width.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form HEIGHTxWIDTH, for example 14x14")
     return int(height), int(width)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Returns the numbers that stand in a text with commas between them."""
+    return _separated(text, float)
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Returns the whole numbers that stand in a text with commas between them."""
+    return _separated(text, int)
+
+
+def _separated(text: str, kind: Callable[[str], _T]) -> tuple[_T, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between them") from None
 
 
 def assignment(text: str) -> tuple[str, object]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_flax.cli.images import add_model_options, load_model
+from vit_flax.cli.options import whole_numbers
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,19 +48,12 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the head and of the images' order")
     parser.add_argument(
         "--layers",
-        type=_layers,
+        type=whole_numbers,
         default=(-1,),
         metavar="N,N",
         help="blocks whose tokens are joined (default: last)",
     )
     parser.set_defaults(run=run)
-
-
-def _layers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between them") from None
 
 
 def run(options: argparse.Namespace) -> int:

@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from vit_flax.export.pixels import prepare_pixels
+from vit_flax.inference import with_kernels_in
 from vit_flax.models import VisionTransformer
+from vit_flax.models.intermediates import taken_blocks
 from vit_flax.models.precision import compiled_for
 from vit_flax.preprocessing.evaluation import Preprocessing
 
@@ -51,8 +52,7 @@ class Program:
     @property
     def blocks(self) -> tuple[int, ...]:
         """The numbers of the blocks whose tokens are returned, the first block's first."""
-        depth = self.model.config.depth
-        return tuple(sorted({index % depth for index in self.layers or range(depth)}))
+        return taken_blocks(self.layers or None, self.model.config.depth)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ class Program:
             prepare = prepare_pixels(self.preprocessing, self.raw_size, self.model.config.in_chans)
         narrow = jnp.bfloat16 if self.dtype == "bfloat16" else None
         model = self.model.clone(dtype=narrow) if narrow is not None else self.model
-        params = _with_kernels_in(self.params, narrow)
+        params = jax.tree.map(jnp.asarray, with_kernels_in(self.params, narrow))
 
         def run(images: jax.Array) -> tuple[jax.Array, ...]:
             return self._apply(model, params, images if prepare is None else prepare(images))
@@ -119,13 +119,3 @@ class Program:
             )  # fmt: skip
             return tuple(found)
         return (found,)
-
-
-def _with_kernels_in(params: PyTree, dtype: Any) -> PyTree:
-    """Returns the parameters with the kernels, which products round anyhow, in the products' dtype."""
-    if dtype is None:
-        return jax.tree.map(jnp.asarray, params)
-    flat: dict[tuple[str, ...], Any] = flatten_dict(params)  # pyright: ignore[reportAssignmentType]
-    return unflatten_dict(
-        {path: jnp.asarray(leaf, dtype if path[-1] == "kernel" else None) for path, leaf in flat.items()}
-    )

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vit_flax.config import ModelConfig, PlainViTConfig, TwoTowersConfig, ViTConfig, model_config_from_dict
+from vit_flax.config import ModelConfig, PlainViTConfig, TwoTowersConfig, ViTConfig
 from vit_flax.suggestions import nearest
 from vit_flax.train.spellings import ELSEWHERE
 
@@ -138,9 +138,7 @@ def build(config_class: type[T], values: object, prefix: str = "") -> T:
     nested = getattr(config_class, "NESTED", {})
     fields: dict[str, Any] = {}
     for name, value in values.items():
-        if name in ("model", "teacher_model") and isinstance(value, Mapping):
-            fields[name] = model_config_from_dict(value)
-        elif name in nested and value is not None:
+        if name in nested and value is not None:
             fields[name] = build(nested[name], value, f"{prefix}{name}.")
         else:
             fields[name] = frozen(value)
