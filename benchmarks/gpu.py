@@ -77,7 +77,7 @@ def measure(config: Any, device: Any, steps: int = STEPS) -> tuple[float, Any]:
     import jax
     import numpy as np
 
-    from vit_flax.train.lower import create_state, lower
+    from vit_flax.train.compilation import create_state, lower_step
     from vit_flax.train.sharding import make_mesh, place_batch
 
     mesh = make_mesh(config.mesh, [device])
@@ -85,7 +85,7 @@ def measure(config: Any, device: Any, steps: int = STEPS) -> tuple[float, Any]:
     shape = (size, *config.image_size, config.model.in_chans)
     images, labels = rng.integers(0, 256, shape, np.uint8), rng.integers(0, config.model.num_classes, size, np.int32)
     batch, state = place_batch({"image": images, "label": labels}, mesh), create_state(config, mesh)
-    compiled, seconds = lower(config, mesh).compile(), []
+    compiled, seconds = lower_step(config, mesh).compile(), []
     for _ in range(steps + 3):  # the first three warm up
         started = time.perf_counter()
         state, _ = jax.block_until_ready(compiled(state, batch))

@@ -102,9 +102,9 @@ def make_case(config: Any, batches: int) -> Case:
     """Returns the case of a training config."""
     import jax
 
+    from vit_flax.train.compilation import compile_step, create_state
     from vit_flax.train.data import open_source
     from vit_flax.train.data.loader import make_loader
-    from vit_flax.train.lower import compile_step, create_state
     from vit_flax.train.sharding import make_mesh, place_batch
 
     model, data = config.model, config.data

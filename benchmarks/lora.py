@@ -28,8 +28,8 @@ def ours(model: str, batch: int, rank: int, lora: bool) -> dict[str, float]:
     import numpy as np
 
     from vit_flax.lora.config import LoraConfig
+    from vit_flax.train.compilation import abstract_state, compile_step, create_state, lower_step
     from vit_flax.train.config import DataConfig, MeshConfig, TrainConfig
-    from vit_flax.train.lower import abstract_state, compile_step, create_state, lower
     from vit_flax.train.sharding import make_mesh
 
     adapters = LoraConfig(rank=rank, targets="q,v") if lora else None
@@ -37,7 +37,7 @@ def ours(model: str, batch: int, rank: int, lora: bool) -> dict[str, float]:
     data = DataConfig(batch_size=batch, mean=(0.5,) * channels, std=(0.5,) * channels)
     config = TrainConfig(model=MODELS[model], data=data, steps=2, lora=adapters).resolve(batch)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    memory: Any = lower(config, mesh).compile().memory_analysis()
+    memory: Any = lower_step(config, mesh).compile().memory_analysis()
     compiled = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     state = abstract_state(config, mesh)
     size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731

@@ -28,12 +28,12 @@ POLICIES = {"float32 stored, as on a CPU": "cpu", "bfloat16 stored, as on a GPU"
 def train(config: Any, platform: str) -> dict[str, Any]:
     """Returns the losses of a run by step and its last score, the model traced as for that platform."""
     from vit_flax.models.precision import compiled_for
-    from vit_flax.train import lower
+    from vit_flax.train import compilation
     from vit_flax.train.loop import Run
 
     with tempfile.TemporaryDirectory() as folder:
         run = Run(config.replace(out=f"{folder}/run"), quiet=True)
-        with mock.patch.object(lower, "_target", lambda mesh: compiled_for(platform, mesh.size)):
+        with mock.patch.object(compilation, "_target", lambda mesh: compiled_for(platform, mesh.size)):
             result = run.run()
         rows = [json.loads(line) for line in (Path(folder) / "run" / "log.jsonl").read_text().splitlines()]
     losses = {row["step"]: row["loss"] for row in rows if "learning_rate" in row}

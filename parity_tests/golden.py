@@ -22,8 +22,8 @@ import jax
 
 from vit_flax.cli.main import main
 from vit_flax.presets import get_preset
+from vit_flax.train.compilation import abstract_state, compile_step
 from vit_flax.train.config import DataConfig, TrainConfig
-from vit_flax.train.lower import abstract_state, compile_step
 from vit_flax.train.sharding import make_mesh
 from vit_flax.train.step import batch_shapes
 

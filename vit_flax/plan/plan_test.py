@@ -15,9 +15,9 @@ from vit_flax.cli.plan import describe
 from vit_flax.config import ViTConfig
 from vit_flax.plan import Plan, find_chip, parse_topology, plan
 from vit_flax.plan.planning import _out_of_memory
+from vit_flax.train.compilation import create_state, lower_step
 from vit_flax.train.config import DataConfig, TrainConfig
 from vit_flax.train.loop import Run
-from vit_flax.train.lower import create_state, lower
 from vit_flax.train.sharding import make_mesh, place_batch
 
 TINY = ViTConfig(image_size=(8, 8), patch_size=(4, 4), in_chans=1, embed_dim=16, depth=2, num_heads=2, num_classes=10)
@@ -40,10 +40,10 @@ def test_the_planned_step_is_the_one_that_trains(tmp_path) -> None:
     run = Run(config, quiet=True)
     run.log.close()
     batch = {"image": np.zeros((8, 8, 8, 1), np.uint8), "label": np.zeros(8, np.int32)}
-    planned = lower(run.config, make_mesh(run.config.mesh, jax.devices()[:1]))
+    planned = lower_step(run.config, make_mesh(run.config.mesh, jax.devices()[:1]))
     trained = run.step_function.lower(create_state(run.config, run.mesh), place_batch(batch, run.mesh))
     assert planned.as_text() == trained.as_text()
-    other = lower(run.config.replace({"optimizer.weight_decay": 0.3}), run.mesh)
+    other = lower_step(run.config.replace({"optimizer.weight_decay": 0.3}), run.mesh)
     assert other.as_text() != trained.as_text()
 
 

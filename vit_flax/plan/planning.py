@@ -14,9 +14,9 @@ from vit_flax.chips import find_chip, parse_topology
 from vit_flax.plan.costs import costs
 from vit_flax.plan.hlo import Program
 from vit_flax.plan.targets import GPU_LIMITS, compiler_options, topology_devices, traced_for
+from vit_flax.train.compilation import abstract_state, lower_step
 from vit_flax.train.config import MeshConfig, ResolvedConfig
 from vit_flax.train.flops import training_flops
-from vit_flax.train.lower import abstract_state, lower
 from vit_flax.train.sharding import AXES, bytes_per_device, default_mesh, make_mesh
 
 REMATS = ("none", "dots_with_no_batch_dims_saveable", "full")  # from the least recomputation to the most
@@ -67,7 +67,7 @@ def plan(config: ResolvedConfig, topology: str) -> Plan:
     mesh = make_mesh(config.mesh, devices)
     state = abstract_state(config, mesh)
     with traced_for(topology):
-        lowered = lower(config, mesh)
+        lowered = lower_step(config, mesh)
     start = time.perf_counter()
     compiled: Any = None
     needed, missing = 0, 0

@@ -37,7 +37,7 @@ from vit_flax.recipes import get_recipe
 from vit_flax.train.config import MeshConfig
 from vit_flax.train.contrastive import sigmoid_contrastive, softmax_contrastive
 from vit_flax.train.contrastive_test import TINY
-from vit_flax.train.lower import create_state, lower
+from vit_flax.train.compilation import create_state, lower_step
 from vit_flax.train.sharding import make_mesh, place_batch
 
 drawn = np.random.default_rng(0)
@@ -58,7 +58,7 @@ def step_of(changes, sizes):
     run = get_recipe("shapes")().replace({**TINY, "steps": 3, "data.batch_size": 64, **changes}).resolve(4152)
     run = run.replace({f"mesh.{axis}": size for axis, size in sizes.items()})
     mesh = make_mesh(run.mesh, jax.devices()[: int(np.prod([size for size in sizes.values()]))])
-    return run, mesh, lower(run, mesh).compile()
+    return run, mesh, lower_step(run, mesh).compile()
 
 batch = {"image": drawn.integers(0, 256, (64, 32, 32, 3), np.uint8), "label": drawn.integers(1, 26, (64, 12), np.int32)}
 for changes in ({"model.logit_bias": True, "loss.name": "sigmoid"}, {}):

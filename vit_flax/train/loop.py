@@ -17,13 +17,7 @@ from jaxtyping import PyTree
 from vit_flax.convert import ConversionError
 from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.train.checkpoints import CheckpointError, Checkpoints, barrier
-from vit_flax.train.config import TrainConfig
-from vit_flax.train.data.pairs import write_tokenizer
-from vit_flax.train.data.prepared import preprocessing_of
-from vit_flax.train.history import History
-from vit_flax.train.inputs import open_inputs
-from vit_flax.train.interrupts import told_to_stop
-from vit_flax.train.lower import (
+from vit_flax.train.compilation import (
     abstract_state,
     compile_eval,
     compile_merge,
@@ -31,6 +25,12 @@ from vit_flax.train.lower import (
     create_state,
     model_shardings,
 )
+from vit_flax.train.config import TrainConfig
+from vit_flax.train.data.pairs import write_tokenizer
+from vit_flax.train.data.prepared import preprocessing_of
+from vit_flax.train.history import History
+from vit_flax.train.inputs import open_inputs
+from vit_flax.train.interrupts import told_to_stop
 from vit_flax.train.rate import Rate
 from vit_flax.train.results import RESULTS, count_parameters, draw_results, write_results
 from vit_flax.train.resuming import check_same_run, stored_config

@@ -10,8 +10,8 @@ import pytest
 
 from vit_flax.config import ViTConfig
 from vit_flax.parity.tolerances import FLOAT32_RELATIVE, FLOAT32_ROUNDING
+from vit_flax.train.compilation import abstract_state
 from vit_flax.train.config import OptimizerConfig, TrainConfig
-from vit_flax.train.lower import abstract_state
 from vit_flax.train.optimizer import make_optimizer, scale_by_muon
 
 TINY = ViTConfig(image_size=(8, 8), patch_size=(4, 4), in_chans=1, embed_dim=16, depth=2, num_heads=2, num_classes=10)

@@ -13,8 +13,8 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from vit_flax.config import ViTConfig
 from vit_flax.parity.tolerances import FLOAT32_LIBRARIES
 from vit_flax.presets import get_preset
+from vit_flax.train.compilation import abstract_state
 from vit_flax.train.config import DataConfig, MeshConfig, ResolvedConfig, TrainConfig
-from vit_flax.train.lower import abstract_state
 from vit_flax.train.sharding import AXES, bytes_per_device, check_mesh, default_mesh, make_mesh, parameter_specs
 
 SMALL = ViTConfig(image_size=(16, 16), patch_size=(4, 4), embed_dim=256, depth=2, num_heads=8, num_classes=8)
@@ -111,7 +111,7 @@ from vit_flax.train.sharding_test import config
 from vit_flax.chips import CHIPS
 from vit_flax.plan.costs import costs
 from vit_flax.plan.hlo import Program
-from vit_flax.train.lower import compile_eval, create_state, lower
+from vit_flax.train.compilation import compile_eval, create_state, lower_step
 from vit_flax.train.sharding import bytes_per_device, make_mesh, place_batch
 rng = np.random.default_rng(0)
 images, labels = rng.integers(0, 256, (3, 16, 16, 16, 3), np.uint8), rng.integers(0, 8, (3, 16), np.int32)
@@ -127,7 +127,7 @@ for sizes in json.loads(sys.argv[1]):
     shards = [shard for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards]
     held = sum(shard.data.nbytes for shard in shards if shard.device.id == 0)
     assert held == bytes_per_device(state)
-    step = lower(run, mesh).compile()
+    step = lower_step(run, mesh).compile()
     losses = []
     for batch in batches:
         state, scalars = step(state, place_batch(batch, mesh))

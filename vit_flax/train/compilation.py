@@ -96,7 +96,7 @@ def compile_eval(config: ResolvedConfig, mesh: Mesh) -> jax.stages.Wrapped:
     return jax.jit(step, in_shardings=in_shardings, out_shardings=everywhere, compiler_options=_compiler_options(mesh))
 
 
-def lower(config: ResolvedConfig, mesh: Mesh) -> jax.stages.Lowered:
+def lower_step(config: ResolvedConfig, mesh: Mesh) -> jax.stages.Lowered:
     """Returns the lowered training step, from shapes alone; the mesh's devices need not exist."""
     batch = _with_shardings(batch_shapes(config), batch_sharding(mesh))
     return compile_step(config, mesh).lower(abstract_state(config, mesh), batch)
