@@ -61,9 +61,9 @@ def applied_with_dropout(rate: float) -> Iterator[None]:
         x = args[0] if method != "join" else args[0].reshape(*args[0].shape[:-2], -1)
         change = _change(module, x, rate)
         if method != "parts":
-            return module.precision.keep(y + change)
+            return module.precision.cast_to_stored(y + change)
         changes = [part.reshape(own.shape) for part, own in zip(jnp.split(change, len(y), -1), y, strict=True)]
-        return [module.precision.keep(own + part) for own, part in zip(y, changes, strict=True)]
+        return [module.precision.cast_to_stored(own + part) for own, part in zip(y, changes, strict=True)]
 
     with nn.intercept_methods(intercept):
         yield

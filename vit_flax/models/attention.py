@@ -109,7 +109,7 @@ class Attention(nn.Module):
         parts = self.qkv.parts(x, 3, self.num_heads)  # (B, N, H, E)
         if self.biases is not None:
             biases = (bias.reshape(self.num_heads, -1) for bias in self.biases)
-            parts = [self.precision.keep(part + bias) for part, bias in zip(parts, biases, strict=True)]
+            parts = [self.precision.cast_to_stored(part + bias) for part, bias in zip(parts, biases, strict=True)]
         q, k, v = (part.swapaxes(1, 2) for part in parts)
         return q, k, v, reshape(parts[2], *x.shape[:-1], -1)
 
@@ -126,7 +126,7 @@ class Attention(nn.Module):
         q, k, v = (part.astype(dtype) for part in (q, k, v))
         record_weights(self, lambda: attention_weights(q, k, scale, bias))
         if is_dropping(self, self.attn_drop):
-            out: Any = self.precision.keep(dropped_attention(self, q, k, v, scale, self.attn_drop, bias))
+            out: Any = self.precision.cast_to_stored(dropped_attention(self, q, k, v, scale, self.attn_drop, bias))
         else:
             out = dot_product_attention(q, k, v, scale, self.precision, bias)
         if self.precision.stored is not None and self.use_proj and not self.scale_norm:
@@ -148,10 +148,10 @@ class Attention(nn.Module):
         from vit_flax.models.row_attention import row_attention  # Pallas takes as long to import as all of Flax
 
         qkv = self.qkv(x)
-        qkv = qkv if self.biases is None else self.precision.keep(qkv + jnp.concatenate(self.biases))
+        qkv = qkv if self.biases is None else self.precision.cast_to_stored(qkv + jnp.concatenate(self.biases))
         scale = self.qk_scale or self.head_width**-0.5
         operand = qkv.astype(self.precision.operand_dtype(qkv))
-        out = self.precision.keep(row_attention([operand], self.num_heads, scale, self.precision.products))
+        out = self.precision.cast_to_stored(row_attention([operand], self.num_heads, scale, self.precision.products))
         return self._leave(out, qkv[..., 2 * self.num_heads * self.head_width :])
 
     def _leave(self, out: Array, values: Array) -> Array:

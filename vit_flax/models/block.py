@@ -73,13 +73,13 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "b n d"], given: Array | np.ndarray | None = None) -> Float[Array, "b n d"]:
         """Returns the tokens after both residual steps; `given` tells attention where the tokens are."""
         if self.config.block == "res_post":
-            x = x + self._keep(self.norm1(self.attn(x, given)))
-            return x + self._keep(self.norm2(self.mlp(x)))
+            x = x + self._drop_path(self.norm1(self.attn(x, given)))
+            return x + self._drop_path(self.norm2(self.mlp(x)))
         if self.config.init_values is None:
-            x = x + self._keep(self.attn(self.norm1(x), given))
-            return x + self._keep(self.mlp(self.norm2(x)))
-        x = x + self._keep(self.ls1(self.attn(self.norm1(x), given)))
-        return x + self._keep(self.ls2(self.mlp(self.norm2(x))))
+            x = x + self._drop_path(self.attn(self.norm1(x), given))
+            return x + self._drop_path(self.mlp(self.norm2(x)))
+        x = x + self._drop_path(self.ls1(self.attn(self.norm1(x), given)))
+        return x + self._drop_path(self.ls2(self.mlp(self.norm2(x))))
 
-    def _keep(self, branch: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def _drop_path(self, branch: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         return drop_path(self, branch, self.drop_path)

@@ -172,4 +172,4 @@ class Linear(nn.Module):
             y: Any = matmul(x, kernel, dtype, products)
             return y if bias is None else y + bias
         y = stored_linear(x, kernel, bias, dtype, products, inner)
-        return self.precision.keep(y)
+        return self.precision.cast_to_stored(y)

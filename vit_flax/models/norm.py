@@ -61,7 +61,7 @@ class LayerNorm(nn.Module):
         """Returns the normalised `x`, in the dtype that is stored."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.precision.params)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.precision.params)
-        return self.precision.keep(layer_norm(x, scale, bias, _epsilon(self.eps, x.dtype)))
+        return self.precision.cast_to_stored(layer_norm(x, scale, bias, _epsilon(self.eps, x.dtype)))
 
 
 class RMSNorm(nn.Module):
@@ -84,7 +84,7 @@ class RMSNorm(nn.Module):
 
         if self.precision.stored == x.dtype:
             return recomputed(rms_norm, x, scale)
-        return self.precision.keep(rms_norm(x.astype(accumulator_dtype(x.dtype)), scale))
+        return self.precision.cast_to_stored(rms_norm(x.astype(accumulator_dtype(x.dtype)), scale))
 
 
 NORM_LAYERS: dict[str, type[LayerNorm] | type[RMSNorm]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}

@@ -56,7 +56,11 @@ class ParallelScalingBlock(nn.Module):
         """Returns the tokens after the residual step."""
         cfg = self.config
         y = self.in_proj(self.in_norm(x))
-        hidden = y[..., : cfg.mlp_dim] if cfg.qkv_bias else self.precision.keep(y[..., : cfg.mlp_dim] + self.mlp_bias)
+        hidden = (
+            y[..., : cfg.mlp_dim]
+            if cfg.qkv_bias
+            else self.precision.cast_to_stored(y[..., : cfg.mlp_dim] + self.mlp_bias)
+        )
         qkv = y[..., cfg.mlp_dim :].astype(self.precision.operand_dtype(y))
         q, k, v = split_qkv(qkv, cfg.num_heads)
         y = self.mix(q, k, v, get_activation(cfg.activation)(hidden))

@@ -100,6 +100,6 @@ class PatchProjection(nn.Module):
         )
         kernel, products = kernel.reshape(-1, self.features), self.precision.products
         if self.precision.stored is not None:
-            return self.precision.keep(stored_linear(patches, kernel, bias, dtype, products))
+            return self.precision.cast_to_stored(stored_linear(patches, kernel, bias, dtype, products))
         tokens: Any = matmul(patches, kernel, dtype, products)
         return tokens if bias is None else tokens + bias

@@ -92,12 +92,12 @@ class Precision:
         """Returns the dtype in which these are multiplied."""
         return self.compute or jnp.result_type(*(operand.dtype for operand in operands))
 
-    def keep(self, x: Array) -> Array:
-        """Returns what a layer hands on, in the dtype that is stored."""
+    def cast_to_stored(self, x: Array) -> Array:
+        """Returns a layer's output in the dtype in which activations are stored."""
         return x if self.stored is None else x.astype(self.stored)
 
-    def flow(self, x: Array) -> Array:
-        """Returns tokens in the dtype of the residual stream."""
+    def cast_to_stream(self, x: Array) -> Array:
+        """Returns the tokens in the dtype of the residual stream."""
         return x.astype(self.stream or accumulator_dtype(x.dtype))
 
 

@@ -75,7 +75,9 @@ class TextTransformer(nn.Module):
             raise ValueError(f"texts must be (batch, 1 to {cfg.context_length} tokens), got {tokens.shape}")
         place = as_batch_of(tokens, 3)
         rows: Any = self.token_embed.at[tokens].get(mode="fill", fill_value=jnp.nan, out_sharding=place)
-        x = dropout(self, self.policy.flow(rows + self.pos_embed[:, : tokens.shape[1]]), self.drop.pos_drop_rate)
+        x = dropout(
+            self, self.policy.cast_to_stream(rows + self.pos_embed[:, : tokens.shape[1]]), self.drop.pos_drop_rate
+        )
         mask = None if mask is None else mask.astype(bool)
         x = self._run_blocks(x, self.positions.block_inputs(self, mask))
         x = self.norm(x)

@@ -208,9 +208,11 @@ class VisionTransformer(nn.Module):
         expected = (cfg.num_patches, cfg.embed_dim)
         if tokens.ndim != 3 or (spatial_shapes is None and tuple(tokens.shape[1:]) != expected):
             raise ValueError(f"tokens must have shape (batch, {expected[0]}, {expected[1]}), got {tokens.shape}")
-        tokens = dropout(self, self.policy.flow(self._add_prefix(tokens, spatial_shapes)), self.drop.pos_drop_rate)
+        tokens = dropout(
+            self, self.policy.cast_to_stream(self._add_prefix(tokens, spatial_shapes)), self.drop.pos_drop_rate
+        )
         if cfg.pre_norm:
-            tokens = self.policy.flow(self.norm_pre(tokens))
+            tokens = self.policy.cast_to_stream(self.norm_pre(tokens))
         inputs = self.positions.block_inputs(self, self._with_prefix(mask))
         return self._run_blocks(tokens, inputs[:depth], taken)
 

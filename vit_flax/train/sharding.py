@@ -235,7 +235,7 @@ def _intercept(mesh: Mesh) -> Any:
         y = constrain(y, BATCH, None, None, "tensor")  # (B, N, 3, H E)
         if bias is not None:
             y = y + constrain(bias.reshape(3, -1), None, "tensor")
-        return policy.keep(y).reshape(*x.shape[:-1], -1)
+        return policy.cast_to_stored(y).reshape(*x.shape[:-1], -1)
 
     def by_batch(x: Any) -> Any:
         return constrain(x, BATCH, *[None] * (x.ndim - 1)) if isinstance(x, jax.Array) and x.ndim > 1 else x
