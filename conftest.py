@@ -10,7 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu, which `vit-flax plan` a
 # rewriting and fusion stay as they are; the command line's tests run in processes of their own, with everything on.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
-from vit_flax.cli.runtime import hide_absent_accelerators
+from vit_flax.cli.startup import hide_absent_accelerators
 
 hide_absent_accelerators()  # the CUDA plugin may be here as the compiler that `vit-flax plan` asks
 
@@ -28,7 +28,7 @@ _CHECKED = ("models/*", "train/ema", "train/losses", "train/mixing")
 # Protocol is no class; towers of texts are not tried
 _UNCHECKED = (
     "__init__", "placed", "patch_embed", "vision_transformer",
-    "row_attention", "splash", "attention_backends", "division",
+    "row_attention", "splash", "attention_backends", "kernel_sharding",
     "dpt", "depth_estimator", "feature_maps", "segmentation_head", "intermediates",
     "loop", "text_mask", "text_transformer", "two_towers",
 )  # fmt: skip

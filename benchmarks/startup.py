@@ -40,9 +40,9 @@ def time_step(contestant: str, model: str, batch: int, cached: bool) -> dict[str
         raise RuntimeError("JAX is imported already: neither imports nor the compilation cache can be measured")
     begun = time.perf_counter()
     if cached:
-        from vit_flax.cli.runtime import prepare
+        from vit_flax.cli.startup import set_up_process
 
-        prepare()
+        set_up_process()
     import jax
     import jax.numpy as jnp
 

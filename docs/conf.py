@@ -13,7 +13,7 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 os.environ.update(JAX_PLATFORMS="cpu", TF_CPP_MIN_LOG_LEVEL="3", VIT_FLAX_NO_CACHE="1", HF_HUB_OFFLINE="1")
 
 # JAX's plugins tell of a GPU that is not there, in this process and in the kernels of the cells, which begin with this
-QUIET = "from vit_flax.cli import runtime\n\nruntime.hide_absent_accelerators()\n"
+QUIET = "from vit_flax.cli import startup\n\nstartup.hide_absent_accelerators()\n"
 exec(QUIET)
 KERNELS = tempfile.TemporaryDirectory()
 startup = Path(KERNELS.name, "profile_default", "startup")

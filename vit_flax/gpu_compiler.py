@@ -1,7 +1,7 @@
 """XLA's compiler for GPUs, where JAX's CUDA plugin is installed for it alone (pip install 'vit-linen[gpu-plan]').
 
 JAX takes the plugin for a GPU's, looks for a driver and CUDA's libraries, and complains at every start: our commands
-hide it (`vit_flax.cli.runtime`), and `vit-flax plan` asks it.
+hide it (`vit_flax.cli.startup`), and `vit-flax plan` asks it.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ from vit_flax.cli import (
 )
 from vit_flax.cli.errors import explain
 from vit_flax.cli.parser import Parser
-from vit_flax.cli.runtime import hide_absent_accelerators, prepare
 from vit_flax.cli.spelling import options_of, spelled
+from vit_flax.cli.startup import hide_absent_accelerators, set_up_process
 from vit_flax.cli.version import ShowVersions
 from vit_flax.suggestions import suggest
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command != "plan":  # whose compilers are those libraries
             hide_absent_accelerators()
         if options.command in COMPUTING:
-            prepare()
+            set_up_process()
         status = options.run(options)
         sys.stdout.flush()
         return status

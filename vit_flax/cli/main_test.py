@@ -13,8 +13,8 @@ import pytest
 from vit_flax.cli import inspect
 from vit_flax.cli.main import INTERNAL, main
 from vit_flax.cli.parser import Parser
-from vit_flax.cli.runtime import hide_absent_accelerators
 from vit_flax.cli.spelling import options_of, spelled
+from vit_flax.cli.startup import hide_absent_accelerators
 from vit_flax.convert import LAYOUTS, write_checkpoint
 from vit_flax.presets import PRESETS
 from vit_flax.recipes import RECIPES
@@ -214,7 +214,7 @@ def test_absent_accelerators_say_nothing(weights: str, tmp_path: Path) -> None:
     if any(Path("/dev").glob("nvidia*")) or any(Path("/dev").glob("accel*")):
         pytest.skip("this machine has an accelerator")
     show = "import jax; print(jax.devices())"
-    hide = "from vit_flax.cli.runtime import hide_absent_accelerators; hide_absent_accelerators(); "
+    hide = "from vit_flax.cli.startup import hide_absent_accelerators; hide_absent_accelerators(); "
     loud, quiet = (
         subprocess.run(
             [sys.executable, "-c", script],
@@ -233,7 +233,7 @@ def test_absent_accelerators_say_nothing(weights: str, tmp_path: Path) -> None:
 def test_accelerators_that_are_there_are_left_alone(tmp_path: Path, monkeypatch: Any) -> None:
     devices, bus = tmp_path / "dev", tmp_path / "bus"
     hidden: list[str] = []
-    monkeypatch.setattr("vit_flax.cli.runtime._hide", hidden.extend)
+    monkeypatch.setattr("vit_flax.cli.startup._hide", hidden.extend)
     monkeypatch.setattr(sys, "modules", {name: m for name, m in sys.modules.items() if name != "jax"})
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
 

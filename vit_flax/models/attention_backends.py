@@ -14,8 +14,8 @@ from jax.lax import PrecisionLike
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from vit_flax.models.division import is_divided
 from vit_flax.models.fence import fence
+from vit_flax.models.kernel_sharding import kernels_are_sharded
 from vit_flax.models.placed import custom_vjp, reshape
 from vit_flax.models.precision import GPUS, HIGHEST, Precision, accumulator_dtype, rounded, target
 
@@ -27,8 +27,8 @@ def attention_backend(name: str) -> AbstractContextManager[None]:
     """Makes models that run in this context, jitted ones too, compute attention by the back end of that name.
 
     'auto' (the default) never refuses: 'xla' where the model's `Precision` stores float32; else 'stored', and for TPUs
-    (`compiled_for`; of several: `division.divided`) 'rows', or 'splash' where an image has more tokens than that can
-    take. 'xla' is our own form of it, for every dtype and device; 'stored' is the same with logits stored in the dtype
+    (`compiled_for`; several also need `sharded_kernels`) 'rows', or 'splash' where an image has more tokens than that
+    can take. 'xla' is our own form of it, for every dtype and device; 'stored' is the same with logits stored in the dtype
     of the queries; 'rows' is our Pallas kernel for TPUs, which stores none. 'plain' is the textbook's, differentiated
     by JAX; ours is compared with it. 'jax_nn' and 'cudnn' are the two implementations of
     jax.nn.dot_product_attention, 'splash' is JAX's Pallas kernel for TPUs. What is left out at random in training
@@ -74,7 +74,7 @@ def backend_for(shape: tuple[int, ...], dtype: DTypeLike, precision: Precision, 
     if precision.stored is None or dtype == accumulator_dtype(dtype):
         return "xla"
     _, heads, tokens, width = shape
-    one = target().devices == 1 or is_divided()  # the compiler does not divide a kernel among several
+    one = target().devices == 1 or kernels_are_sharded()  # the compiler does not divide a kernel among several
     if target().platform != "tpu" or not one or not is_plain or width % 8:
         return "stored"
     from vit_flax.models.row_attention import fits  # Pallas takes as long to import as all of Flax

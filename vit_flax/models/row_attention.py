@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from vit_flax.chips import chip_of_kind
 from vit_flax.models.attention_backends import kernel_precision
-from vit_flax.models.division import head_shards, on_each_device
+from vit_flax.models.kernel_sharding import head_shards, on_each_device
 from vit_flax.models.placed import custom_vjp
 from vit_flax.models.precision import target
 
@@ -32,7 +32,7 @@ def row_attention(
 
     The kernel takes all tokens of an image at once, so that softmax needs no second look at a row, any number of
     tokens without padding, and heads as columns, so that none is laid out anew. The backward pass keeps the parts alone
-    and computes the weights again. On several TPUs it needs `division.divided`. On the CPU it runs inside
+    and computes the weights again. Several TPUs need `kernel_sharding.sharded_kernels`. On the CPU it runs inside
     `jax.experimental.pallas.tpu.force_tpu_interpret_mode()`, for tests.
 
     Args:

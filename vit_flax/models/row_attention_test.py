@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from vit_flax.config import ViTConfig
 from vit_flax.models import build_model
 from vit_flax.models.attention_backends import attention_backend, backend_for, plain_attention
-from vit_flax.models.division import divided
+from vit_flax.models.kernel_sharding import sharded_kernels
 from vit_flax.models.precision import HIGHEST, Precision, compiled_for
 from vit_flax.models.qkv import merge_heads, split_qkv
 from vit_flax.models.row_attention import row_attention
@@ -102,7 +102,7 @@ def test_when_it_is_chosen() -> None:
         with compiled_for(*machine):
             assert chosen(197) == "stored"
     mesh = Mesh(np.array(jax.devices("cpu")[:1]).reshape(1, 1), ("data", "tensor"))
-    with compiled_for("tpu", 4), divided(mesh, ("data",), "tensor"):
+    with compiled_for("tpu", 4), sharded_kernels(mesh, ("data",), "tensor"):
         assert chosen(197) == "rows"
 
 

@@ -13,7 +13,7 @@ from jax.lax import PrecisionLike
 from jaxtyping import Array
 
 from vit_flax.models.attention_backends import for_tpu, kernel_precision, matmul_precision
-from vit_flax.models.division import on_each_device
+from vit_flax.models.kernel_sharding import on_each_device
 from vit_flax.models.placed import custom_vjp
 from vit_flax.models.precision import target
 
@@ -26,8 +26,8 @@ def splash_attention(
 ) -> Array:
     """Mixes the values of (B, H, N, E) heads without storing the (N, N) weights, neither forward nor backward.
 
-    Numbers of tokens are padded to multiples of 128. On several TPUs it needs `division.divided`. On the
-    CPU it runs inside `jax.experimental.pallas.tpu.force_tpu_interpret_mode()`, for tests.
+    Numbers of tokens are padded to multiples of 128. Several TPUs need `kernel_sharding.sharded_kernels`. On the CPU
+    it runs inside `jax.experimental.pallas.tpu.force_tpu_interpret_mode()`, for tests.
 
     Raises:
         NotImplementedError: a bias, another dtype than float32 and bfloat16, or a GPU.

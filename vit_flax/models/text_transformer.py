@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vit_flax.config import NO_DROPS, DropRates, TextConfig
 from vit_flax.models.attention_pool import AttentionPool
-from vit_flax.models.blocks import build_block
+from vit_flax.models.block_types import build_block
 from vit_flax.models.drop import dropout
 from vit_flax.models.linear import Linear
 from vit_flax.models.loop import NO_REMAT, run_model

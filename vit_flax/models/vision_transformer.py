@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from vit_flax.config import ATTENTION_POOLS, FIXED_POS_EMBEDS, NO_DROPS, DropRates, ViTConfig
 from vit_flax.models.attention_pool import AttentionPool, QueryPool
-from vit_flax.models.blocks import build_block
+from vit_flax.models.block_types import build_block
 from vit_flax.models.drop import dropout
 from vit_flax.models.intermediates import Intermediate, check_format, laid_out, taken_blocks
 from vit_flax.models.linear import Linear

@@ -90,7 +90,7 @@ def test_without_the_compiler(topology: str, library: str, extra: str, monkeypat
 
 
 def test_a_process_without_a_driver_is_quiet_about_the_compiler() -> None:
-    code = "from vit_flax.cli.runtime import hide_absent_accelerators as hide; hide(); import jax; print(jax.devices())"
+    code = "from vit_flax.cli.startup import hide_absent_accelerators as hide; hide(); import jax; print(jax.devices())"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("[CpuDevice(id=0)]\n", "")

@@ -31,12 +31,12 @@ from vit_flax.train.data.prepared import preprocessing_of
 from vit_flax.train.history import History
 from vit_flax.train.inputs import open_inputs
 from vit_flax.train.interrupts import told_to_stop
-from vit_flax.train.rate import Rate
 from vit_flax.train.results import RESULTS, count_parameters, draw_results, write_results
 from vit_flax.train.resuming import check_same_run, stored_config
 from vit_flax.train.runlog import LOG, RunLog, format_seconds
 from vit_flax.train.scoring import Scores, evaluate, score_name
 from vit_flax.train.sharding import make_mesh, place_batch, place_params
+from vit_flax.train.throughput import Throughput
 from vit_flax.train.weights import (
     check_exportable,
     digest_of,
@@ -102,7 +102,7 @@ class Run:
             self.log = RunLog(folder, self.start, self.config.steps, self.config.steps_per_epoch, quiet)
         self._evaluated: Scores | None = None
         self._pending: list[tuple[int, Any, np.ndarray]] = []
-        self._rate = Rate(self.config)
+        self._throughput = Throughput(self.config)
 
     def _begin(self) -> tuple[int, Any, History]:
         """Returns the step to begin after, the state there, and what has happened until then."""
@@ -200,13 +200,13 @@ class Run:
         placed = place_batch({name: batch[name] for name in ("image", "label")}, self.mesh)
         if step > self.start + 1:
             self.state, scalars = self.step_function(self.state, placed)
-            self._rate.count += 1
+            self._throughput.count += 1
         else:
             self.log.say("compiling the training step ...")
             began = time.monotonic()
             self.state, scalars = jax.block_until_ready(self.step_function(self.state, placed))
             self.log.say(f"the first step is done, after {format_seconds(time.monotonic() - began)}")
-            self._rate.restart()  # without the time of compiling
+            self._throughput.restart()  # without the time of compiling
             self.log.restart_clock(step)
         self._pending.append((step, scalars, batch["index"]))
         if len(self._pending) > _AHEAD:
@@ -223,7 +223,7 @@ class Run:
                 self._stop_at(step, loss, index)
         self.checkpoints.check()
         step, scalars, _ = pending[-1]
-        speed = self._rate.measure()
+        speed = self._throughput.measure()
         values = {"loss": sum(losses) / len(losses), "learning_rate": float(scalars["learning_rate"])}
         values |= {"grad_norm": float(scalars["grad_norm"]), **speed}
         self.log.write(step, "train", values)
@@ -250,8 +250,8 @@ class Run:
         return self.state.params if self.state.ema is None else self.state.ema
 
     def _score(self, loader: Any, params: PyTree) -> Scores:
-        with self._rate.paused():
-            self._rate.measure_peak()
+        with self._throughput.paused():
+            self._throughput.measure_peak()
             return evaluate(loader, self.eval_function, params, self.mesh)
 
     def _evaluate(self, step: int) -> None:
@@ -260,7 +260,7 @@ class Run:
         self.log.write(step, "eval", {"split": split, **found.numbers})
         self.log.say(f"step {step}: {split} {found.describe()}")
         if self.history.add(step, found.numbers, score_name(self.config), self.config.early_stopping):
-            with self._rate.paused():
+            with self._throughput.paused():
                 self._export("best", self._params)
         if self.history.stopped:
             self.log.say(f"step {step}: no improvement in {self.history.waited} evaluations, the run ends early")
@@ -287,7 +287,7 @@ class Run:
         return preprocessing_of(self.config.data, model.image_size, model.in_chans, self.inputs.class_names)
 
     def _save(self, step: int) -> None:
-        with self._rate.paused():
+        with self._throughput.paused():
             run = {"config": self.config.to_dict(), "data": self.inputs.train.get_state()}
             run |= {} if self._init_digest is None else {"init_digest": self._init_digest}
             self.checkpoints.save(step, self.state.replace(frozen=None), run | self.history.to_dict())

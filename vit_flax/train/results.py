@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from vit_flax.train.config import ResolvedConfig
 from vit_flax.train.optimizer import trained_mask
-from vit_flax.train.pictures import draw_confusion, draw_curves
+from vit_flax.train.plots import draw_confusion, draw_curves
 from vit_flax.train.runlog import LOG, read_log
 from vit_flax.train.scoring import Scores, score_name
 from vit_flax.train.step import TrainState

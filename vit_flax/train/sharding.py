@@ -21,7 +21,7 @@ from jaxtyping import Array, PyTree
 from vit_flax.config import ModelConfig, TwoTowersConfig
 from vit_flax.config.part import Axes, ShardingRule
 from vit_flax.microbatches import Device
-from vit_flax.models.division import divided
+from vit_flax.models.kernel_sharding import sharded_kernels
 from vit_flax.models.linear import Linear, matmul
 from vit_flax.train.config import MeshConfig, TrainConfig
 from vit_flax.train.patterns import assign
@@ -218,7 +218,7 @@ def partitioned(mesh: Mesh) -> Iterator[None]:
     if mesh.size == 1:
         yield
         return
-    with nn.intercept_methods(_intercept(mesh)), divided(mesh, BATCH, "tensor"):
+    with nn.intercept_methods(_intercept(mesh)), sharded_kernels(mesh, BATCH, "tensor"):
         yield
 
 

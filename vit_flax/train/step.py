@@ -18,7 +18,7 @@ from vit_flax.config import NO_DROPS, ModelConfig, TwoTowersConfig
 from vit_flax.lora.adapters import begin, merged
 from vit_flax.lora.dropout import applied_with_dropout, beside_kernels
 from vit_flax.models import TwoTowers, VisionTransformer, build_model
-from vit_flax.models.division import mesh_in_use
+from vit_flax.models.kernel_sharding import mesh_in_use
 from vit_flax.train.config import LossConfig, ResolvedConfig, TrainConfig
 from vit_flax.train.contrastive import sigmoid_contrastive, softmax_contrastive
 from vit_flax.train.ema import update_ema

@@ -1,4 +1,4 @@
-"""How a command begins: absent accelerators are hidden from JAX; where it computes, memory and programs are kept."""
+"""What a command sets up before JAX is imported: absent accelerators hidden, compiled programs and memory kept."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _hide(modules: Iterable[str]) -> None:
             sys.modules[name] = None  # pyright: ignore[reportArgumentType]
 
 
-def prepare() -> None:
+def set_up_process() -> None:
     """Sets up this process; call it before JAX is imported. A process that has it already is somebody else's."""
     if "jax" in sys.modules:
         return

@@ -1,4 +1,4 @@
-"""The kinds of transformer block by name."""
+"""The types of transformer block by the names that configs have for them."""
 
 import flax.linen as nn
 
@@ -9,7 +9,7 @@ from vit_flax.models.parallel_scaling_block import ParallelScalingBlock
 from vit_flax.models.parallel_things_block import ParallelThingsBlock
 from vit_flax.models.precision import Precision
 
-BLOCKS: dict[str, type[nn.Module]] = {
+BLOCK_TYPES: dict[str, type[nn.Module]] = {
     "standard": Block,
     "res_post": Block,
     "parallel_things": ParallelThingsBlock,
@@ -21,4 +21,4 @@ BLOCKS: dict[str, type[nn.Module]] = {
 
 def build_block(cfg: ViTConfig, index: int, precision: Precision, drop: DropRates) -> nn.Module:
     """Returns block number `index` of a model."""
-    return BLOCKS[cfg.block](cfg, precision, drop, drop.block_rates(cfg.depth)[index], index)  # pyright: ignore[reportCallIssue]
+    return BLOCK_TYPES[cfg.block](cfg, precision, drop, drop.block_rates(cfg.depth)[index], index)  # pyright: ignore[reportCallIssue]

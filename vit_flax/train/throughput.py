@@ -12,7 +12,7 @@ from vit_flax.train.config import ResolvedConfig
 from vit_flax.train.flops import peak_flops, training_flops
 
 
-class Rate:
+class Throughput:
     """Measures images per second and model FLOPs utilisation, evaluations and saves left out."""
 
     def __init__(self, config: ResolvedConfig) -> None:

@@ -1,4 +1,4 @@
-"""Kernels that the compiler does not divide among devices: each device computes its own images and heads."""
+"""Sharding of Pallas kernels, which the compiler does not partition: each device computes its own images and heads."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from jaxtyping import Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Division:
-    """Axes of a mesh, and what of activations they split."""
+class KernelSharding:
+    """The axes of a mesh that shard the batch and the heads of a kernel."""
 
     mesh: Mesh
     images: tuple[str, ...]
@@ -21,31 +21,28 @@ class Division:
 
 
 # part of the key of every jit cache, as `compiled_for` is
-_division = jax.make_user_context(None)
+_kernel_sharding = jax.make_user_context(None)
 
 
-def divided(mesh: Mesh, images: tuple[str, ...], heads: str) -> AbstractContextManager[None]:
-    """Makes kernels of models traced in this context run on each device of the mesh, on its part of images and heads.
-
-    The mesh must divide both.
-    """
-    return _division(Division(mesh, images, heads))
+def sharded_kernels(mesh: Mesh, images: tuple[str, ...], heads: str) -> AbstractContextManager[None]:
+    """Shards the kernels of models traced in this context over a mesh, by images and by heads; it must divide both."""
+    return _kernel_sharding(KernelSharding(mesh, images, heads))
 
 
 def mesh_in_use() -> Mesh | None:
-    """Returns the mesh whose devices compute together; None where a program is for one device."""
-    found: Division | None = _division.value
+    """Returns the mesh that models are traced for; None where a program is for one device."""
+    found: KernelSharding | None = _kernel_sharding.value
     return None if found is None else found.mesh
 
 
-def is_divided() -> bool:
-    """Whether kernels are told how to run on several devices."""
-    return _division.value is not None
+def kernels_are_sharded() -> bool:
+    """Whether models are traced in the context of `sharded_kernels`."""
+    return _kernel_sharding.value is not None
 
 
 def head_shards() -> int:
-    """Returns among how many devices the heads of an image are split."""
-    found: Division | None = _division.value
+    """Returns how many devices share the heads of an image."""
+    found: KernelSharding | None = _kernel_sharding.value
     return 1 if found is None else found.mesh.shape[found.heads]
 
 
@@ -55,7 +52,7 @@ def on_each_device(function: Callable[..., Array], arrays: Sequence[Array], axes
     `axes` says of each axis whether it is of 'images', of 'heads' (one after the other, perhaps with their columns) or
     of neither.
     """
-    found: Division | None = _division.value
+    found: KernelSharding | None = _kernel_sharding.value
     if found is None:
         return function(*arrays)
     names = {"images": found.images, "heads": found.heads if head_shards() > 1 else None, None: None}

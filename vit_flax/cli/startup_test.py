@@ -9,16 +9,16 @@ import pytest
 
 from vit_flax.cli import train
 from vit_flax.cli.main import main
-from vit_flax.cli.runtime import cache_folder
+from vit_flax.cli.startup import cache_folder
 
 SHOW = """
 import os, sys
-from vit_flax.cli import runtime
+from vit_flax.cli import startup
 if sys.argv[1:]:
     import jax
 kept = []
-runtime.keep_host_memory = lambda: kept.append(True)
-runtime.prepare()
+startup.keep_host_memory = lambda: kept.append(True)
+startup.set_up_process()
 print(len(kept), os.environ.get("JAX_COMPILATION_CACHE_DIR"))
 """
 
