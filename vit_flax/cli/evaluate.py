@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_flax.cli.data import add_data_options, open_data
-from vit_flax.cli.frozen import add_frozen_options, check_frozen_options, run_frozen
+from vit_flax.cli.frozen_features import add_frozen_options, check_frozen_options, run_frozen
 from vit_flax.cli.images import add_label_option, add_model_options, load_model
 from vit_flax.cli.options import add_text_options, format_table
 from vit_flax.cli.retrieval import run_retrieval

@@ -18,7 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import vit_flax
 from vit_flax.cli.main import main
 from vit_flax.evaluators import neighbours as nearest_file
-from vit_flax.evaluators.frozen import Frozen
+from vit_flax.evaluators.frozen_features import FrozenFeatures
 from vit_flax.evaluators.knn import vote
 from vit_flax.evaluators.neighbours import nearest, unit
 from vit_flax.evaluators.picture import choose_queries
@@ -35,20 +35,20 @@ WRONG = {"mean": 0.3, "std": 0.7}
 
 
 @pytest.fixture(scope="module")
-def digits() -> tuple[Frozen, Frozen]:
+def digits() -> tuple[FrozenFeatures, FrozenFeatures]:
     """Training and test digits as the shipped model sees them through a wrong mean and deviation."""
     predictor = Predictor(*load(SHIPPED, num_heads=4, image_size=(8, 8)), batch_size=128)
 
-    def frozen(split: str) -> Frozen:
+    def frozen(split: str) -> FrozenFeatures:
         source: Any = open_source(DataConfig(name="digits"), split, 1)
         pixels = (source.images.astype(np.float32) / 255 - WRONG["mean"]) / WRONG["std"]
-        return Frozen(predictor.embeddings(pixels), source.labels, np.arange(len(source)))
+        return FrozenFeatures(predictor.embeddings(pixels), source.labels, np.arange(len(source)))
 
     return frozen("train"), frozen("test")
 
 
 def test_the_command_has_scikit_learns_figures(
-    digits: tuple[Frozen, Frozen], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    digits: tuple[FrozenFeatures, FrozenFeatures], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train, test = digits
     given = ["evaluate", *MODEL, "--data", "digits", "--mean", "0.3", "--std", "0.7", "--batch-size", "128"]
@@ -76,7 +76,7 @@ def test_the_command_has_scikit_learns_figures(
         assert drawn.size[0] > 800
 
 
-def test_weighted_votes_are_dinov2s(digits: tuple[Frozen, Frozen]) -> None:
+def test_weighted_votes_are_dinov2s(digits: tuple[FrozenFeatures, FrozenFeatures]) -> None:
     train, test = digits
     found = nearest(test.features, train.features, 20)
     torch_like = unit(test.features).astype(np.float64) @ unit(train.features).astype(np.float64).T
@@ -111,7 +111,7 @@ def test_neighbours_in_parts_and_of_itself(metric: str, monkeypatch: pytest.Monk
 
 def test_images_that_are_the_only_one_of_their_label_do_not_ask() -> None:
     features = np.asarray([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [-1, 0]], np.float32)
-    images = Frozen(features, np.asarray([0, 0, 1, 0, 2]), np.arange(5))
+    images = FrozenFeatures(features, np.asarray([0, 0, 1, 0, 2]), np.arange(5))
     recall, asking = recall_at(images, (1, 2))
     assert asking == 3
     assert recall == {1: pytest.approx(2 / 3), 2: 1.0}

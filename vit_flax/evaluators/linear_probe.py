@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from vit_flax.evaluators.frozen import Frozen
+from vit_flax.evaluators.frozen_features import FrozenFeatures
 
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)  # at 256 images
 BATCH_SIZE = 1024
@@ -44,8 +44,8 @@ class Chosen:
 
 
 def linear_probe(
-    train: Frozen,
-    validation: Frozen | None,
+    train: FrozenFeatures,
+    validation: FrozenFeatures | None,
     num_classes: int,
     learning_rates: Sequence[float] = LEARNING_RATES,
     steps: int = STEPS,
@@ -91,7 +91,7 @@ def linear_probe(
 
 
 def fit(
-    train: Frozen,
+    train: FrozenFeatures,
     num_classes: int,
     learning_rates: Sequence[float],
     steps: int,

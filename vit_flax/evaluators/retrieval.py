@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_flax.evaluators.frozen import Frozen
+from vit_flax.evaluators.frozen_features import FrozenFeatures
 from vit_flax.evaluators.neighbours import nearest
 
 
-def recall_at(images: Frozen, counts: Sequence[int]) -> tuple[dict[int, float], int]:
+def recall_at(images: FrozenFeatures, counts: Sequence[int]) -> tuple[dict[int, float], int]:
     """Returns the recall at each count, and how many images asked.
 
     Every image asks for its nearest ones, by cosine, among all others; recall at k is the share of those that have one

@@ -28,11 +28,11 @@ def attention_backend(name: str) -> AbstractContextManager[None]:
 
     'auto' (the default) never refuses: 'xla' where the model's `Precision` stores float32; else 'stored', and for TPUs
     (`compiled_for`; several also need `sharded_kernels`) 'rows', or 'splash' where an image has more tokens than that
-    can take. 'xla' is our own form of it, for every dtype and device; 'stored' is the same with logits stored in the dtype
-    of the queries; 'rows' is our Pallas kernel for TPUs, which stores none. 'plain' is the textbook's, differentiated
+    can take. 'xla' is our own form of it, for every dtype and device; 'stored' is the same with logits stored in the
+    queries' dtype; 'rows' is our Pallas kernel for TPUs, which stores none. 'plain' is the textbook's, differentiated
     by JAX; ours is compared with it. 'jax_nn' and 'cudnn' are the two implementations of
-    jax.nn.dot_product_attention, 'splash' is JAX's Pallas kernel for TPUs. What is left out at random in training
-    (attn_drop) has a form of its own, which no back end replaces.
+    jax.nn.dot_product_attention, 'splash' is JAX's Pallas kernel for TPUs. Dropout of the attention weights has a form
+    of its own, which no back end replaces.
 
     Raises:
         ValueError: there is no such back end; or, where a model is traced in the context, the back end cannot compute

@@ -1,4 +1,4 @@
-"""What `vit-flax evaluate` does with --knn, --linear-probe and --retrieval: features in place of a head."""
+"""`vit-flax evaluate --knn`, `--linear-probe` and `--retrieval`: evaluators of frozen features."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vit_flax.cli.progress import Progress
 
 if TYPE_CHECKING:
     from vit_flax.cli.images import Loaded
-    from vit_flax.evaluators.frozen import Frozen
+    from vit_flax.evaluators.frozen_features import FrozenFeatures
     from vit_flax.evaluators.neighbours import Neighbours
     from vit_flax.train.data.loader import Loader
 
@@ -103,7 +103,7 @@ def check_frozen_options(options: argparse.Namespace) -> bool:
 class Split:
     """A split's images as features, and where they are from."""
 
-    frozen: Frozen
+    frozen: FrozenFeatures
     loader: Loader
 
 
@@ -167,7 +167,7 @@ def _known(names: Any, known: list[str]) -> tuple[np.ndarray, list[str]]:
 
 
 def _features(loaded: Loaded, loader: Loader, numbers: np.ndarray | None) -> Split:
-    from vit_flax.evaluators.frozen import frozen_features
+    from vit_flax.evaluators.frozen_features import frozen_features
 
     print(f"... {len(loader.source):,} images of {loader.source.name}", file=sys.stderr)
     try:
@@ -214,7 +214,7 @@ def _draw(path: str, train: Split, test: Split, found: Neighbours, predicted: np
 
 
 def _linear_probe(
-    options: argparse.Namespace, train: Frozen, validation: Split | None, test: Frozen, num_classes: int
+    options: argparse.Namespace, train: FrozenFeatures, validation: Split | None, test: FrozenFeatures, num_classes: int
 ) -> dict[str, Any]:
     from vit_flax.evaluators.linear_probe import BATCH_SIZE, LEARNING_RATES, STEPS, linear_probe
 
@@ -231,7 +231,7 @@ def _linear_probe(
     }
 
 
-def _retrieval(options: argparse.Namespace, test: Frozen) -> dict[str, Any]:
+def _retrieval(options: argparse.Namespace, test: FrozenFeatures) -> dict[str, Any]:
     from vit_flax.evaluators.retrieval import recall_at
 
     counts = options.k or RETRIEVAL_COUNTS

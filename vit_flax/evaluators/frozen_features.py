@@ -14,7 +14,7 @@ from vit_flax.inference import Predictor
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen:
+class FrozenFeatures:
     """Features of a split's images that could be read, in their order."""
 
     features: Float[np.ndarray, "n d"]
@@ -25,9 +25,9 @@ class Frozen:
         """Returns the number of images."""
         return len(self.labels)
 
-    def take(self, rows: np.ndarray) -> Frozen:
+    def take(self, rows: np.ndarray) -> FrozenFeatures:
         """Returns some of the images."""
-        return Frozen(self.features[rows], self.labels[rows], self.indices[rows])
+        return FrozenFeatures(self.features[rows], self.labels[rows], self.indices[rows])
 
 
 def frozen_features(
@@ -35,7 +35,7 @@ def frozen_features(
     loader: Iterable[Mapping[str, np.ndarray]],
     numbers: Int[np.ndarray, " k"] | None = None,
     told: Callable[[int], None] = lambda _count: None,
-) -> Frozen:
+) -> FrozenFeatures:
     """Returns what the head would read of every image of a loader, whose batches are the predictor's.
 
     Args:
@@ -68,4 +68,4 @@ def frozen_features(
     if not sum(len(labels) for _, labels, _ in parts):
         raise ValueError("no image is left to evaluate on")
     features, labels, indices = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Frozen(features, labels, indices)
+    return FrozenFeatures(features, labels, indices)
