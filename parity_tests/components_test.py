@@ -15,7 +15,7 @@ from parity_tests.random_weights import randomise
 from vit_flax import reference
 from vit_flax.config import T2TViTConfig, ViTConfig
 from vit_flax.convert import get_layout
-from vit_flax.convert.rules import Rule, match
+from vit_flax.convert.rules import Rule, match_template
 from vit_flax.models import Attention, Block, LayerNorm, Mlp, PatchEmbed, RMSNorm, TokensToToken, TokenTransformer
 from vit_flax.models.tokens_to_token import soft_split
 from vit_flax.parity import Subject, compare_components, compare_gradients
@@ -39,7 +39,7 @@ def _moves(layout: str, config: ViTConfig, prefix: str, target: str, names: list
     moves = {}
     for name in names:
         for rule in get_layout(layout).rules(config):
-            bindings = match(rule.source, f"{prefix}.{name}") if isinstance(rule, Rule) else None  # pyright: ignore
+            bindings = match_template(rule.source, f"{prefix}.{name}") if isinstance(rule, Rule) else None  # pyright: ignore
             if bindings is not None:
                 assert isinstance(rule, Rule)
                 moves[name] = (rule, rule.target.format(**bindings).removeprefix(f"{target}/"))

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from vit_flax.config import ATTENTION_POOLS, ViTConfig
 from vit_flax.convert import Drop, Layout, Rule
-from vit_flax.convert.rules import match, source_shapes
+from vit_flax.convert.rules import match_template, source_shapes
 from vit_flax.models import VisionTransformer
 from vit_flax.models.shapes import expected_shapes
 
@@ -45,7 +45,9 @@ def find_replacement(
     kept = [rule for rule in own if rule.target in fresh]
     wanted = {n: s for r in kept for n, s in zip(r.sources, source_shapes(r, fresh[r.target]), strict=True)}
     # many layouts have no place for a classifier
-    has_rules = all(any(isinstance(r, Rule) and match(r.target, path) is not None for r in rules) for path in fresh)
+    has_rules = all(
+        any(isinstance(r, Rule) and match_template(r.target, path) is not None for r in rules) for path in fresh
+    )
     if has_rules and wanted == {name: tuple(shapes[name]) for name in there}:
         return None
     reason = f"the classifier, since `num_classes={config.num_classes}` was asked for"

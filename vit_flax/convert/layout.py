@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from vit_flax.config import ModelConfig, TwoTowersFamily, ViTFamily
 from vit_flax.config.two_towers import TEXT
-from vit_flax.convert.rules import ConversionError, Drop, Rule, match, to_tensors
+from vit_flax.convert.rules import ConversionError, Drop, Rule, match_template, to_tensors
 from vit_flax.convert.stacked import stack, unstack
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Layout:
     def _today(self, name: str) -> str:
         name = next((name.removeprefix(prefix) for prefix in self.prefixes if name.startswith(prefix)), name)
         for old, new in self.aliases:
-            if (bindings := match(old, name)) is not None:
+            if (bindings := match_template(old, name)) is not None:
                 return new.format(**bindings)
         return name
 
@@ -320,7 +320,7 @@ def vote(shapes: Shapes, *templates: tuple[str, int]) -> int | None:
     sizes: Counter[int] = Counter()
     for template, axis in templates:
         for name, shape in shapes.items():
-            if match(template, name) is not None and -len(shape) <= axis < len(shape):
+            if match_template(template, name) is not None and -len(shape) <= axis < len(shape):
                 sizes[shape[axis]] += 1
     return sizes.most_common(1)[0][0] if sizes else None
 
@@ -331,7 +331,7 @@ def count_blocks(shapes: Shapes, template: str) -> int | None:
     Raises:
         ConversionError: there are more than any model has, or most of them are missing.
     """
-    found = {int(bindings["i"]) for name in shapes if (bindings := match(template, name)) is not None}
+    found = {int(bindings["i"]) for name in shapes if (bindings := match_template(template, name)) is not None}
     count = max(found, default=-1) + 1
     if count > _MAX_BLOCKS or count - len(found) > _MAX_GAPS:
         raise ConversionError(f"blocks are numbered up to {count - 1}, and {len(found)} of them are there")
@@ -340,7 +340,7 @@ def count_blocks(shapes: Shapes, template: str) -> int | None:
 
 def any_match(shapes: Shapes, *templates: str) -> bool:
     """Returns whether a tensor matches one of the templates."""
-    return any(match(template, name) is not None for template in templates for name in shapes)
+    return any(match_template(template, name) is not None for template in templates for name in shapes)
 
 
 def ratio_for(hidden: int, width: int) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 
 from vit_flax.convert.huggingface_tables import HUGGINGFACE_LAYOUTS
 from vit_flax.convert.layout import Layout
-from vit_flax.convert.rules import Rule, match
+from vit_flax.convert.rules import Rule, match_template
 
 _MEMORY = "_memory"
 
@@ -52,9 +52,9 @@ def _spelling(layout: Layout) -> _Spelling:
 def _translated(name: str, theirs: _Spelling, ours: _Spelling) -> Iterator[str]:
     for rule in theirs.rules:
         for place, template in enumerate(rule.sources):
-            if (bindings := match(template, name)) is None:
+            if (bindings := match_template(template, name)) is None:
                 continue
             target = rule.target.format(**bindings)
             for own in ours.rules:
-                if (values := match(own.target, target)) is not None and len(own.sources) == len(rule.sources):
+                if (values := match_template(own.target, target)) is not None and len(own.sources) == len(rule.sources):
                     yield own.sources[place].format(**values)

@@ -136,7 +136,7 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile("".join(parts))
 
 
-def match(template: str, name: str) -> Bindings | None:
+def match_template(template: str, name: str) -> Bindings | None:
     """Returns what the template's placeholders stand for in `name`, or None when it does not match."""
     found = _pattern(template).fullmatch(name)
     return found.groupdict() if found else None
@@ -222,7 +222,7 @@ def plan(
     rules = list(rules)
     fates, problems = [], []
     for name, shape in shapes.items():
-        hits = [(r, t, b) for r in rules for t in _templates(r) if (b := match(t, name)) is not None]
+        hits = [(r, t, b) for r in rules for t in _templates(r) if (b := match_template(t, name)) is not None]
         hits = [hit for hit in hits if not (isinstance(hit[0], Drop) and hit[0].otherwise)] or hits
         if len(hits) > 1:
             problems.append(f"ambiguous: {name} matches {' and '.join(t for _, t, _ in hits)}")
@@ -259,7 +259,7 @@ def sources_of(target: str, rules: Iterable[Rule | Drop]) -> tuple[Rule, tuple[s
     Raises:
         ConversionError: no rule of the layout writes it, or more than one does.
     """
-    hits = [(r, b) for r in rules if isinstance(r, Rule) and (b := match(r.target, target)) is not None]
+    hits = [(r, b) for r in rules if isinstance(r, Rule) and (b := match_template(r.target, target)) is not None]
     if len(hits) != 1:
         raise ConversionError(f"{'no rule' if not hits else 'more than one rule'} of this layout holds {target}")
     rule, bindings = hits[0]

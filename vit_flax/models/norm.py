@@ -23,7 +23,7 @@ def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     return _layer_norm_forward(x, scale, bias, eps)[0]
 
 
-def _normalise(x: Array, eps: float) -> tuple[Array, Array]:
+def _standardise(x: Array, eps: float) -> tuple[Array, Array]:
     x = x.astype(accumulator_dtype(x.dtype))
     centred = x - x.mean(-1, keepdims=True)
     rstd = lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
@@ -31,13 +31,13 @@ def _normalise(x: Array, eps: float) -> tuple[Array, Array]:
 
 
 def _layer_norm_forward(x: Array, scale: Array, bias: Array, eps: float) -> tuple[Array, tuple[Array, Array, Array]]:
-    normed, _ = _normalise(x, eps)
+    normed, _ = _standardise(x, eps)
     return normed * scale + bias, (x, scale, bias)
 
 
 def _layer_norm_backward(eps: float, residuals: tuple[Array, Array, Array], g: Array) -> tuple[Array, Array, Array]:
     x, scale, bias = residuals
-    normed, rstd = _normalise(x, eps)
+    normed, rstd = _standardise(x, eps)
     leading = tuple(range(x.ndim - 1))
     dnormed = g * scale
     dx = rstd * (dnormed - dnormed.mean(-1, keepdims=True) - normed * (dnormed * normed).mean(-1, keepdims=True))

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vit_flax.convert import Drop, Layout
-from vit_flax.convert.rules import match
+from vit_flax.convert.rules import match_template
 from vit_flax.parity.record import INPUT, record_flax, record_torch
 from vit_flax.parity.tolerances import float32_allowed, float64_allowed
 from vit_flax.pretrained import to_state_dict
@@ -62,7 +62,7 @@ def expand_pairs(templates: Pairs, torch_module: torch.nn.Module) -> tuple[tuple
     pairs = []
     for name in dict(torch_module.named_modules()):
         for torch_template, flax_template in templates:
-            bindings = match(torch_template.removesuffix(INPUT), name)
+            bindings = match_template(torch_template.removesuffix(INPUT), name)
             if bindings is not None:
                 suffix = INPUT if torch_template.endswith(INPUT) else ""
                 pairs.append((name + suffix, flax_template.format(**bindings)))

@@ -155,7 +155,7 @@ def _layer_norm_scale_only(x: Any, scale: Any, bias: Any, eps: float) -> Any:
 def _layer_norm_scale_only_backward(eps: float, residuals: Any, g: Any) -> Any:
     x, scale, _ = residuals
     _, dscale, dbias = norm._layer_norm_backward(eps, residuals, g)
-    return norm._normalise(x, eps)[1] * g * scale, dscale, dbias
+    return norm._standardise(x, eps)[1] * g * scale, dscale, dbias
 
 
 _layer_norm_scale_only.defvjp(norm._layer_norm_forward, _layer_norm_scale_only_backward)
@@ -408,7 +408,7 @@ MUTATIONS: dict[str, Mutation] = {
             "variance as E[x^2] - E[x]^2, Flax's default, which loses digits on large means",
             "stressed",
             "blocks.0.norm1",
-            patches=((norm, "_normalise", _fast_variance),),
+            patches=((norm, "_standardise", _fast_variance),),
         ),
         Mutation(
             "gelu_gradient",
