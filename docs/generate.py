@@ -28,8 +28,8 @@ from vit_flax.models import build_model
 from vit_flax.presets import PRESETS, Preset
 from vit_flax.recipes import RECIPES
 from vit_flax.train import TrainConfig
+from vit_flax.train.config.nested import dotted_paths
 from vit_flax.train.data import SOURCES
-from vit_flax.train.fields import dotted_paths
 from vit_flax.train.flops import count_flops
 
 _LISTED = 30  # keys of a table

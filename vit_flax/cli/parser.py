@@ -44,11 +44,11 @@ class Parser(argparse.ArgumentParser):
         field = name if "overrides" in options and name in PlainViTConfig.fields else None
         if "changes" in options:  # train's, for which other libraries have other words
             from vit_flax.train.config import TrainConfig
-            from vit_flax.train.fields import suggest
-            from vit_flax.train.spellings import ELSEWHERE
+            from vit_flax.train.config.nested import suggest
+            from vit_flax.train.config.synonyms import SYNONYMS
 
             near = suggest(TrainConfig, name)
-            field = next((path for path in near if path.split(".")[-1] == name or name in ELSEWHERE), None)
+            field = next((path for path in near if path.split(".")[-1] == name or name in SYNONYMS), None)
         return f"; did you mean --set {field}={value}?" if field else ""
 
 

@@ -123,7 +123,7 @@ def _model_of(teacher: str) -> ViTConfig:
 def _check_name(recipe: str, name: str, parameters: Mapping[str, Any]) -> None:
     """Raises ValueError for a name that is neither a recipe's parameter nor the path of a field of its config."""
     from vit_flax.train.config import TrainConfig
-    from vit_flax.train.fields import dotted_paths, suggest
+    from vit_flax.train.config.nested import dotted_paths, suggest
 
     head, dot, _ = name.partition(".")
     if name in dotted_paths(TrainConfig) or (dot and head in ("model", "teacher_model")):  # of any family of models

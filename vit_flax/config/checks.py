@@ -1,7 +1,8 @@
-"""Checks that the parts of a config share; each raises ValueError naming the field and what it got."""
+"""Checks that configs share; each raises ValueError naming the field and what it got."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 Pair = tuple[int, int]
@@ -25,3 +26,21 @@ def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuses what is none of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def require_number(name: str, value: object, minimum: float = 0.0) -> None:
+    """Refuses what is no finite number of at least `minimum`."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not minimum <= value < math.inf:
+        raise ValueError(f"{name} must be a number of at least {minimum:g}, got {value!r}")
+
+
+def require_positive(name: str, value: object) -> None:
+    """Refuses what is no finite number above 0."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive number, got {value!r}")
+
+
+def require_share(name: str, value: object, one: bool = True) -> None:
+    """Refuses what is no number in 0..1; without `one`, 1 as well."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1 or (value == 1 and not one):
+        raise ValueError(f"{name} must be in 0..1, got {value!r}")

@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-from vit_flax.config.checks import require_choice, require_int
+from vit_flax.config.checks import require_choice, require_int, require_number
 
 ALL_LINEAR = "all-linear"
 BIASES = ("none", "all", "lora_only")
@@ -50,8 +50,7 @@ class LoraConfig:
         require_choice("lora.bias", self.bias, BIASES)
         numbers = [("alpha", alpha) for _, alpha in self.alphas]
         for name, value in (*numbers, ("alpha", self.alpha), ("dropout", self.dropout)):
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-                raise ValueError(f"lora.{name} must be a number of at least 0, got {value!r}")
+            require_number(f"lora.{name}", value)
         if self.dropout >= 1:
             raise ValueError(f"lora.dropout must be less than 1, got {self.dropout!r}")
         if not isinstance(self.rslora, bool):

@@ -19,7 +19,7 @@ from vit_flax.models.attention_backends import (
     plain_attention,
 )
 from vit_flax.models.precision import HIGHEST, Precision
-from vit_flax.train.config import ATTENTION_BACKENDS
+from vit_flax.train.config.run import ATTENTION_BACKENDS
 
 SMALL: dict[str, Any] = {
     "image_size": 12, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 5, "in_chans": 1,

@@ -105,7 +105,7 @@ def test_equal_features_cost_nothing_and_equal_widths_need_no_projection() -> No
         ({"loss.feature_layers": (0, 2)}, r"loss.feature_layers \(0, 2\): the model has blocks 0 to 1"),
         ({"loss.teacher_layers": (3, 1)}, r"\(3, 1\) must ascend through the teacher's 4 blocks"),
         ({"loss.teacher_layers": 3}, "loss.feature_layers names 2 blocks and loss.teacher_layers 1"),
-        ({"loss.feature_weight": -1}, "loss.feature_weight must be 0 or more"),
+        ({"loss.feature_weight": -1}, "loss.feature_weight must be a number of at least 0, got -1"),
         ({"lora.rank": 2}, "leave lora out"),
     ],
 )

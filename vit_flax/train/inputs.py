@@ -8,7 +8,8 @@ from typing import Any
 from jax.sharding import Mesh
 
 from vit_flax.config import TwoTowersConfig
-from vit_flax.train.config import BALANCED, ResolvedConfig, TrainConfig
+from vit_flax.train.config import ResolvedConfig, TrainConfig
+from vit_flax.train.config.loss import BALANCED
 from vit_flax.train.data import find_splits, open_pairs, open_source
 from vit_flax.train.data.checks import check_images, check_sample
 from vit_flax.train.data.loader import Loader, make_loader

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_flax.train.config import ResolvedConfig, TrainConfig
-from vit_flax.train.fields import build
+from vit_flax.train.config.nested import build
 
 # fields that change where and how often, but not what is computed: a run may go on with others
 _FREE = {"mesh", "sharding", "eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "peak_flops", "out",

@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON types and back, and changes of single fields by dotted names."""
+"""Nested frozen dataclasses: to JSON types and back, and with fields replaced by dotted names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vit_flax.config import ModelConfig, PlainViTConfig, TwoTowersConfig, ViTConfig
 from vit_flax.suggestions import nearest
-from vit_flax.train.spellings import ELSEWHERE
+from vit_flax.train.config.synonyms import SYNONYMS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -36,6 +36,12 @@ def frozen(value: object) -> object:
     return tuple(frozen(v) for v in value) if isinstance(value, tuple | list) else value
 
 
+def freeze_lists(config: DataclassInstance) -> None:
+    """Makes every list in the fields of a frozen dataclass a tuple, in its `__post_init__`."""
+    for field in dataclasses.fields(config):
+        object.__setattr__(config, field.name, frozen(getattr(config, field.name)))
+
+
 def field_names(config_class: type) -> list[str]:
     """Returns the names of the fields; of a ViTConfig those of its parts too."""
     if issubclass(config_class, ViTConfig):
@@ -58,7 +64,7 @@ def suggest(config_class: type, name: str) -> list[str]:
     """Returns the dotted paths that a name which is no field may stand for: the word itself first, then one like it."""
     paths = dotted_paths(config_class)
     last = name.split(".")[-1]
-    if (path := ELSEWHERE.get(last)) in paths:
+    if (path := SYNONYMS.get(last)) in paths:
         return [path]
     if same := [path for path in paths if path.split(".")[-1] == name]:
         return same

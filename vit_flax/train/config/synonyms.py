@@ -1,9 +1,9 @@
-"""What other libraries call the fields of a training config, so that whoever writes their word is told ours."""
+"""Names that other libraries have for fields of a training config: whoever writes one is told ours."""
 
 from __future__ import annotations
 
 # timm's train.py, torch's optimisers, transformers' TrainingArguments, Lightning's Trainer
-ELSEWHERE = {
+SYNONYMS = {
     "lr": "optimizer.learning_rate",
     "blr": "optimizer.learning_rate",
     "base_lr": "optimizer.learning_rate",

@@ -58,6 +58,18 @@ def test_recipes_survive_json_and_say_what_was_measured(name: str) -> None:
         ({"mesh": {"data": -1, "fsdp": -1}}, "only one axis of the mesh may be -1"),
         ({"drop.drop_path_rate": 1.0}, "drop_path_rate must be at least 0 and less than 1"),
         ({"model": "vit_bas_patch16_224"}, "did you mean"),
+        ({"data.augment.flip": "no"}, "data.augment.flip must be True or False, got 'no'"),
+        ({"data.augment.aspect_ratio": 3}, "data.augment.aspect_ratio must be 2 numbers, got 3"),
+        ({"data.augment.random_resized_crop": [1.0, 0.3]}, "must be two rising positive numbers, got (1.0, 0.3)"),
+        ({"data.crop_mode": "centre"}, "data.crop_mode must be one of center, squash, border, none, got 'centre'"),
+        ({"mixing.erasing_area": 0.3}, "mixing.erasing_area must be 2 numbers, got 0.3"),
+        ({"ema": {"warmup_gamma": "x"}}, "ema.warmup_gamma must be a number, got 'x'"),
+        ({"loss.target_threshold": "half"}, "loss.target_threshold must be a number or None, got 'half'"),
+        ({"loss.feature_weight": "x"}, "loss.feature_weight must be a number of at least 0, got 'x'"),
+        ({"optimizer.decay": 3}, "optimizer.decay must be text or (pattern, value) pairs, got 3"),
+        ({"scan": 1}, "scan must be True or False, got 1"),
+        ({"model.qkv_bias": "no"}, "qkv_bias must be True or False, got 'no'"),
+        ({"out": 2024}, 'out must be text or None, got 2024; as text it is "2024", on a command line \'"2024"\''),
     ],
 )
 def test_bad_values_are_told_in_one_line(changes: dict[str, Any], message: str) -> None:
