@@ -105,13 +105,16 @@ def _separated(text: str, kind: Callable[[str], _T]) -> tuple[_T, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between them") from None
 
 
+_JSON_WORDS = {"true": "True", "false": "False", "null": "None"}
+
+
 def assignment(text: str) -> tuple[str, object]:
     """Returns name and value of FIELD=VALUE."""
     name, equals, value = text.partition("=")
     if not equals or not name.replace(".", "_").isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form FIELD=VALUE")
     try:
-        return name, ast.literal_eval(value)
+        return name, ast.literal_eval(_JSON_WORDS.get(value, value))
     except (ValueError, SyntaxError):
         return name, value  # a word such as hardswish
 

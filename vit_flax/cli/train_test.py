@@ -19,8 +19,8 @@ from vit_flax.models import build_model
 from vit_flax.pretrained import save
 from vit_flax.recipes import RECIPES, get_recipe
 from vit_flax.train.config import TrainConfig
-from vit_flax.train.fields import dotted_paths
-from vit_flax.train.spellings import ELSEWHERE
+from vit_flax.train.config.nested import dotted_paths
+from vit_flax.train.config.synonyms import SYNONYMS
 from vit_flax.train.step import init_params
 
 # A task whose exception no code of Python's raised, one that Orbax's code raised, and one of nobody's.
@@ -137,4 +137,18 @@ def test_a_shortcut_or_a_misspelt_name_is_told_the_right_path(recipe: str, name:
 
 
 def test_the_words_of_other_libraries_lead_to_fields() -> None:
-    assert set(ELSEWHERE.values()) <= set(dotted_paths(TrainConfig))
+    assert set(SYNONYMS.values()) <= set(dotted_paths(TrainConfig))
+
+
+def test_jsons_words_are_values_and_other_words_are_no_truth(tmp_path: Path) -> None:
+    flipped = build_config("digits", dict([assignment("data.augment.flip=true")]), str(tmp_path))
+    assert flipped.data.augment.flip is True
+    for told in ("data.augment.flip=false", "ema=null", "model.qkv_bias=false"):
+        path, value = assignment(told)
+        config = flipped.replace({path: value})
+        for part in path.split("."):
+            config = getattr(config, part)
+        assert config is value
+        assert value in (False, None)
+    with pytest.raises(ValueError, match=r"data\.augment\.flip must be True or False, got 'no'"):
+        build_config("digits", dict([assignment("data.augment.flip=no")]), str(tmp_path))

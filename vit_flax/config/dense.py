@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from vit_flax.config.checks import require_choice, require_int
+from vit_flax.config.field_types import check_types
 from vit_flax.config.vit import ViTConfig
 
 DEPTH_TYPES = ("relative", "metric")
@@ -32,6 +33,7 @@ class DepthConfig:
         """Checks every value."""
         for name in ("layers", "factors", "neck_sizes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_types(self)
         counts = {name: len(getattr(self, name)) for name in ("layers", "factors", "neck_sizes")}
         if len(set(counts.values())) != 1 or not self.layers:
             raise ValueError(f"layers, factors and neck_sizes must be as many, got {counts}")

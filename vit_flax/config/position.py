@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
-from vit_flax.config.checks import Pair, pair, require_choice
+from vit_flax.config.checks import Pair, pair, require_choice, require_positive
 from vit_flax.config.part import Part
 
 if TYPE_CHECKING:
@@ -57,8 +57,7 @@ class Rotation(Position):
             object.__setattr__(self, "rope_ref_grid", pair("rope_ref_grid", self.rope_ref_grid))
         require_choice("rope_type", self.rope_type, ROPE_TYPES)
         require_choice("rope_grid_indexing", self.rope_grid_indexing, GRID_INDEXINGS)
-        if not self.rope_theta > 0:
-            raise ValueError(f"rope_theta must be positive, got {self.rope_theta!r}")
+        require_positive("rope_theta", self.rope_theta)
         if self.rope_type == "mixed" and self.rope_rotate_half:
             raise ValueError("rope_type='mixed' needs rope_rotate_half=False")
         if self.rope_type == "dinov3" and (self.rope_grid_offset or self.rope_ref_grid):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from vit_flax.config.checks import require_choice, require_int
+from vit_flax.config.field_types import check_types
 from vit_flax.config.position import TextMask
 from vit_flax.config.vit import ViTConfig
 
@@ -43,13 +44,12 @@ class TextConfig:
             require_int(name, getattr(self, name), minimum=1)
         require_int("output_dim", self.output_dim, minimum=0)
         require_choice("pool", self.pool, TEXT_POOLS)
+        _ = self.blocks  # which checks what is the blocks'
+        check_types(self)
         if self.pool == "eos":
             require_int("eos_token_id", self.eos_token_id, minimum=0)
             if not 0 <= (self.eos_token_id or 0) < self.vocab_size:
                 raise ValueError(f"eos_token_id {self.eos_token_id} is no token: vocab_size is {self.vocab_size}")
-        if self.norm_eps is None or not self.norm_eps >= 0:
-            raise ValueError(f"norm_eps must not be negative, got {self.norm_eps!r}")
-        _ = self.blocks  # which checks the rest
 
     @property
     def blocks(self) -> ViTConfig:

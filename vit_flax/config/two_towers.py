@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vit_flax.config.families import ViTFamily, config_from_dict
+from vit_flax.config.field_types import check_types
 from vit_flax.config.text import TextConfig
 from vit_flax.config.vit import ViTConfig
 from vit_flax.suggestions import suggest
@@ -39,7 +40,7 @@ class TwoTowersFamily:
             tower = TextConfig(**text)
         except ValueError as error:
             raise ValueError(f"the text tower's {error}") from error
-        return TwoTowersConfig(image=self.image(**image), text=tower, logit_bias=bool(fields.get(LOGIT_BIAS, False)))
+        return TwoTowersConfig(image=self.image(**image), text=tower, logit_bias=fields.get(LOGIT_BIAS, False))  # pyright: ignore[reportArgumentType]
 
     @staticmethod
     def _is_text(name: str) -> bool:
@@ -76,6 +77,7 @@ class TwoTowersConfig:
 
     def __post_init__(self) -> None:
         """Checks that the towers fit each other."""
+        check_types(self)
         if self.image.global_pool == "none":
             raise ValueError("an image tower with global_pool='none' gives no embedding")
         width = self.image_width

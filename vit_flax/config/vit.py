@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from vit_flax.config.checks import Pair, pair, require_choice, require_int
+from vit_flax.config.field_types import check_types
 from vit_flax.config.part import Part
 from vit_flax.config.position import NoPosition, Position
 from vit_flax.config.tokens import Patches, Tokens
@@ -126,6 +127,10 @@ class ViTConfig:
             require_int(name, getattr(self, name), minimum=1)
         for name in ("num_classes", "reg_tokens"):
             require_int(name, getattr(self, name), minimum=0)
+        if isinstance(self.pool_tokens, list):
+            object.__setattr__(self, "pool_tokens", tuple(self.pool_tokens))
+        for typed in (self, self.tokens, self.position):
+            check_types(typed)
         self._check_heads()
         if not self.mlp_ratio > 0 or self.mlp_dim < 1:
             raise ValueError(f"mlp_ratio must be positive and give a hidden width of 1 or more, got {self.mlp_ratio!r}")
@@ -159,10 +164,9 @@ class ViTConfig:
 
     def _check_pool_tokens(self) -> None:
         prefix = self.num_prefix_tokens
-        if self.pool_tokens is not None:
-            object.__setattr__(self, "pool_tokens", tuple(self.pool_tokens))
-            if not self.pool_tokens or not all(isinstance(i, int) and 0 <= i < prefix for i in self.pool_tokens):
-                raise ValueError(f"pool_tokens must be numbers of the {prefix} prefix tokens, got {self.pool_tokens}")
+        chosen = self.pool_tokens
+        if chosen is not None and not (chosen and all(0 <= i < prefix for i in chosen)):
+            raise ValueError(f"pool_tokens must be numbers of the {prefix} prefix tokens, got {chosen}")
         if self.global_pool in _PREFIX_POOLS and not prefix:
             raise ValueError(f"global_pool={self.global_pool!r} needs class_token=True or reg_tokens")
 

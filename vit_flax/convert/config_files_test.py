@@ -31,7 +31,7 @@ def test_our_own():
     assert "has no field 'dept'; did you mean 'depth'" in refused({**config.to_dict(), "dept": 3})
     assert "embed_dim 24 is not divisible by num_heads 5" in refused({**config.to_dict(), "num_heads": 5})
     assert "image_size must be" in refused({**config.to_dict(), "image_size": {}})
-    assert "it is broken" in refused({**config.to_dict(), "norm_eps": "small"})
+    assert "norm_eps must be a number or None, got 'small'" in refused({**config.to_dict(), "norm_eps": "small"})
 
 
 def test_no_known_kind_is_not_guessed():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
+from vit_flax.config.field_types import check_types
 from vit_flax.preprocessing import torch_resize
 from vit_flax.preprocessing.decode import Decoding, import_pillow, match_channels, open_image, to_array, to_image
 
@@ -63,6 +64,7 @@ class Preprocessing:
         for name in _PAIRS:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(value))
+        check_types(self)
         if len(self.mean) != len(self.std) or not self.mean:
             raise ValueError(f"mean and std must have one value a channel, got {self.mean} and {self.std}")
         if not all(value > 0 for value in self.std):
