@@ -27,7 +27,9 @@ from vit_flax.models.loop import NO_REMAT
 from vit_flax.models.precision import accumulator_dtype, compiled_for
 from vit_flax.preprocessing.decode import BadImageError
 from vit_flax.preprocessing.evaluation import Preprocessing
+from vit_flax.preprocessing.naflex import to_patches
 
+Patches = tuple[np.ndarray, np.ndarray, np.ndarray]  # what `to_patches` returns: patches, mask, grids
 Image = np.ndarray | jax.Array | bytes | str | os.PathLike[str]
 Images = np.ndarray | jax.Array | Iterable[Image]
 Method = str | Intermediates  # 'logits', 'features', 'embeddings', or tokens after blocks
@@ -39,8 +41,10 @@ class Predictor:
     """Applies a model to images in batches of one shape, so that each method is compiled once.
 
     Images are an array (N, H, W, C) or an iterable of single ones. Floating point ones are what the model reads,
-    already normalised; uint8 ones, file contents and paths go through `transform`. Results are NumPy arrays in the
-    images' order. On one CPU device a batch is computed in parts that stay in its caches (`vit_flax.microbatches`).
+    already normalised; uint8 ones, file contents and paths go through `transform`. A NaFlex model with a transform to
+    match gets images of whole patches, of any size; tokens of its padding are among the results. Results are NumPy
+    arrays in the images' order. On one CPU device a batch is computed in parts that stay in its caches
+    (`vit_flax.microbatches`).
 
     Args:
         model: the linen module.
@@ -55,7 +59,8 @@ class Predictor:
             one compilation a size; None: such images are refused.
 
     Raises:
-        ValueError: the batch does not divide into the devices, or the transform gives another shape than the model's.
+        ValueError: the batch does not divide into the devices, or the transform gives another shape than the model's,
+            or other patches.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Predictor:
         self.model = model.clone(dtype=dtype) if dtype is not None else model
         self.image_shape = (*model.config.image_size, model.config.in_chans)
         self.batch_size, self.transform, self.resample = batch_size, transform, resample
+        self._most = _max_num_patches(model, transform)
         given = (*(transform.image_size or ()), transform.channels) if transform else ()
         if transform and not transform.varies and given != self.image_shape:
             raise ValueError(f"the transform gives images of {given}, the model needs {self.image_shape}")
@@ -91,7 +97,7 @@ class Predictor:
         }
 
     def _compiled(self, shape: tuple[int, ...], method: Method) -> Any:
-        """Returns the jitted function of (parameters, images) that computes a method for images of a shape."""
+        """Returns the jitted function of (parameters, images) that computes a method for images, or rows of patches."""
         if (shape, method) in self._methods:
             return self._methods[shape, method]
         model = self._at(shape)[0]
@@ -112,6 +118,8 @@ class Predictor:
 
     def _at(self, shape: tuple[int, ...]) -> tuple[VisionTransformer, Any]:
         """Returns the model for images of a shape, and its parameters."""
+        if self._most is not None:
+            return self.model, self.params
         if shape not in self._sized:
             assert self.resample is not None
             model, params = at_image_size(self.model, self.params, (shape[0], shape[1]), self.resample)
@@ -153,20 +161,23 @@ class Predictor:
         """Appends the results of a method to an ArrayWriter, batch by batch, so that they need not fit in memory.
 
         Arrays are 'features', or those of `intermediates`; what is narrower than float32 is widened to it. Images that
-        are named in `bad` afterwards are left out.
+        are named in `bad` afterwards are left out. Tokens of padded patches come with 'spatial_shapes', each image's
+        rows and columns, of which it has as many tokens; the rest is padding.
 
         Raises:
             ValueError: images of different sizes give arrays of different shapes.
         """
         first = 0
         found: Any
-        for found in self.stream(method, images, bad):
+        for found, grids in self._results(method, images, bad):
             named: dict[str, np.ndarray] = (
                 self._named(method, found) if isinstance(method, Intermediates) else {"features": found}
             )
             count = len(next(iter(named.values())))
+            if grids is not None and method not in ("logits", "embeddings"):
+                named["spatial_shapes"] = grids
             good = [row for row in range(count) if not bad or first + row not in bad]
-            rows = {name: array[good].astype(accumulator_dtype(array.dtype)) for name, array in named.items()}
+            rows = {name: _widened(array[good]) for name, array in named.items()}
             try:
                 writer.append(rows)
             except ValueError as error:
@@ -193,14 +204,24 @@ class Predictor:
             BadImageError: an image cannot be read, and there is no `bad`; its path or number is named.
             ValueError: an image is of another shape than the model's.
         """
+        for found, _ in self._results(method, images, bad):
+            yield found
+
+    def _results(
+        self, method: Method, images: Images, bad: dict[int, str] | None
+    ) -> Iterator[tuple[Any, np.ndarray | None]]:
+        """Yields what `stream` does, and the grid of each image's patches where these are padded."""
         waiting: collections.deque[Any] = collections.deque()
         for batch, count in self._batches(images, bad):
-            compiled, params = self._compiled(batch.shape[1:], method), self._at(batch.shape[1:])[1]
-            waiting.append((compiled(params, jax.device_put(batch, self._sharding)), count))
+            shape = (batch[0] if isinstance(batch, tuple) else batch).shape[1:]
+            compiled, params = self._compiled(shape, method), self._at(shape)[1]
+            grids = batch[2][:count] if isinstance(batch, tuple) else None
+            waiting.append((compiled(params, jax.device_put(batch, self._sharding)), count, grids))
             if len(waiting) > AHEAD:
-                yield _first_rows(*waiting.popleft())
-        while waiting:
-            yield _first_rows(*waiting.popleft())
+                found, count, grids = waiting.popleft()
+                yield _first_rows(found, count), grids
+        for found, count, grids in waiting:
+            yield _first_rows(found, count), grids
 
     @overload
     def collect(self, method: str, images: Images, bad: dict[int, str] | None = None) -> np.ndarray: ...
@@ -210,19 +231,20 @@ class Predictor:
         """Returns the results of a method; those of images that are named in `bad` afterwards are left out."""
         parts: list[Any] = list(self.stream(method, images, bad))
         if not parts:
-            empty = jax.ShapeDtypeStruct((self.batch_size, *self.image_shape), jnp.float32)
-            shapes = jax.eval_shape(self._compiled(self.image_shape, method), self.params, empty)
+            empty, _ = self._batch([])
+            first = empty[0] if isinstance(empty, tuple) else empty
+            shapes = jax.eval_shape(self._compiled(first.shape[1:], method), self.params, empty)
             return jax.tree.map(lambda shape: np.zeros((0, *shape.shape[1:]), shape.dtype), shapes)
         if len({leaf.shape[1:] for part in parts for leaf in jax.tree.leaves(part)[:1]}) > 1:
             raise ValueError("images of different sizes have different numbers of tokens: use stream() for them")
         found = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
         return jax.tree.map(lambda leaf: np.delete(leaf, sorted(bad), axis=0), found) if bad else found
 
-    def _batches(self, images: Images, bad: dict[int, str] | None) -> Iterator[tuple[np.ndarray, int]]:
+    def _batches(self, images: Images, bad: dict[int, str] | None) -> Iterator[tuple[np.ndarray | Patches, int]]:
         """Yields batches of images of one shape, padded where there are fewer, with the number of images in each."""
         chosen: list[np.ndarray] = []
         for image in self._prepared(images, bad):
-            if chosen and image.shape != chosen[0].shape:
+            if chosen and image.shape != chosen[0].shape and self._most is None:
                 yield self._batch(chosen)
                 chosen = []
             chosen.append(image)
@@ -232,11 +254,21 @@ class Predictor:
         if chosen:
             yield self._batch(chosen)
 
-    def _batch(self, chosen: list[np.ndarray]) -> tuple[np.ndarray, int]:
-        batch = np.zeros((self.batch_size, *chosen[0].shape), np.result_type(*{image.dtype for image in chosen}))
+    def _batch(self, chosen: list[np.ndarray]) -> tuple[np.ndarray | Patches, int]:
+        if self._most is not None:
+            missing = [self._black()] * (self.batch_size - len(chosen))
+            return to_patches([*chosen, *missing], self.model.config.patch_size[0], self._most), len(chosen)
+        shape = chosen[0].shape if chosen else self.image_shape
+        dtype = np.result_type(*{image.dtype for image in chosen}) if chosen else np.float32
+        batch = np.zeros((self.batch_size, *shape), dtype)
         for position, image in enumerate(chosen):
             batch[position] = image
         return batch, len(chosen)
+
+    def _black(self) -> np.ndarray:
+        """Returns an image that stands for one that is missing."""
+        shape = self.image_shape if self._most is None else (*self.model.config.patch_size, self.image_shape[-1])
+        return np.zeros(shape, np.float32)
 
     def _prepared(self, images: Images, bad: dict[int, str] | None) -> Iterator[np.ndarray]:
         """Yields the images as the model reads them, in their order; threads work a few batches ahead."""
@@ -275,9 +307,9 @@ class Predictor:
         except BadImageError as error:
             if bad is not None:
                 bad[number] = str(error)
-                return np.zeros(self.image_shape, np.float32)
+                return self._black()
             raise BadImageError(f"{_name(number, image)}: {error}") from error
-        if prepared.shape != self.image_shape and self.resample is None:
+        if prepared.shape != self.image_shape and self.resample is None and self._most is None:
             raise ValueError(
                 f"{_name(number, image)}: is prepared to {prepared.shape}, the model needs {self.image_shape}"
             )
@@ -285,6 +317,8 @@ class Predictor:
 
     def _checked(self, number: int, image: np.ndarray) -> np.ndarray:
         fits = image.shape == self.image_shape
+        if self._most is not None:
+            return self._divided(number, image)
         if self.resample is not None:
             fits = image.ndim == 3 and image.shape[-1] == self.image_shape[-1]
         if not fits or not jnp.issubdtype(image.dtype, jnp.floating):
@@ -293,9 +327,35 @@ class Predictor:
             )
         return image
 
+    def _divided(self, number: int, image: np.ndarray) -> np.ndarray:
+        """Returns the image where it is of whole patches, not too many."""
+        assert self._most is not None
+        side, chans = self.model.config.patch_size[0], self.image_shape[-1]
+        fits = image.ndim == 3 and image.shape[-1] == chans and jnp.issubdtype(image.dtype, jnp.floating)
+        sides = [divmod(length, side) for length in image.shape[:2]]
+        if not fits or any(rest for _, rest in sides) or not 0 < sides[0][0] * sides[1][0] <= self._most:
+            needed = f"{chans} channels of floats that divide into 1 to {self._most} patches of {side}"
+            raise ValueError(f"{_name(number, image)}: {image.shape} of {image.dtype}, the model needs {needed}")
+        return image
+
+
+def _max_num_patches(model: VisionTransformer, transform: Preprocessing | None) -> int | None:
+    """Returns the most patches that a transform cuts images into for a NaFlex model; None: images are of one size."""
+    if transform is None or transform.patch_size is None:
+        return None
+    if not model.config.tokens.pads:
+        raise ValueError("the transform cuts images of any size into patches, which the model does not take")
+    if model.config.patch_size != (transform.patch_size,) * 2:
+        own, theirs = model.config.patch_size, transform.patch_size
+        raise ValueError(f"the transform makes patches of {theirs}x{theirs}, the model takes {own[0]}x{own[1]}")
+    return transform.max_num_patches
+
 
 def attention_maps(
-    model: VisionTransformer, params: PyTree, images: jax.Array | np.ndarray, layers: Sequence[int] | None = None
+    model: VisionTransformer,
+    params: PyTree,
+    images: jax.Array | np.ndarray | Patches,
+    layers: Sequence[int] | None = None,
 ) -> dict[int, np.ndarray]:
     """Computes the attention weights (B, H, N, N) of blocks, softmax(q k^T scale + bias), prefix tokens first.
 
@@ -305,7 +365,7 @@ def attention_maps(
     Args:
         model: of any family.
         params: its parameters.
-        images: (B, H, W, C), prepared.
+        images: (B, H, W, C), prepared; or what `to_patches` returns, for a NaFlex model.
         layers: numbers of blocks, negative ones from the end; None: all.
 
     Raises:
@@ -320,8 +380,9 @@ def attention_maps(
     numbers = sorted({index % depth for index in chosen})
     places = {f"blocks_{number}": number for number in numbers}
 
-    def run(params: PyTree, images: jax.Array) -> dict[int, Any]:
-        _, state = plain.apply({"params": params}, images, method="features", mutable=[WEIGHTS])
+    def run(params: PyTree, images: PyTree) -> dict[int, Any]:
+        inputs, named = _inputs(images)
+        _, state = plain.apply({"params": params}, inputs, **named, method="features", mutable=[WEIGHTS])
         weights: dict[int, list[Any]] = {number: [] for number in numbers}
         sown: dict[Any, Any] = flatten_dict(state[WEIGHTS])  # pyright: ignore[reportAssignmentType]
         for path, arrays in sown.items():
@@ -332,14 +393,14 @@ def attention_maps(
     return {number: np.asarray(array) for number, array in jax.jit(run)(params, images).items()}
 
 
-def attention_rollout(model: VisionTransformer, params: PyTree, images: np.ndarray) -> np.ndarray:
+def attention_rollout(model: VisionTransformer, params: PyTree, images: np.ndarray | Patches) -> np.ndarray:
     """Computes how much of each patch reaches the class token through all blocks, (N, rows, columns), of sum 1.
 
     Every block's attention, averaged over its heads, counts half and the skip around it the other half. Where there is
-    no class token, it is the mean over the patches.
+    no class token, it is the mean over the patches. Of patches that `to_patches` returns, all images have one grid.
 
     Raises:
-        ValueError: attention is differential.
+        ValueError: attention is differential, or there is padding.
 
     Reference: arXiv 2005.00928.
     """
@@ -348,13 +409,18 @@ def attention_rollout(model: VisionTransformer, params: PyTree, images: np.ndarr
         raise ValueError(
             f"block={config.block!r} mixes values by differences of weights, which do not add up to shares"
         )
+    grid = config.grid_size
+    if isinstance(images, tuple):
+        if not images[1].all() or len(np.unique(images[2], axis=0)) > 1:
+            raise ValueError("patches of several grids, or padded ones, have no map in common: one image at a time")
+        grid = tuple(images[2][0].tolist())
     maps = attention_maps(model, params, images)
     rollout = np.eye(maps[0].shape[-1])
     for weights in maps.values():
         rollout = (weights.astype(np.float64).mean(1) + np.eye(rollout.shape[-1])) / 2 @ rollout
     first = config.num_prefix_tokens
     patches = rollout[:, 0, first:] if config.class_token else rollout[:, first:, first:].mean(1)
-    return (patches / patches.sum(-1, keepdims=True)).reshape(len(images), *config.grid_size)
+    return (patches / patches.sum(-1, keepdims=True)).reshape(len(patches), *grid)
 
 
 def _name(number: int, image: Image) -> str:
@@ -366,14 +432,27 @@ def _jitted(
 ) -> Any:
     """Returns the jitted function of (parameters, images) that applies a method to `size` images at a time."""
 
-    def apply(params: PyTree, images: jax.Array) -> Any:
+    def apply(params: PyTree, images: PyTree) -> Any:
         def of(part: PyTree) -> Any:
-            return model.apply({"params": params}, part, **(asked or {}), method=method)
+            inputs, named = _inputs(part)
+            return model.apply({"params": params}, inputs, **named, **(asked or {}), method=method)
 
         with compiled_for(*machine):
             return in_microbatches(of, images, size)
 
     return jax.jit(apply)
+
+
+def _inputs(images: PyTree) -> tuple[Any, dict[str, Any]]:
+    """Returns the first argument of a model's methods, and those by name."""
+    if not isinstance(images, tuple):
+        return images, {}
+    patches, mask, grids = images
+    return patches, {"mask": mask, "spatial_shapes": grids}
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    return array if array.dtype.kind == "i" else array.astype(accumulator_dtype(array.dtype))
 
 
 def _first_rows(result: PyTree, count: int) -> Any:

@@ -14,7 +14,7 @@ from vit_flax.convert.files import preprocessing_beside
 from vit_flax.convert.folder import read_json
 from vit_flax.convert.timm_config_file import TIMM_LAYOUTS, timm_config
 from vit_flax.preprocessing import labels
-from vit_flax.preprocessing.evaluation import PREPROCESSING_FILE, Preprocessing
+from vit_flax.preprocessing.evaluation import PATCHES, PREPROCESSING_FILE, Preprocessing
 from vit_flax.preprocessing.huggingface import PROCESSOR_FILE, read_processor, write_processor
 from vit_flax.preprocessing.timm_config import OPEN_CLIP_FILE, read_open_clip, read_timm, write_timm
 from vit_flax.presets import PRESETS
@@ -219,8 +219,8 @@ def beside_weights(
         if config_file is not None and all(name in config_file for name in _IN_MODEL):
             owners = _without_models_own(value, config_file)
         written: Mapping[str, Any] | str = write_processor(owners)
-        if layout.startswith("huggingface_siglip2"):  # whose models take patches
-            written = "Siglip2ImageProcessor makes no images of one size"
+        if layout.startswith("huggingface_siglip2") != (value.crop_mode == PATCHES):
+            written = "Siglip2ImageProcessor makes no images of one size, and other processors no others"
         if config_file is not None and names:
             shown = value.class_descriptions or names
             labels = {"id2label": {str(number): name for number, name in enumerate(shown)},

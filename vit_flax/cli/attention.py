@@ -11,6 +11,7 @@ import numpy as np
 
 from vit_flax.cli.images import add_model_options, load_model
 from vit_flax.preprocessing.decode import BadImageError, import_pillow
+from vit_flax.preprocessing.naflex import to_patches
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,7 +68,9 @@ def run(options: argparse.Namespace) -> int:
     except BadImageError as error:
         raise ValueError(f"{options.image}: {error}") from error
     loaded.show_notes()
-    prepared = transform(options.image)[None]
+    prepared: Any = transform(options.image)[None]
+    if transform.patch_size is not None:
+        prepared = to_patches(list(prepared), transform.patch_size, None)
     told: dict[str, Any] = {"file": str(target), "layer": options.layer, "head": options.head}
     if target.suffix == ".npz":
         layers = None if options.layer is None else [options.layer]
@@ -102,7 +105,7 @@ def _check_numbers(options: argparse.Namespace, config: Any) -> None:
             )
 
 
-def _shares(options: argparse.Namespace, predictor: Any, prepared: np.ndarray) -> np.ndarray:
+def _shares(options: argparse.Namespace, predictor: Any, prepared: Any) -> np.ndarray:
     """Returns what the picture shows of each patch, (rows, columns), of sum 1.
 
     Raises:
@@ -122,7 +125,8 @@ def _shares(options: argparse.Namespace, predictor: Any, prepared: np.ndarray) -
     weights = weights[0].mean(0) if options.head is None else weights[0, options.head]
     first = config.num_prefix_tokens
     patches = weights[0, first:] if config.class_token else weights[first:, first:].mean(0)
-    return (patches / patches.sum()).reshape(config.grid_size)
+    grid = tuple(prepared[2][0]) if isinstance(prepared, tuple) else config.grid_size
+    return (patches / patches.sum()).reshape(grid)
 
 
 def draw(image: np.ndarray, shares: np.ndarray) -> Image.Image:

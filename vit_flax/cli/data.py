@@ -55,7 +55,7 @@ def open_data(options: argparse.Namespace, loaded: Loaded, split: str, num_class
     data = data_config(options)
     source = open_source(data, split, config.in_chans, num_classes)
     source.decoding = transform.decoding
-    if transform.varies:
+    if transform.varies and transform.patch_size is None:
         raise ValueError(f"{loaded.origin} does not bring images to one size: --preprocessing FILE says how to")
     return make_loader(
         source, data, image_size=config.image_size, channels=config.in_chans, train=False, preprocessing=transform

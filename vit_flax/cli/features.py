@@ -40,8 +40,9 @@ def add_parser(commands: Commands) -> None:
         "features",
         help="write image features, of the whole model or of any of its layers",
         description="Writes 'features', one row an image, and 'images', their paths, to a .npz file, or to a new "
-        "folder of .npy files. With --layers, 'layer_2' and so on: the patch tokens after these blocks. Results go to "
-        "the disk as they come, so that they need not fit in memory.",
+        "folder of .npy files. With --layers, 'layer_2' and so on: the patch tokens after these blocks. Of a NaFlex "
+        "model 'spatial_shapes' has the rows and columns of each image; tokens beyond are padding. Results go to the "
+        "disk as they come, so that they need not fit in memory.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -77,14 +78,14 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     writer = ArrayWriter(options.output)
     layers = None if options.layers is None else parse_layers(options.layers)
-    if layers is None and (options.grid or options.norm is not None or options.prefix_tokens):
+    if options.layers is None and (options.grid or options.norm is not None or options.prefix_tokens):
         raise ValueError("--grid, --norm and --prefix-tokens are of single blocks: say which with --layers 2,5,8,11")
     images = image_files(options.images)
     loaded = load_model(options)
     method: Any = "features" if options.tokens else "embeddings"
     if options.projected:
         method = _projected(loaded.reading)
-    if layers is not None:
+    if options.layers is not None:
         method = _intermediates(layers, options, loaded)
     loaded.show_notes()
     bad: dict[int, str] = {}
@@ -142,6 +143,10 @@ def _intermediates(layers: int | tuple[int, ...] | None, options: argparse.Names
         loaded.notes.append("the model has no norm between its blocks and its pooling: --norm changes nothing")
     if options.prefix_tokens and not config.num_prefix_tokens:
         loaded.notes.append("the model has no class or register tokens: --prefix-tokens adds nothing")
+    if options.grid and loaded.transform.varies:
+        raise ValueError(
+            "--grid needs images of one size: leave it out, 'spatial_shapes' has each image's rows and columns"
+        )
     output_fmt = "NHWC" if options.grid else "NLC"
     return Intermediates(layers, options.prefix_tokens, bool(options.norm), output_fmt)
 

@@ -17,11 +17,12 @@ from vit_flax.cli.progress import Progress
 from vit_flax.convert import open_checkpoint
 from vit_flax.preprocessing import labels
 from vit_flax.preprocessing.decode import SUFFIXES
-from vit_flax.preprocessing.evaluation import CROP_MODES, INTERPOLATIONS, Preprocessing
+from vit_flax.preprocessing.evaluation import CROP_MODES, INTERPOLATIONS, PATCHES, Preprocessing
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
 
+    from vit_flax.config import ViTConfig
     from vit_flax.convert import Checkpoint, Wish
     from vit_flax.inference import Predictor
     from vit_flax.models import TwoTowers
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from vit_flax.zero_shot import ZeroShot
 
 _T = TypeVar("_T")
-_FIELDS = ("mean", "std", "crop_pct", "interpolation", "crop_mode", "exif", "pixel_range")
+_FIELDS = ("mean", "std", "crop_pct", "interpolation", "crop_mode", "exif", "pixel_range", "max_num_patches")
 _ANY_SIZE = ("huggingface_dinov2", "huggingface_dinov3")  # their models take images of any size, without being asked
 
 
@@ -50,6 +51,12 @@ def add_model_options(parser: argparse.ArgumentParser, batches: bool = True) -> 
     parser.add_argument("--crop-pct", type=float, metavar="X", help="the centre crop's side over the resized image's")
     parser.add_argument("--interpolation", choices=INTERPOLATIONS, help="how images are resized")
     parser.add_argument("--crop-mode", choices=CROP_MODES, help="squash: resize without regard to the aspect ratio")
+    parser.add_argument(
+        "--max-num-patches",
+        type=int,
+        metavar="N",
+        help="that an image is cut into, of NaFlex models (default: as told)",
+    )
     parser.add_argument(
         "--exif",
         action=argparse.BooleanOptionalAction,
@@ -178,8 +185,8 @@ def load_model(options: argparse.Namespace, tower: str = "image") -> Loaded:
     if isinstance(model, TwoTowers):
         towers = (model, params)
         model, params = VisionTransformer(model.config.image), params["image"]
-    transform = prepared.value.for_model(model.config.image_size, model.config.in_chans)
-    transform, origin = _given(options, transform, prepared.origin)
+    transform = _patches_of(model.config, prepared).for_model(model.config.image_size, model.config.in_chans)
+    transform, origin = _given(options, transform, prepared.origin, model.config.image_size)
     transform = _with_names(transform, options, reading, notes) if towers is None else transform
     if transform.exif:
         notes.append("photographs are turned as their EXIF data say (--no-exif leaves them)")
@@ -206,11 +213,25 @@ def _prepared(options: argparse.Namespace, checkpoint: Checkpoint) -> Prepared:
         raise ValueError(f"{error}; --preprocessing FILE follows another file instead") from error
 
 
-def _given(options: argparse.Namespace, value: Preprocessing, origin: str) -> tuple[Preprocessing, str]:
+def _patches_of(config: ViTConfig, prepared: Prepared) -> Preprocessing:
+    """Returns how images are prepared: untold, a NaFlex model gets as many patches as its table has places."""
+    if prepared.is_told or not config.tokens.pads:
+        return prepared.value
+    usual = {"image_size": None, "patch_size": config.patch_size[0], "max_num_patches": config.num_patches}
+    return prepared.value.replace(crop_mode=PATCHES, interpolation="bilinear", resizer="torchvision", **usual)
+
+
+def _given(
+    options: argparse.Namespace, value: Preprocessing, origin: str, image_size: tuple[int, int]
+) -> tuple[Preprocessing, str]:
     """Returns the value with what the options say, and what told it all."""
     given = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
     if not given:
         return value, origin
+    if value.crop_mode == PATCHES and given.keys() & {"crop_pct", "crop_mode"}:
+        value = value.of_one_size(image_size)
+    if "max_num_patches" in given and value.crop_mode != PATCHES:
+        raise ValueError("--max-num-patches is of NaFlex models, whose images are cut into patches at any size")
     if given.keys() & {"crop_pct", "crop_mode"}:
         given["resize_size"] = None
     if "pixel_range" in given and len(given["pixel_range"]) != 2:

@@ -87,8 +87,8 @@ def run(options: argparse.Namespace) -> int:
     loaded = load_model(options)
     loaded.show_notes()
     # a mask lies over the whole image, as it is stored
-    transform = loaded.transform.replace(crop_mode="squash", crop_pct=1.0, resize_size=None, exif=False)
     inner = loaded.predictor
+    transform = loaded.transform.of_one_size(inner.model.config.image_size, "squash").replace(crop_pct=1.0, exif=False)
     predictor = Predictor(inner.model, inner.params, inner.batch_size, transform=transform)
     began = time.monotonic()
     grids, held = (frozen_grids(predictor, split, config.layers) for split in (train, val))

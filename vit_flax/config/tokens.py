@@ -21,6 +21,7 @@ class Tokens(Part):
 
     path: ClassVar[str] = "patch_embed"  # of its parameters
     stem: ClassVar[tuple[str, ...]] = ("patch_embed/.*",)
+    pads: ClassVar[bool] = False  # takes patches of images of any size, with a mask and each image's grid
 
     def grid_size(self, image_size: Pair) -> Pair:
         """Returns the tokens along height and width, or raises ValueError where the image does not divide."""
@@ -52,6 +53,8 @@ class PaddedPatches(NormedPatches):
 
     `image_size` is what the position table was made for; the model resizes it for every image.
     """
+
+    pads: ClassVar[bool] = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from jaxtyping import Float32
 from vit_flax.config.field_types import check_types
 from vit_flax.preprocessing import torch_resize
 from vit_flax.preprocessing.decode import Decoding, import_pillow, match_channels, open_image, to_array, to_image
+from vit_flax.preprocessing.naflex import naflex_size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border", "none")
+PATCHES = "patches"  # the mode of NaFlex models, whose processor alone says it
 RESIZERS = ("pillow", "torchvision", "torchvision_floats")
 PREPROCESSING_FILE = "preprocessing.json"  # our own file beside the weights
 _ALWAYS = ("mean", "std", "crop_pct", "interpolation", "crop_mode", "class_names")  # written even at their defaults
@@ -36,6 +38,7 @@ class Preprocessing:
     'squash': both sides are resized to that without regard to the aspect ratio.
     'border': the longer side is, and the rest filled with `fill`.
     'none': nothing is resized.
+    'patches': the image is resized to whole patches, as many as allowed, its aspect ratio nearly kept.
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -52,6 +55,8 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop_mode: str = "center"
     resize_size: tuple[int, int] | None = None  # (height, width) to resize to; None: image_size divided by crop_pct
+    patch_size: int | None = None  # of 'patches'
+    max_num_patches: int | None = None  # of 'patches'
     resizer: str = "pillow"  # 'torchvision_floats': pixels are brought to 0..1 before they are resized, not after
     fill: tuple[int, ...] | None = None  # colour of 'border'; None: the mean
     exif: bool = False  # photographs are turned as their EXIF data say
@@ -71,13 +76,22 @@ class Preprocessing:
             raise ValueError(f"std must be positive, got {self.std}")
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct must be above 0 and at most 1, got {self.crop_pct}")
-        for name, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES), ("resizer", RESIZERS)):
+        for name, known in (("interpolation", INTERPOLATIONS), ("crop_mode", (*CROP_MODES, PATCHES)),
+                            ("resizer", RESIZERS)):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         for name in ("image_size", "resize_size"):
             sides = getattr(self, name)
             if sides is not None and not (len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)):
                 raise ValueError(f"{name} must be two positive whole numbers, got {sides}")
+        for name in ("patch_size", "max_num_patches"):
+            count = getattr(self, name)
+            if (type(count) is not int or count < 1) if self.crop_mode == PATCHES else count is not None:
+                raise ValueError(f"{name} is of crop_mode={PATCHES!r}, and 1 or more there, got {count!r}")
+        if self.crop_mode == PATCHES and (self.image_size or self.resize_size):
+            raise ValueError(
+                f"images of crop_mode={PATCHES!r} have sizes of their own: image_size and resize_size are None"
+            )
         if self.pixel_range is not None and not self.pixel_range[0] < self.pixel_range[-1]:
             raise ValueError(f"pixel_range must be black and white, the smaller first, got {self.pixel_range}")
         if self.resizer != "pillow" and self.interpolation in ("box", "hamming"):
@@ -109,8 +123,8 @@ class Preprocessing:
     @property
     def resized_to(self) -> tuple[int, int] | None:
         """(height, width) that images are resized to, by the rule of `crop_mode`; None: they are not resized."""
-        if self.crop_mode == "none" or self.resize_size or self.image_size is None:
-            return None if self.crop_mode == "none" else self.resize_size
+        if self.crop_mode in ("none", PATCHES) or self.resize_size or self.image_size is None:
+            return None if self.crop_mode in ("none", PATCHES) else self.resize_size
         rows, columns = (math.floor(side / self.crop_pct) for side in self.image_size)
         return rows, columns
 
@@ -121,7 +135,12 @@ class Preprocessing:
     @property
     def varies(self) -> bool:
         """Whether the result's size varies with the image."""
-        return self.image_size is None and (self.resize_size is not None or self.crop_mode == "none")
+        return self.image_size is None and (self.resize_size is not None or self.crop_mode in ("none", PATCHES))
+
+    def of_one_size(self, image_size: tuple[int, int], crop_mode: str = "center") -> Preprocessing:
+        """Returns what brings images to one size, without a resize_size of its own."""
+        changes = {"resize_size": None, "patch_size": None, "max_num_patches": None}
+        return self.replace(image_size=image_size, crop_mode=crop_mode, **changes)
 
     def for_model(self, image_size: tuple[int, int], channels: int) -> Preprocessing:
         """Returns what prepares images for a model of another size: everything is resized in proportion.
@@ -217,6 +236,8 @@ class Preprocessing:
 
     def sides(self, height: int, width: int) -> tuple[int, int]:
         """Returns (height, width) that an image of that size is resized to."""
+        if self.patch_size is not None and self.max_num_patches is not None:
+            return naflex_size(height, width, self.patch_size, self.max_num_patches)
         sides = self.resized_to
         if sides is None:
             return height, width

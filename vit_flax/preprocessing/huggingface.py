@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vit_flax.preprocessing.evaluation import Preprocessing
+from vit_flax.preprocessing.evaluation import PATCHES, Preprocessing
 from vit_flax.presets.preset import CLIP, IMAGENET, INCEPTION, Normalisation
 
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -32,6 +32,7 @@ class _Processor:
     do_center_crop: bool = False
     crop_size: int | None = None
     floats: bool = False  # pixels are brought to 0..1 before they are resized
+    patches: tuple[int, int] | None = None  # side and most of the patches that images of any size are cut into
 
 
 _PROCESSORS = {
@@ -43,6 +44,7 @@ _PROCESSORS = {
     "ChineseCLIPImageProcessor": _Processor(CLIP, 3, square=False, do_center_crop=True, crop_size=224),
     "OwlViTImageProcessor": _Processor(CLIP, 3, {"height": 768, "width": 768}, crop_size=768),
     "SiglipImageProcessor": _Processor(INCEPTION, 3, {"height": 224, "width": 224}, square=False),
+    "Siglip2ImageProcessor": _Processor(INCEPTION, 2, patches=(16, 256)),
     "DINOv3ViTImageProcessor": _Processor(IMAGENET, 2, floats=True),
 }
 # the processor of a model type, where the file does not name it
@@ -79,11 +81,6 @@ def read_processor(values: Mapping[str, object], model_type: str | None, file: s
         ValueError: the processor is none of those followed here, or does what cannot be expressed; it is named.
     """
     kind = _kind(values, model_type)
-    if kind == "Siglip2ImageProcessor":
-        raise ValueError(
-            f"{file}: {kind} cuts every image into patches of its own aspect ratio, which "
-            "vit_flax.preprocessing.naflex does in Python"
-        )
     if kind not in _PROCESSORS:
         raise ValueError(f"{file}: processor {str(kind)[:60]!r} is not known; known: {', '.join(_PROCESSORS)}")
     processor = _PROCESSORS[kind]
@@ -111,18 +108,28 @@ def _kind(values: Mapping[str, Any], model_type: str | None) -> Any:
 def _read(given: Mapping[str, Any], processor: _Processor) -> Preprocessing:
     fields: dict[str, Any] = {"crop_mode": "none", "image_size": None, "exif": True}
     fields["resizer"] = "torchvision_floats" if processor.floats else "torchvision"
-    if given.get("do_resize", True):
+    if processor.patches is not None:
+        fields |= _patches(given, processor.patches)
+    elif given.get("do_resize", True):
         size = given.get("size", processor.size)
         if given.get("use_square_size") and "size" not in given:
             size = {"height": 224, "width": 224}
         fields |= _resizing(size, given.get("default_to_square", processor.square))
-    if given.get("do_center_crop", processor.do_center_crop):
+    if processor.patches is None and given.get("do_center_crop", processor.do_center_crop):
         fields["image_size"] = _pair("crop_size", given.get("crop_size", processor.crop_size))
     resample = given.get("resample", processor.resample)
     if isinstance(resample, bool) or resample not in _RESAMPLE:
         raise ValueError(f"resample={resample!r} is none of Pillow's filters, {', '.join(map(str, _RESAMPLE))}")
     fields["interpolation"] = _RESAMPLE[resample]
     return Preprocessing(**fields, **_statistics(given, processor))
+
+
+def _patches(given: Mapping[str, Any], usual: tuple[int, int]) -> dict[str, Any]:
+    if not given.get("do_resize", True):
+        raise ValueError("do_resize=False leaves images of which only some divide into patches")
+    names = ("patch_size", "max_num_patches")  # a crop or a size is not looked at
+    counts = {name: given.get(name) or default for name, default in zip(names, usual, strict=True)}
+    return {"crop_mode": PATCHES, **counts}
 
 
 def _resizing(size: Any, square: bool) -> dict[str, Any]:
@@ -187,6 +194,9 @@ def write_processor(value: Preprocessing) -> dict[str, object] | str:
         "image_std": list(value.std),
         "resample": next(number for number, name in _RESAMPLE.items() if name == value.interpolation),
     }
+    if value.crop_mode == PATCHES:
+        patches = {"patch_size": value.patch_size, "max_num_patches": value.max_num_patches}
+        return {"image_processor_type": "Siglip2ImageProcessor", **patches, **shared}
     crop = {"do_center_crop": size is not None, **({"crop_size": _sides(size)} if size else {})}
     if value.crop_mode == "squash" and size == resize and size:
         kind = "DINOv3ViTImageProcessorFast" if value.resizer == "torchvision_floats" else "ViTImageProcessor"

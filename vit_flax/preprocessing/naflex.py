@@ -27,26 +27,29 @@ def naflex_size(height: int, width: int, patch_size: int, max_num_patches: int =
 
 
 def to_patches(
-    images: Sequence[np.ndarray], patch_size: int, max_num_patches: int = 256
+    images: Sequence[np.ndarray], patch_size: int, max_num_patches: int | None = 256
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cuts images (H, W, C), already resized and normalised, and pads to one number of patches.
 
     Returns:
-        patches (B, N, p p C), a mask (B, N) that is False for padding, and the grids (B, 2); N is max_num_patches.
+        patches (B, N, p p C), a mask (B, N) that is False for padding, and the grids (B, 2); N is max_num_patches,
+        or where that is None what the largest image has.
 
     Raises:
         ValueError: a side does not divide into patches, or there are more patches than allowed.
     """
+    largest = max((image.shape[0] // patch_size) * (image.shape[1] // patch_size) for image in images)
+    limit = largest if max_num_patches is None else max_num_patches
     width = patch_size * patch_size * images[0].shape[-1]
-    patches = np.zeros((len(images), max_num_patches, width), images[0].dtype)
-    mask = np.zeros((len(images), max_num_patches), bool)
+    patches = np.zeros((len(images), limit, width), images[0].dtype)
+    mask = np.zeros((len(images), limit), bool)
     grids = np.zeros((len(images), 2), np.int32)
     for index, image in enumerate(images):
         (rows, below), (columns, beside) = (divmod(side, patch_size) for side in image.shape[:2])
         count = rows * columns
-        if below or beside or not 0 < count <= max_num_patches:
+        if below or beside or not 0 < count <= limit:
             raise ValueError(
-                f"image {index} of {image.shape[0]}x{image.shape[1]} pixels is not cut into 1 to {max_num_patches} "
+                f"image {index} of {image.shape[0]}x{image.shape[1]} pixels is not cut into 1 to {limit} "
                 f"patches of {patch_size}: resize it to naflex_size(...) first"
             )
         cut = image.reshape(rows, patch_size, columns, patch_size, -1).swapaxes(1, 2)

@@ -38,13 +38,14 @@ class Batches:
         self, source: Source, transform: Callable[..., np.ndarray], size: tuple[int, int, int],
         batch_size: int, seed: int, train: bool, share: tuple[int, int], max_bad_share: float,
         dtype: type = np.uint8, chances: np.ndarray | None = None, label_shape: tuple[int, ...] = (),
-        label_dtype: type = np.int32,
+        label_dtype: type = np.int32, varies: bool = False,
     ) -> None:  # fmt: skip
         self.source, self.transform, self.size, self.dtype = source, transform, size, dtype
         self.batch_size, self.seed, self.train, self.max_bad_share = batch_size, seed, train, max_bad_share
         self.process_index, self.process_count = share
         self.chances = chances  # of each image in a draw with replacement; None: a permutation
         self.label_shape, self.label_dtype = label_shape, label_dtype
+        self.varies = varies  # a batch's images are a list, each of its own size; what is missing has `size`
         examples = len(source)
         self.steps_per_epoch = examples // batch_size if train else math.ceil(examples / batch_size)
         self.first = 0  # the step that index 0 stands for
@@ -83,8 +84,9 @@ class Batches:
     def __getitem__(self, index: int) -> Batch:
         """Returns the batch of a step, or {'error': text}: exceptions lose their type between processes."""
         epoch, rows = self.rows(self.first + index)
+        black = np.zeros((len(rows), *self.size), self.dtype)
         batch: Batch = {
-            "image": np.zeros((len(rows), *self.size), self.dtype),
+            "image": list(black) if self.varies else black,
             "label": np.full((len(rows), *self.label_shape), -1, self.label_dtype),
             "index": np.full(len(rows), -1, np.int64),
         }
@@ -141,7 +143,8 @@ def check_share(source: Source, bad: dict[int, str], allowed: float) -> None:
 class Loader:
     """An iterator over batches: 'image' uint8 (B, H, W, C), 'label' int32 (B,) or int8 (B, K), 'index' int64 (B,).
 
-    The label of an image with a text is the text's tokens, int32 (B, N).
+    Images that are cut into patches at any size are a list of arrays. The label of an image with a text is the text's
+    tokens, int32 (B, N).
 
     'index' tells which image of the source a row is. Rows that only pad a batch of evaluation, and images that cannot
     be read in evaluation, have label and index -1. Batches are made ahead by threads or processes of Grain.
@@ -279,7 +282,8 @@ def make_loader(
         transform = preprocessing
     else:
         transform = preprocessing_of(data, image_size, channels).crop
-    size = (*image_size, channels)
+    patch_size = None if preprocessing is None else preprocessing.patch_size
+    size = (*image_size, channels) if patch_size is None else (patch_size, patch_size, channels)
     share = (process_index, process_count)
     dtype = np.uint8 if train or preprocessing is None else np.float32
     chances = balanced_chances(source.labels) if train and data.sampler == "balanced" else None
@@ -299,6 +303,7 @@ def make_loader(
         chances,
         shape,
         np.int8 if data.multi_label else np.int32,
+        patch_size is not None,
     )
     threads = data.threads or (1 if isinstance(source, ArraySource) else min(MAX_THREADS, os.cpu_count() or 1))
     return Loader(batches, threads, data.workers, data.prefetch)

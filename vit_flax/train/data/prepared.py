@@ -26,6 +26,6 @@ def data_fields(value: Preprocessing, image_size: tuple[int, int], channels: int
         ValueError: the numbers of channels differ.
     """
     if value.varies:  # a batch's images are of one size
-        value = value.replace(image_size=image_size, resize_size=None, crop_mode="center")
+        value = value.of_one_size(image_size)
     value = value.for_model(image_size, channels)
     return {name: getattr(value, name) for name in FIELDS}
