@@ -6,9 +6,8 @@ google-research/big_vision (models/vit.py). Modules have the names that they hav
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -30,10 +29,10 @@ class Block(nn.Module):
     names: tuple[str, str, str, str]
 
     @nn.compact
-    def __call__(self, x: Array, _: Any = None) -> tuple[Array, None]:
+    def __call__(self, x: Array, mask: Array | None = None) -> tuple[Array, None]:
         norm1, attention, norm2, mlp = self.names
         y = nn.LayerNorm(name=norm1, **DTYPE)(x)
-        x = x + nn.MultiHeadDotProductAttention(self.heads, name=attention, **DTYPE)(y, y)
+        x = x + nn.MultiHeadDotProductAttention(self.heads, name=attention, **DTYPE)(y, y, mask=mask)
         return x + Mlp(self.mlp_dim, name=mlp)(nn.LayerNorm(name=norm2, **DTYPE)(x)), None
 
 
@@ -51,17 +50,18 @@ class Encoder(nn.Module):
     scan: bool = False
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
         names = ("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
         if self.old:
             names = ("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
             x = AddPositions(name="posembed_input")(x)
         if self.scan:
-            scanned = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth)
-            x, _ = scanned(self.heads, self.mlp_dim, names, name="encoderblock")(x, None)
+            scanned = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast,
+                              length=self.depth)  # fmt: skip
+            x, _ = scanned(self.heads, self.mlp_dim, names, name="encoderblock")(x, mask)
         else:
             for i in range(self.depth):
-                x, _ = Block(self.heads, self.mlp_dim, names, name=f"encoderblock_{i}")(x)
+                x, _ = Block(self.heads, self.mlp_dim, names, name=f"encoderblock_{i}")(x, mask)
         return nn.LayerNorm(name="encoder_norm", **DTYPE)(x)
 
 
@@ -70,10 +70,11 @@ class MAPHead(nn.Module):
     mlp_dim: int
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, x.shape[-1]), jnp.float64)
         probe = jnp.tile(probe, (len(x), 1, 1))
-        x = nn.MultiHeadDotProductAttention(self.heads, name="MultiHeadDotProductAttention_0", **DTYPE)(probe, x)
+        attention = nn.MultiHeadDotProductAttention(self.heads, name="MultiHeadDotProductAttention_0", **DTYPE)
+        x = attention(probe, x, mask=mask)
         y = nn.LayerNorm(name="LayerNorm_0", **DTYPE)(x)
         return (x + Mlp(self.mlp_dim, name="MlpBlock_0")(y))[:, 0]
 
@@ -142,6 +143,33 @@ class BigVisionViT(nn.Module):
         omega = 10_000.0 ** (-jnp.arange(self.width // 4) / (self.width // 4 - 1))
         y, x = (jnp.outer(axis.ravel(), omega) for axis in (y, x))
         return jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=1)[None].astype(jnp.float32)
+
+
+class BigVisionNaFlex(nn.Module):
+    """google-research/big_vision's ViT of images of any aspect ratio (models/proj/image_text/naflex_vit.py)."""
+
+    width: int = 24
+    depth: int = 2
+    heads: int = 3
+    mlp_dim: int = 40
+    rows: int = 4
+    scan: bool = False
+
+    @nn.compact
+    def __call__(self, images: tuple[Array, Array, Array]) -> Array:
+        patches, mask, grids = images
+        x = nn.Dense(self.width, name="embedding", **DTYPE)(patches)
+        shape = (self.rows, self.rows, self.width)
+        table = self.param("pos_embedding", nn.initializers.normal(), shape, jnp.float64)
+        positions = []
+        for height, width in grids.tolist():
+            resized = jax.image.resize(table, (height, width, self.width), "bilinear", antialias=True)
+            resized = resized.reshape(-1, self.width)
+            positions.append(jnp.pad(resized, ((0, x.shape[1] - len(resized)), (0, 0))))
+        x = x + jnp.stack(positions)
+        both = mask[:, None, :, None] & mask[:, None, None, :]
+        x = Encoder(self.depth, self.heads, self.mlp_dim, old=False, scan=self.scan, name="Transformer")(x, both)
+        return MAPHead(self.heads, self.mlp_dim, name="MAPHead_0")(x, mask[:, None, None, :])
 
 
 class BigVisionText(nn.Module):

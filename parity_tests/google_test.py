@@ -182,13 +182,16 @@ def test_agrees_with_timms_loader_under_timms_exact_gelu(case, tmp_path):
     assert_differs(theirs_in_jax, expected, ANOTHER_DEFINITION)  # Google's own GELU is another
 
 
-def test_refuses_a_hybrid_and_naflex_by_name():
+def test_refuses_a_hybrid_and_a_naflex_model_as_another_by_name():
     tensors, _, _ = build(VisionTransformerJax())
     with pytest.raises(vit_flax.ConversionError, match="conv_root/kernel"):
         vit_flax.from_state_dict({**tensors, "conv_root/kernel": np.zeros((7, 7, 3, 64))})
     tensors, _, _ = build(BigVisionViT(pool_type="map"))
+    flat = {**tensors, "embedding/kernel": tensors["embedding/kernel"].reshape(-1, 24)}
     with pytest.raises(vit_flax.ConversionError, match="NaFlex"):
-        vit_flax.from_state_dict({**tensors, "embedding/kernel": tensors["embedding/kernel"].reshape(-1, 24)})
+        vit_flax.from_state_dict(flat, layout="big_vision")
+    with pytest.raises(vit_flax.ConversionError, match="'big_vision_naflex': the tensors do not tell image_size"):
+        vit_flax.from_state_dict(flat)  # whose table is of rows, not of rows and columns
 
 
 def test_asks_how_to_pool_when_the_tensors_do_not_tell():

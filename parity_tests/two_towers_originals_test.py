@@ -14,10 +14,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import vit_flax
 from parity_tests.agreement import assert_agrees, assert_same_tensors
-from parity_tests.google_originals import BigVisionText, BigVisionTwoTowers, BigVisionViT
+from parity_tests.google_originals import BigVisionNaFlex, BigVisionText, BigVisionTwoTowers, BigVisionViT
 from parity_tests.peers import import_timm, import_torchvision
 from parity_tests.random_weights import random_images
 from vit_flax.models import TwoTowers
+from vit_flax.preprocessing.naflex import to_patches
 
 SIZE = (12, 12)
 TOKENS = np.random.default_rng(3).integers(1, 40, (3, 7))
@@ -34,9 +35,7 @@ def test_big_vision_agrees_and_goes_back_bit_for_bit(case):
     image, text, bias = BIG_VISION[case]
     theirs = BigVisionTwoTowers(BigVisionViT(**image), BigVisionText(**text), bias)
     images = jnp.asarray(random_images(SIZE))
-    drawn = np.random.default_rng(0)
-    leaves: Any = flatten_dict(jax.eval_shape(theirs.init, jax.random.key(0), images, TOKENS)["params"], sep="/")
-    tensors = {name: name.endswith("scale") + drawn.normal(0, 0.2, leaf.shape) for name, leaf in leaves.items()}
+    tensors = drawn_tensors(theirs, images)
     expected = jax.jit(theirs.apply)({"params": unflatten_dict(tensors, sep="/")}, images, TOKENS)
     whole = {f"params/{name}": array for name, array in tensors.items()}
     with pytest.raises(vit_flax.ConversionError, match="text_pool") if "map" not in text.values() else _nothing():
@@ -50,6 +49,41 @@ def test_big_vision_agrees_and_goes_back_bit_for_bit(case):
     alone, of_image = vit_flax.from_state_dict(whole, tower="image")
     assert alone.config == model.config.image
     assert_same_tensors(flat(of_image), flat(params["image"]))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.usefixtures("_resized_in_float64")
+def test_big_visions_naflex_agrees_and_goes_back_bit_for_bit(scan, tmp_path):
+    theirs = BigVisionTwoTowers(BigVisionNaFlex(scan=scan), BigVisionText(scan=scan))
+    images = to_patches([random_images((4 * h, 4 * w), seed=h)[0] for h, w in ((2, 5), (3, 3))], 4, 11)
+    tensors = drawn_tensors(theirs, images)
+    expected = jax.jit(lambda params: theirs.apply({"params": params}, images, TOKENS))(
+        unflatten_dict(tensors, sep="/")
+    )
+    np.savez(tmp_path / "naflex.npz", **{f"params/{name}": array for name, array in tensors.items()})
+    model, params = vit_flax.load(tmp_path / "naflex.npz", text_pool="last")
+    assert isinstance(model, TwoTowers)
+    patches, mask, grids = images
+    assert_agrees(jax.jit(model.apply)({"params": params}, patches, TOKENS, None, mask, grids)[0], expected)
+    layout = "big_vision_naflex_scan" if scan else "big_vision_naflex"
+    assert_same_tensors(vit_flax.to_state_dict(model, params, f"{layout}_with_text"), tensors)
+    alone, of_image = vit_flax.load(tmp_path / "naflex.npz", tower="image")
+    assert alone.config == model.config.image
+    own = {name.removeprefix("img/"): array for name, array in tensors.items() if name.startswith("img/")}
+    assert_same_tensors(vit_flax.to_state_dict(alone, of_image, layout), own)
+    # and transformers has the same model under its own names
+    vit_flax.save(tmp_path / "folder", model, params, "huggingface_siglip2")
+    again, same = vit_flax.load(tmp_path / "folder")
+    assert again.config == model.config
+    assert_same_tensors(flat(same), flat(params))
+
+
+def drawn_tensors(theirs: Any, images: Any) -> dict[str, np.ndarray]:
+    """Returns random parameters of both towers by path."""
+    drawn = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda key: theirs.init(key, images, TOKENS), jax.random.key(0))
+    leaves: Any = flatten_dict(shapes["params"], sep="/")
+    return {name: name.endswith("scale") + drawn.normal(0, 0.2, leaf.shape) for name, leaf in leaves.items()}
 
 
 def flat(params: Any) -> dict[str, Any]:

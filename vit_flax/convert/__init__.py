@@ -23,6 +23,7 @@ from vit_flax.convert.files import read_checkpoint, write_checkpoint
 from vit_flax.convert.flax_names import with_torch_names
 from vit_flax.convert.foreign import foreign_kind
 from vit_flax.convert.google import BIG_VISION, BIG_VISION_SCAN, GOOGLE_NPZ
+from vit_flax.convert.google_naflex import BIG_VISION_NAFLEX, BIG_VISION_NAFLEX_SCAN
 from vit_flax.convert.google_text import BIG_VISION_TEXT_LAYOUTS
 from vit_flax.convert.huggingface_clip_text import CLIP_TEXT_FILES, CLIP_TEXT_LAYOUTS
 from vit_flax.convert.huggingface_tables import HUGGINGFACE_FAMILIES, HUGGINGFACE_LAYOUTS
@@ -77,7 +78,8 @@ __all__ = [
 # whose evidence is found.
 _ORDER = (
     TIMM, DINO, DEIT, DEIT3, DINOV2, IJEPA, MAE, OPEN_CLIP_TIMM, OPEN_CLIP, OPEN_CLIP_TOWER, TORCHVISION, GOOGLE_NPZ,
-    BIG_VISION, BIG_VISION_SCAN, EVA, EVA02, FACEBOOK_DINOV3, OPEN_CLIP_EVA, PERCEPTION_ENCODER,
+    BIG_VISION, BIG_VISION_SCAN, BIG_VISION_NAFLEX, BIG_VISION_NAFLEX_SCAN,
+    EVA, EVA02, FACEBOOK_DINOV3, OPEN_CLIP_EVA, PERCEPTION_ENCODER,
     PERCEPTION_ENCODER_TOWER, BEIT, BEIT3, TIMM_NAFLEX, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T,
     *FLAX_LAYOUTS, *HUGGINGFACE_LAYOUTS,
     *OPEN_CLIP_TEXT_LAYOUTS, *BIG_VISION_TEXT_LAYOUTS, *CLIP_TEXT_LAYOUTS,

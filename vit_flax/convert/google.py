@@ -16,6 +16,7 @@ from vit_flax.convert.layout import Layout, Shapes, any_match, count_blocks, onl
 from vit_flax.convert.rules import ConversionError, Rule, join_heads, merge_heads
 
 _BLOCK = "Transformer/encoderblock_{i}"
+POSITIONS = "pos_embedding"
 _OLD_PARTS = ("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
 PARTS = ("LayerNorm_0", "MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0")
 _PROJECTIONS = ("query", "key", "value")
@@ -79,15 +80,16 @@ def _google_rules(config: ViTConfig) -> tuple[Rule, ...]:
 
 
 def _big_vision_rules(config: ViTConfig) -> tuple[Rule, ...]:
-    return (*_shared_rules(config, "pos_embedding", PARTS), *pool_rules(config.num_heads))
+    return (*_shared_rules(config, POSITIONS, PARTS), *pool_rules(config.num_heads))
 
 
-def _infer_shared(shapes: Shapes, layout: str, parts: tuple[str, ...]) -> dict[str, Any]:
+def infer_shared(shapes: Shapes, layout: str, parts: tuple[str, ...], padded: bool = False) -> dict[str, Any]:
+    """Returns what the tensors tell; `padded`: of a NaFlex model, whose patches go through a linear layer."""
     norm1, attention, norm2, mlp = (f"{_BLOCK}/{part}" for part in parts)
     if any_match(shapes, "conv_root/kernel"):
         raise ConversionError(f"layout {layout!r}: a hybrid (conv_root/kernel), whose tokens come from a ResNet")
     kernel = shapes.get("embedding/kernel", ())
-    if len(kernel) == 2:
+    if len(kernel) == 2 and not padded:
         raise ConversionError(f"layout {layout!r}: embedding/kernel of two axes is a NaFlex model's")
     depth = count_blocks(shapes, f"{norm1}/{{part}}")
     dim = vote(
@@ -128,7 +130,7 @@ def _square_image(rows: int, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _infer_google(shapes: Shapes, _known: Mapping[str, Any]) -> dict[str, Any]:
-    values = _infer_shared(shapes, "google_npz", _OLD_PARTS)
+    values = infer_shared(shapes, "google_npz", _OLD_PARTS)
     rows = vote(shapes, ("Transformer/posembed_input/pos_embedding", 1))
     if values["class_token"]:
         values["global_pool"] = "token"
@@ -136,8 +138,8 @@ def _infer_google(shapes: Shapes, _known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _infer_big_vision(shapes: Shapes, _known: Mapping[str, Any]) -> dict[str, Any]:
-    values = _infer_shared(shapes, "big_vision", PARTS)
-    rows = vote(shapes, ("pos_embedding", 1))
+    values = infer_shared(shapes, "big_vision", PARTS)
+    rows = vote(shapes, (POSITIONS, 1))
     values["pos_embed"] = "learned" if rows else "simple_sincos_2d"
     if any_match(shapes, "MAPHead_0/probe"):
         values["global_pool"] = "map"
@@ -168,11 +170,12 @@ def _conditions(config: ViTConfig) -> list[str]:
     ]
 
 
-_FREE = (
+# fields that both layouts hold
+FREE = (
     "image_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias",
     "class_token", "representation_size",
 )  # fmt: skip
-_ACTIVATIONS = ("gelu_tanh", "gelu")  # Google's own, and that of others who use the same weights
+ACTIVATIONS = ("gelu_tanh", "gelu")  # Google's own, and that of others who use the same weights
 
 GOOGLE_NPZ = Layout(
     name="google_npz",
@@ -183,7 +186,7 @@ GOOGLE_NPZ = Layout(
     rules=_google_rules,
     required=(("image_size", "global_pool"), ("num_heads", "patch_size", "in_chans")),
     defaults=lambda _: {"norm_eps": 1e-6, "activation": "gelu_tanh"},
-    fixed=only(PlainViTConfig, _FREE, activation=_ACTIVATIONS, global_pool=("token", "avg", "none")),
+    fixed=only(PlainViTConfig, FREE, activation=ACTIVATIONS, global_pool=("token", "avg", "none")),
     conditions=_conditions,
     resample=lambda config: "zoom",
 )
@@ -199,16 +202,16 @@ BIG_VISION = Layout(
     defaults=GOOGLE_NPZ.defaults,
     fixed=only(
         PlainViTConfig,
-        (*_FREE, "no_embed_class"),
-        activation=_ACTIVATIONS,
+        (*FREE, "no_embed_class"),
+        activation=ACTIVATIONS,
         global_pool=("token", "avg", "map"),
         pos_embed=("learned", "simple_sincos_2d"),
     ),
     conditions=_conditions,
     resample=lambda config: "zoom",
     aliases=(
-        ("Transformer/pos_embedding", "pos_embedding"),
-        ("Transformer/posembed_input/pos_embedding", "pos_embedding"),
+        ("Transformer/pos_embedding", POSITIONS),
+        ("Transformer/posembed_input/pos_embedding", POSITIONS),
         ("probe", "MAPHead_0/probe"),
         ("LayerNorm_0/{part}", "MAPHead_0/LayerNorm_0/{part}"),
         ("MlpBlock_0/{layer}/{part}", "MAPHead_0/MlpBlock_0/{layer}/{part}"),

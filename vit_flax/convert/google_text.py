@@ -1,4 +1,4 @@
-"""big_vision's models of images and texts: LiT, SigLIP and SigLIP 2 of images of one size, `img/` beside `txt/`."""
+"""big_vision's models of images and texts: LiT, SigLIP and SigLIP 2, `img/` beside `txt/`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from vit_flax.config import TwoTowersConfig
 from vit_flax.convert.google import BIG_VISION, BIG_VISION_SCAN, PARTS, block_rules, pool_rules, same
+from vit_flax.convert.google_naflex import BIG_VISION_NAFLEX, BIG_VISION_NAFLEX_SCAN
 from vit_flax.convert.layout import Layout, Shapes, any_match, count_blocks, ratio_for, vote
 from vit_flax.convert.rules import ConversionError, Drop, Rule
 from vit_flax.convert.two_towers import SCALAR, SUFFIX, TextHalf, moved, with_text
@@ -58,8 +59,9 @@ def _infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _layout(image: Layout) -> Layout:
-    def own(names: Collection[str]) -> list[str]:
-        return [name.removeprefix(_IMAGE) for name in names if name.startswith(_IMAGE)]
+    def own(names: Collection[str]) -> Collection[str]:
+        taken = {name.removeprefix(_IMAGE): name for name in names if name.startswith(_IMAGE)}
+        return {short: names[name] for short, name in taken.items()} if isinstance(names, Mapping) else taken
 
     tower = dataclasses.replace(
         image, prefixes=(_IMAGE,), evidence=lambda names: image.evidence(own(names)), belongs=None
@@ -82,4 +84,6 @@ def _layout(image: Layout) -> Layout:
     return dataclasses.replace(both, stack=(*image.stack, *stacks))
 
 
-BIG_VISION_TEXT_LAYOUTS: tuple[Layout, ...] = (_layout(BIG_VISION), _layout(BIG_VISION_SCAN))
+BIG_VISION_TEXT_LAYOUTS: tuple[Layout, ...] = tuple(
+    map(_layout, (BIG_VISION, BIG_VISION_SCAN, BIG_VISION_NAFLEX, BIG_VISION_NAFLEX_SCAN))
+)
