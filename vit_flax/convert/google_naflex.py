@@ -29,10 +29,8 @@ def _rules(config: ViTConfig) -> tuple[Rule, ...]:
         lambda a: (a.reshape(rows, columns, a.shape[-1]),),
     )
     own = {_KERNEL: cut, POSITIONS: table}
-    return tuple(
-        dataclasses.replace(rule, operation=own[rule.sources[0]]) if rule.sources[0] in own else rule
-        for rule in BIG_VISION.rules(config)
-    )
+    rules = (rule for rule in BIG_VISION.rules(config) if isinstance(rule, Rule))
+    return tuple(dataclasses.replace(rule, operation=own.get(rule.sources[0], rule.operation)) for rule in rules)
 
 
 def _infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
