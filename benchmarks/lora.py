@@ -94,6 +94,22 @@ def torchs(model: str, batch: int, rank: int, lora: bool) -> dict[str, float]:
     return {"peak": measure(work)["peak_growth_bytes"], **found}
 
 
+def table(result: dict[str, Any]) -> str:
+    """Returns every kind's memory as a Markdown table, in megabytes."""
+    lines = [
+        f"### Adapters of rank {result['rank']} on {result['model']}, batch {result['batch']}",
+        f"{result['device']}, commit {result['commit']}, two AdamW steps in float32 on the CPU; MB. The moments of the "
+        f"frozen parameters would be {result['saved']['frozen_optimiser'] / 1e6:,.1f}.",
+        "",
+        "| | peak of the process | the compiled step needs | moments of the optimiser |",
+        "|---|---|---|---|",
+    ]
+    for kind, row in result["figures"].items():
+        cells = [f"{row[name] / 1e6:,.1f}" if name in row else "" for name in ("peak", "compiled", "optimiser")]
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Measures all kinds and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -37,6 +37,7 @@ def points(results: list[dict[str, Any]], mode: str) -> list[Point]:
 
 def draw(results: list[dict[str, Any]], path: Path) -> str | None:
     """Writes the picture of all results of one device and returns its caption; None where there is nothing to draw."""
+    results = [result for result in results if result["case"]["mode"] in PANELS]
     peaks: dict[str, float] = {}
     for result in results:
         precision, peak = result["case"]["precision"], peak_of(result)
