@@ -92,7 +92,7 @@ compat-%:
 	.compat/$*/bin/pip wheel --quiet --no-deps --wheel-dir .compat/$*/wheel .
 	.compat/$*/bin/pip install --quiet .compat/$*/wheel/*.whl
 	cd .compat && $*/bin/python -m vit_flax --version
-	.compat/$*/bin/pip install --quiet --upgrade --editable ".[train,images,hub,datasets]" hypothesis pytest pytest-xdist scipy libtpu beartype
+	.compat/$*/bin/pip install --quiet --upgrade --editable ".[train,images,hub,datasets,text]" flatbuffers hypothesis pytest pytest-xdist scipy libtpu beartype
 	.compat/$*/bin/python -m pytest vit_flax -n $(WORKERS) --dist worksteal
 
 # A tag must be the version that the package says; then everything that a release must pass.

@@ -155,3 +155,18 @@ def test_a_process_of_its_own_imports_the_library(library, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "The two models are the same" in done.stdout
     assert done.stderr == ""
+
+
+def test_a_timm_checkpoint_of_another_size_is_told_converted_and_compared(tmp_path, capsys):
+    module = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32)
+    source, target = str(tmp_path / "small.pth"), str(tmp_path / "folder")
+    torch.save(randomise(module).state_dict(), source)
+    command = ["compare", source, "--against", "timm", "--config", "vit_tiny_patch16_224"]
+    assert main([*command, "--set", "image_size=48"]) == 2
+    assert "vit-flax convert has resized them" in capsys.readouterr().err
+    assert main(["convert", source, target, "--config", "vit_tiny_patch16_224"]) == 0
+    assert "pos_embed is resized 2x2 -> 14x14" in capsys.readouterr().err
+    assert main(["convert", source, target + "48", "--config", "vit_tiny_patch16_224", "--set", "image_size=48"]) == 0
+    assert "resized" not in capsys.readouterr().err  # who names the size has asked for it
+    assert main(["compare", target + "48", "--against", "timm"]) == 0  # by the name in its config.json
+    assert "149 of 149 rows" in capsys.readouterr().out

@@ -84,7 +84,7 @@ def with_labels(value: Preprocessing, checkpoint: Checkpoint) -> Preprocessing:
     """Returns the value with the names of classes that lie beside the weights, unless it has names."""
     if value.class_names is not None:
         return value
-    names, described = labels.read_labels(_config(checkpoint))
+    names, described = labels.read_labels(config_of_library(checkpoint))
     return value.replace(class_names=names, class_descriptions=described) if names else value
 
 
@@ -124,7 +124,7 @@ def _beside(checkpoint: Checkpoint) -> Prepared | None:
     for file in (preprocessing_beside(path), path.with_name(PREPROCESSING_FILE)):
         if file.is_file():
             return Prepared(Preprocessing.from_dict(read_json(file)), file.name)
-    config = _config(checkpoint)
+    config = config_of_library(checkpoint)
     found = _of_config(config)
     clip = path.with_name(OPEN_CLIP_FILE)
     if found is None and clip.is_file() and (path.name.startswith("open_clip") or not _processor(path)):
@@ -178,8 +178,8 @@ def _processor(path: Path) -> tuple[Mapping[str, Any], str] | None:
     return (read_json(file), PROCESSOR_FILE) if file.is_file() else None
 
 
-def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """Returns another library's config.json: that beside the weights where these carry a config of ours."""
+def config_of_library(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Returns another library's config.json, which lies beside weights that carry a config of ours."""
     config = checkpoint.config or {}
     if "model_config" in config and checkpoint.path is not None:
         beside = checkpoint.path.with_name("config.json")

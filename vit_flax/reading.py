@@ -160,6 +160,10 @@ def read_model(checkpoint: Checkpoint, wish: Wish) -> Reading:
             checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, other.note))
     changes, obstacle = find_resizes(layout, resolved, rules, tensors.shapes, expected, wish)
     steps = plan(tensors.shapes, rules, expected, changes)
+    if changes and "image_size" not in wish.overrides:  # who names the size has asked for it
+        first, more = next(iter(changes)), f" (and {len(changes) - 1} more tables)" if len(changes) > 1 else ""
+        note = f"{first} is resized {changes[first]}{more}"
+        checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, note))
     left = [fate.name for fate in steps.fates if not fate.target and not fate.dropped]
     obstacle = obstacle or several_layers(layout, left)
     found = partial(found, checkpoint=checkpoint, fresh=fresh)

@@ -137,6 +137,7 @@ TINY = vit_flax.create_model("vit_tiny_patch16_224", image_size=32, depth=1, emb
 
 
 def test_a_program_that_is_not_the_model_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("flatbuffers")
     params = random_params(TINY)
     target = tmp_path / "model.stablehlo"
     target.write_text("what was there")
@@ -155,8 +156,11 @@ def test_a_program_that_is_not_the_model_is_not_written(tmp_path: Path, monkeypa
 
 def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
-    with pytest.raises(ImportError, match=r"^ONNX needs jax2onnx: pip install 'vit-linen\[export\]'$"):
+    with pytest.raises(ImportError, match=r"^ONNX needs (jax2)?onnx: pip install 'vit-linen\[export\]'$"):
         export_model(tmp_path / "model.onnx", TINY, random_params(TINY))
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    with pytest.raises(ImportError, match=r"^StableHLO needs flatbuffers: pip install flatbuffers$"):
+        export_model(tmp_path / "model.stablehlo", TINY, random_params(TINY))
     assert not list(tmp_path.iterdir())
 
 
@@ -165,11 +169,11 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("model.pt", {}, "unknown suffix; use .onnx or .stablehlo"),
         ("", {}, "unknown suffix"),
-        ("model.onnx", {"output": "tokens"}, "output must be one of logits, features, intermediates"),
-        ("model.onnx", {"dtype": "float16"}, "dtype must be float32 or bfloat16"),
-        ("model.onnx", {"layers": (0,)}, "`layers` and `norm` are of `output='intermediates'`"),
-        ("model.onnx", {"output": "intermediates", "layers": (1,)}, "no layer 1: the model has 1"),
-        ("model.onnx", {"raw_size": (8, 8)}, "raw_size needs preprocessing"),
+        ("model.stablehlo", {"output": "tokens"}, "output must be one of logits, features, intermediates"),
+        ("model.stablehlo", {"dtype": "float16"}, "dtype must be float32 or bfloat16"),
+        ("model.stablehlo", {"layers": (0,)}, "`layers` and `norm` are of `output='intermediates'`"),
+        ("model.stablehlo", {"output": "intermediates", "layers": (1,)}, "no layer 1: the model has 1"),
+        ("model.stablehlo", {"raw_size": (8, 8)}, "raw_size needs preprocessing"),
     ],
 )
 def test_what_is_refused(path: str, options: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -17,7 +17,16 @@ _MOST = 2**31 - 2**20  # bytes: jax.export's own format counts them in 31 bits
 
 
 def write(path: Path, program: Program) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """Writes the program, and what it says of itself beside it; returns the function that the file holds."""
+    """Writes the program, and what it says of itself beside it; returns the function that the file holds.
+
+    Raises:
+        ImportError: flatbuffers is not installed, which jax.export writes with.
+        ValueError: the program is too large for jax.export.
+    """
+    try:
+        import flatbuffers  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError("StableHLO needs flatbuffers: pip install flatbuffers") from error
     from jax import export  # a submodule that `import jax` does not load
 
     height, width, channels = program.image_shape

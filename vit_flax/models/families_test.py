@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 from vit_flax.config import (
     FAMILIES,
@@ -163,7 +163,7 @@ HEADS = {
 def test_heads_of_every_attention_are_split_by_tensor(name: str) -> None:
     model = build_model(HEADS[name])
     params = jax.eval_shape(model.init, jax.random.key(0), IMAGES)["params"]
-    with partitioned(AbstractMesh((1, 1, 2), AXES)):  # pyright: ignore[reportArgumentType]
+    with partitioned(AbstractMesh((1, 1, 2), AXES, axis_types=(AxisType.Auto,) * 3)):  # pyright: ignore[reportArgumentType]
         text = str(jax.make_jaxpr(lambda p: model.apply({"params": p}, IMAGES))(params))
     text = " ".join(text.split())  # the printer breaks lines
     assert len(re.findall(r"P\(\('data', 'fsdp'\), None, None, 'tensor'\)", text)) == SMALL["depth"]

@@ -44,7 +44,7 @@ class RelativePositionBias(nn.Module):
     precision: Precision = Precision()
 
     @nn.compact
-    def __call__(self) -> Float[Array, "1 h n n"]:
+    def __call__(self) -> Float[Array | np.ndarray, "1 h n n"]:
         """Returns the biases."""
         shape = (relative_rows(self.grid_size), self.num_heads)
         table = self.param("relative_position_bias_table", nn.initializers.zeros, shape, self.precision.params)

@@ -57,7 +57,7 @@ def rotary_angles(cfg: ViTConfig) -> np.ndarray:
     return np.concatenate([axis[:, None] * frequencies for axis in rotary_axes(cfg)], axis=1)
 
 
-def mixed_angles(cfg: ViTConfig, freqs: Float[Array, "2 l h f"]) -> Float[Array, "l h p f"]:
+def mixed_angles(cfg: ViTConfig, freqs: Float[Array | np.ndarray, "2 l h f"]) -> Float[Array, "l h p f"]:
     """Computes the angles of learned frequencies, of every block and head.
 
     Reference: timm's RotaryEmbeddingMixed; arXiv 2403.13298.

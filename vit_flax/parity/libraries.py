@@ -19,6 +19,7 @@ from vit_flax.convert import LAYOUTS, Checkpoint, ConversionError, Layout, get_l
 from vit_flax.parity.compare import Row, compare_arrays, compare_components, require_x64, subject_of
 from vit_flax.parity.peers import import_peer
 from vit_flax.parity.report import Check, Report
+from vit_flax.preparing import config_of_library
 from vit_flax.presets import PRESETS
 from vit_flax.pretrained import to_state_dict
 from vit_flax.reading import Reading
@@ -171,7 +172,7 @@ _TIMM_SIZES = {
 def _timm_name(checkpoint: Checkpoint, config: Any) -> str:
     if isinstance(config, str) and config in PRESETS and "/" not in config:
         return config
-    architecture = (checkpoint.config or {}).get("architecture")
+    architecture = config_of_library(checkpoint).get("architecture")
     if isinstance(architecture, str):
         return architecture
     raise ConversionError("timm's name of the model is not known: pass --model NAME (or --config with timm's preset)")
@@ -200,10 +201,14 @@ def _timm_peer(checkpoint: Checkpoint, layout: Layout, model: Any, params: PyTre
     else:
         tensors = to_state_dict(model, params, "timm")
     try:
-        state = {name: torch.from_numpy(np.asarray(array, np.float64)) for name, array in tensors.items()}
+        state = {name: torch.from_numpy(np.array(array, np.float64)) for name, array in tensors.items()}
         result = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise ConversionError(f"timm's {architecture} cannot hold these tensors: {error}") from error
+        said = str(error).splitlines()[-1].strip().rstrip(".")
+        advice = (
+            "; what stands for other sizes is compared once vit-flax convert has resized it" if "pos" in said else ""
+        )
+        raise ConversionError(f"timm's {architecture} cannot hold these tensors: {said}{advice}") from error
 
     def outputs(module: Any, pixels: Any) -> dict[str, Any]:
         return {"features": module.forward_features(pixels), "output": module(pixels)}
