@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vit_flax.config import ViTConfig
@@ -23,16 +23,16 @@ def respelled(rules: tuple[Rule, ...], *names: tuple[str, str]) -> tuple[Rule, .
     return rules
 
 
-def _infer(*names: tuple[str, str]) -> Any:
-    """Returns timm's `infer` for tensors of another spelling; `names` are (pattern, timm's spelling)."""
+def infer_as(infer: Callable[..., dict[str, Any]], *names: tuple[str, str]) -> Callable[..., dict[str, Any]]:
+    """Returns a layout's `infer` for tensors of another spelling; `names` are (pattern, that layout's spelling)."""
 
-    def infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
+    def infer_respelled(shapes: Shapes, known: Mapping[str, object]) -> dict[str, Any]:
         respelled = dict(shapes)
         for pattern, name in names:
             respelled = {re.sub(pattern, name, key): shape for key, shape in respelled.items()}
-        return timm_infer(respelled, known)
+        return infer(respelled, known)
 
-    return infer
+    return infer_respelled
 
 
 def _defaults(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +67,7 @@ DEIT3 = dataclasses.replace(
     name="deit3",
     description="DeiT-III",
     evidence=named("blocks.0.gamma_1", "blocks.0.attn.qkv.bias", "pos_embed"),
-    infer=_infer((r"gamma_(\d)$", r"ls\1.gamma")),
+    infer=infer_as(timm_infer, (r"gamma_(\d)$", r"ls\1.gamma")),
     rules=lambda config: respelled(timm_rules(config), _DEIT3_NAMES),
     fixed={**_FIXED, "global_pool": ("token",), "reg_tokens": (0,), "dist_token": (False,), "no_embed_class": (True,)},
     unsettled=lambda names: (
@@ -117,7 +117,7 @@ def _dinov2_rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
 
 def _dinov2_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     names = (r"^register_tokens$", "reg_token"), (r"mlp\.w12\.", "mlp.fc1."), (r"mlp\.w3\.", "mlp.fc2.")
-    values = _infer(*names)(shapes, known)
+    values = infer_as(timm_infer, *names)(shapes, known)
     return {**values, "no_embed_reg": values["reg_tokens"] > 0, "mask_token": any_match(shapes, "mask_token")}
 
 

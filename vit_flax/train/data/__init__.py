@@ -46,7 +46,8 @@ def open_source(data: DataConfig, split: str, channels: int = 3, num_classes: in
     if channels not in (1, 3):
         raise DataError(f"images are read with 1 or 3 channels, the model has in_chans={channels}")
     if data.multi_label and not getattr(module, "MULTI_LABEL", False):
-        raise DataError(f"{data.name} has one label an image; data.multi_label is for image_folder and hf_dataset")
+        there = [name for name in SOURCES if getattr(_module(name), "MULTI_LABEL", False)]
+        raise DataError(f"{data.name} has one label an image; data.multi_label is for {', '.join(there)}")
     source: Source = module.open_source(data, split, channels, num_classes)
     classes = len(source.class_names)
     if num_classes is not None and (classes > num_classes or (data.multi_label and classes < num_classes)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -13,11 +13,11 @@ import numpy as np
 from vit_flax.preprocessing.decode import BadImageError, Decoding, decode_image, match_channels
 from vit_flax.train.config import DataConfig
 from vit_flax.train.data.checks import is_plain
+from vit_flax.train.data.label_lists import find_classes, multi_hot, numbered
 from vit_flax.train.data.source import (
     SPLITS,
     DataError,
     Example,
-    check_label,
     check_labels,
     check_split,
     match_splits,
@@ -139,9 +139,10 @@ def open_source(data: DataConfig, split: str, channels: int, num_classes: int | 
     if data.multi_label:
         # training tells the classes: another split may not have all of them
         training: Any = rows if split == "train" or not called else read_rows(datasets, folder, "train")[0]
-        is_hot, names = _list_classes(folder, training.features[columns[1]], training[columns[1]], columns[1])
-        names = names or _numbers(num_classes or max((max(row, default=0) for row in rows[columns[1]]), default=0) + 1)
-        labels = _multi_hot(f"hf_dataset {folder}/{called or split}", rows[columns[1]], is_hot, names)
+        told = getattr(getattr(training.features[columns[1]], "feature", None), "names", None)  # of a ClassLabel
+        column = f"{folder}: column {columns[1]!r}"
+        is_hot, names = (False, told) if told else find_classes(column, training[columns[1]], None, num_classes)
+        labels = multi_hot(f"hf_dataset {folder}/{called or split}", rows[columns[1]], is_hot, names)
     else:
         labels, names = _integers(folder, rows, columns[1], num_classes)
     name = f"hf_dataset {folder}/{called or split}"
@@ -162,53 +163,7 @@ def _integers(folder: Path, rows: Any, column: str, num_classes: int | None) -> 
         several = len(rows) and isinstance(rows[0][column], list)
         hint = "; of several labels an image: data.multi_label=True" if several else ""
         raise DataError(f"{folder}: column {column!r} must hold integers, got {feature}{hint}")
-    return labels, getattr(feature, "names", None) or _numbers(num_classes or int(labels.max(initial=0)) + 1)
-
-
-def _numbers(count: int) -> list[str]:
-    return [str(label) for label in range(count)]
-
-
-def _list_classes(folder: Path, feature: Any, rows: Sequence[Any], column: str) -> tuple[bool, list[str]]:
-    """Returns whether a column of lists holds a 0 or 1 for each class, and the classes' names where it tells them.
-
-    Otherwise a list holds the classes' numbers or names. It holds 0 and 1 where all lists are of one length, have
-    nothing else, and one has a number twice, which a list of classes cannot.
-    """
-    if not all(isinstance(row, list) for row in rows):
-        raise DataError(f"{folder}: column {column!r} must hold lists with data.multi_label, got {feature}")
-    names = getattr(getattr(feature, "feature", None), "names", None)
-    if names:
-        return False, list(names)
-    values = {value for row in rows for value in row}
-    if all(isinstance(value, str) for value in values):
-        return False, sorted(values)
-    if not all(isinstance(value, int) for value in values):
-        raise DataError(f"{folder}: column {column!r} must hold lists of classes' numbers or names, got {feature}")
-    if values <= {0, 1} and len({len(row) for row in rows}) == 1:
-        if any(len(set(row)) < len(row) for row in rows):
-            return True, _numbers(len(rows[0]))
-        raise DataError(f"{folder}: column {column!r} may hold classes' numbers or a 0 or 1 for each class: name the "
-                        "classes with datasets.ClassLabel")  # fmt: skip
-    return False, []
-
-
-def _multi_hot(source: str, rows: Sequence[Any], is_hot: bool, names: list[str]) -> np.ndarray:
-    """Returns (rows, classes) of 0 and 1."""
-    table = np.zeros((len(rows), len(names)), np.uint8)
-    index = {name: number for number, name in enumerate(names)}
-    for position, row in enumerate(rows):
-        where = f"{source}[{position}]"
-        if is_hot:
-            if len(row) != len(names):
-                raise DataError(f"{where}: has {len(row)} numbers for {len(names)} classes")
-            table[position] = row
-            continue
-        for label in row:
-            if isinstance(label, str) and label not in index:
-                raise DataError(f"{where}: class {label!r} is not among those of training")
-            table[position, index[label] if isinstance(label, str) else check_label(label, len(names), where)] = 1
-    return table
+    return labels, getattr(feature, "names", None) or numbered(num_classes or int(labels.max(initial=0)) + 1)
 
 
 def find_splits(data: DataConfig) -> dict[str, str]:

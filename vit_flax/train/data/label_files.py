@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from vit_flax.train.data.label_lists import split_cells
 from vit_flax.train.data.source import DataError
 
 NAMES = ("labels.csv", "labels.json", "labels.jsonl", "metadata.csv", "metadata.jsonl")
 FILE_COLUMNS = ("file_name", "filename", "file", "image", "image_name", "path", "name", "image_id", "img", "id")
 LABEL_COLUMNS = ("labels", "label", "tags", "classes", "class", "class_names")
-DIVIDERS = "|;,"
 _YES, _NO = {"1", "1.0", "true"}, {"0", "0.0", "false", ""}
 
 
@@ -84,7 +84,8 @@ def read_label_file(path: Path, label_key: str | None = None) -> LabelFile:
     if key is None:
         classes, labels = _from_columns(path, files, rows, [name for name in columns if name != file_key])
     else:
-        labels = _from_cells(path, files, [row.get(key) for row in rows])
+        lists = split_cells([row.get(key) for row in rows], lambda row: f"{path}: {files[row]}")
+        labels = [[str(name) for name in dict.fromkeys(names) if str(name)] for names in lists]
         classes = sorted({name for names in labels for name in names}, key=_order)
     if not classes:
         raise DataError(f"{path}: names no class")
@@ -105,26 +106,6 @@ def _from_columns(
             )
         labels.append([name for name, value in values.items() if value in _YES])
     return classes, labels
-
-
-def _from_cells(path: Path, files: list[str], cells: list[Any]) -> list[list[str]]:
-    texts = [cell for cell in cells if isinstance(cell, str) and not cell.lstrip().startswith("[")]
-    divider = next((mark for mark in DIVIDERS if any(mark in text for text in texts)), None)
-    labels = []
-    for file, cell in zip(files, cells, strict=True):
-        if isinstance(cell, str) and cell.lstrip().startswith("["):
-            try:
-                cell = json.loads(cell)
-            except ValueError as error:
-                raise DataError(f"{path}: {file}: {cell!r} is no JSON list ({error})") from error
-        if isinstance(cell, str):
-            cell = [part.strip() for part in cell.split(divider)]
-        elif cell is None:
-            cell = []
-        elif not isinstance(cell, list):
-            cell = [cell]
-        labels.append([str(name) for name in dict.fromkeys(cell) if str(name)])
-    return labels
 
 
 def _order(name: str) -> tuple[int, int, str]:

@@ -144,7 +144,8 @@ def check_label(label: object, num_classes: int, where: str) -> int:
         DataError: it is not one, or out of range.
     """
     if isinstance(label, bool) or not isinstance(label, int | np.integer):
-        raise DataError(f"{where}: the label must be an integer, got {label!r}")
+        hint = "; several labels an image are read with data.multi_label=True" if isinstance(label, list) else ""
+        raise DataError(f"{where}: the label must be an integer, got {label!r}{hint}")
     if not 0 <= label < num_classes:
         raise DataError(f"{where}: label {label} is out of range, there are {num_classes} classes")
     return int(label)

@@ -1,12 +1,17 @@
-"""WebDataset: tar files whose members NAME.jpg and NAME.cls (or NAME.json) belong together."""
+"""WebDataset: tar files whose members NAME.jpg and NAME.cls (or NAME.json) belong together.
+
+With several labels an image, .cls or a key of .json (labels, tags, ...) has a list: see label_lists.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import tarfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ import numpy as np
 from vit_flax.preprocessing.decode import SUFFIXES, BadImageError, Decoding, decode_image
 from vit_flax.train.config import DataConfig
 from vit_flax.train.data.checks import is_plain
+from vit_flax.train.data.label_lists import find_classes, multi_hot, numbered, split_cells
 from vit_flax.train.data.source import (
     SPLITS,
     DataError,
@@ -29,6 +35,8 @@ from vit_flax.train.data.source import (
 )
 
 LABEL_KEYS = ("label", "cls", "class")
+LIST_KEYS = ("labels", "tags", "classes", *LABEL_KEYS)
+MULTI_LABEL = True  # reads several labels an image
 
 
 class WebDataset:
@@ -62,7 +70,8 @@ class WebDataset:
 
     def __getitem__(self, index: int) -> Example:
         image = decode_image(self._read(index), self.image_shape[2], self.decoding)
-        return {"image": image, "label": int(self.labels[index]), "name": self.describe(index)}
+        label = self.labels[index]
+        return {"image": image, "label": label if label.ndim else int(label), "name": self.describe(index)}
 
     def check(self, index: int) -> None:
         """Reads the header of an image, and all of one whose header does not tell."""
@@ -108,23 +117,27 @@ def open_source(data: DataConfig, split: str, channels: int, num_classes: int | 
     found, words = splits_of(folder, shards)
     whole = not found
     called = split if whole else pick_split(str(folder), split, found)
-    if not whole:
-        shards = [shard for shard in shards if called in words[shard]]
-    names: list[str] = []
-    places: list[tuple[int, int, int]] = []
-    labels: list[int] = []
-    for number, shard in enumerate(shards):
-        for name, place, label in index_shard(shard, data.label_key):
-            names.append(name)
-            places.append((number, *place))
-            labels.append(label)
-    array = np.asarray(labels, np.int64)
-    classes = _classes(folder) or [str(label) for label in range(num_classes or int(array.max(initial=0)) + 1)]
     title = f"webdataset {folder}/{called}"
+    keys = (data.label_key,) if data.label_key else LIST_KEYS if data.multi_label else LABEL_KEYS
+
+    def samples_of(part: str) -> list[Sample]:
+        return [sample for number, shard in enumerate(shards) if whole or part in words[shard]
+                for sample in index_shard(shard, number, keys)]  # fmt: skip
+
+    samples = samples_of(called)
+    if data.multi_label:
+        training = found.get("train", called)  # which tells the classes: another split may not have all of them
+        told = samples if training == called else samples_of(training)
+        array, classes = _several(title, samples, told, _classes(folder), num_classes)
+    else:
+        array = np.asarray([check_label(_number(s.label), 1 << 31, s.where) for s in samples], np.int64)
+        classes = _classes(folder) or numbered(num_classes or int(array.max(initial=0)) + 1)
     check_labels(array, classes, title, every_class=split == "train")
-    kept = split_indices(array, split, data.val_share) if whole else np.arange(len(array))
-    chosen = [names[index] for index in kept]
-    return WebDataset(title, shards, chosen, np.asarray(places)[kept], array[kept], classes, channels)
+    groups = np.zeros(len(array), np.int64) if data.multi_label else array
+    kept = split_indices(groups, split, data.val_share) if whole else np.arange(len(array))
+    chosen = [samples[index] for index in kept]
+    places = np.asarray([sample.place for sample in chosen])
+    return WebDataset(title, shards, [s.name for s in chosen], places, array[kept], classes, channels)
 
 
 def tar_files(folder: Path) -> list[Path]:
@@ -142,8 +155,18 @@ def splits_of(folder: Path, shards: list[Path]) -> tuple[dict[str, str], dict[Pa
     return match_splits(set().union(*words.values())), words
 
 
-def index_shard(shard: Path, label_key: str | None = None) -> list[tuple[str, tuple[int, int], int]]:
-    """Returns name, (offset, size) and label of every image of a tar file.
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One image of a tar file."""
+
+    name: str
+    place: tuple[int, int, int]  # the number of the tar file, offset and size
+    label: Any  # the text of .cls, or what a key of .json holds
+    where: str  # what messages call it
+
+
+def index_shard(shard: Path, number: int, keys: Sequence[str]) -> list[Sample]:
+    """Returns every image of a tar file, with its label under one of `keys`.
 
     Raises:
         DataError: the file is damaged, or a sample has no image, several, or no label; the sample is named.
@@ -164,33 +187,50 @@ def index_shard(shard: Path, label_key: str | None = None) -> list[tuple[str, tu
                 if len(images) != 1:
                     said = "no image" if not images else f"several images ({', '.join(images)})"
                     raise DataError(f"{shard}:{name}: has {said}")
-                image = members[images[0]]
-                label = _label(archive, members, f"{shard}:{name}", label_key)
-                found.append((name, (image.offset_data, image.size), label))
+                image, where = members[images[0]], f"{shard}:{name}"
+                label = _label(archive, members, where, keys)
+                found.append(Sample(name, (number, image.offset_data, image.size), label, where))
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{shard}: not a whole, uncompressed tar file ({error})") from error
     return found
 
 
-def _label(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], name: str, key: str | None) -> int:
+def _label(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo], name: str, keys: Sequence[str]) -> Any:
     def read(suffix: str) -> bytes:
         file = archive.extractfile(members[suffix])
         return file.read() if file else b""
 
-    value: Any = None
-    if "cls" in members and key in (None, "cls"):
-        text = read("cls").strip()
-        value = int(text) if text.isdigit() and len(text) < 19 else text.decode("utf-8", "replace")
-    elif "json" in members:
+    if "cls" in members and "cls" in keys:
+        return read("cls").strip().decode("utf-8", "replace")
+    if "json" in members:
         try:
             content = json.loads(read("json"))
         except ValueError as error:
             raise DataError(f"{name}.json: not JSON ({error})") from error
-        keys = (key,) if key else LABEL_KEYS
-        value = next((content[k] for k in keys if k in content), None) if isinstance(content, dict) else None
-    if value is None:
-        raise DataError(f"{name}: has no label (.cls, or {key or ' or '.join(LABEL_KEYS)!r} in .json)")
-    return check_label(value, 1 << 31, name)
+        key = next((key for key in keys if key in content), None) if isinstance(content, dict) else None
+        if key is not None and content[key] is not None:
+            return content[key]
+    raise DataError(f"{name}: has no label (.cls, or {' or '.join(map(repr, keys))} in .json)")
+
+
+def _number(label: Any) -> Any:
+    """Returns a text of digits as the number that it is."""
+    return int(label) if isinstance(label, str) and label.isdecimal() and len(label) < 19 else label
+
+
+def _several(
+    title: str, samples: list[Sample], training: list[Sample], names: list[str] | None, num_classes: int | None
+) -> tuple[np.ndarray, list[str]]:
+    """Returns (images, classes) of 0 and 1, and the classes' names."""
+
+    def lists(of: list[Sample]) -> list[list[Any]]:
+        found = split_cells([sample.label for sample in of], lambda position: of[position].where)
+        texts = [value for row in found for value in row if isinstance(value, str)]
+        numbers = bool(texts) and all(isinstance(_number(text), int) for text in texts)
+        return [[_number(value) for value in row] if numbers else row for row in found]
+
+    is_hot, classes = find_classes(title, lists(training), names, num_classes)
+    return multi_hot(title, lists(samples), is_hot, classes), classes
 
 
 def _classes(folder: Path) -> list[str] | None:
