@@ -18,6 +18,17 @@ RNG = np.random.default_rng(0)
 SMALL: dict[str, Any] = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8
 }  # fmt: skip
+# what is published after masked image modelling: with its head, or without a classifier's pooling and norm
+MASKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "beit": ("BeitForMaskedImageModeling", {"vocab_size": 5, "use_mask_token": True}),
+    "data2vec": ("Data2VecVisionModel", {"use_relative_position_bias": True}),
+    "vit, masked": ("ViTForMaskedImageModeling", {"encoder_stride": 8}),
+    "deit, masked": ("DeiTForMaskedImageModeling", {"encoder_stride": 8}),
+    "mae": ("ViTMAEForPreTraining", {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1,
+                                     "decoder_num_attention_heads": 2, "decoder_intermediate_size": 16}),
+}  # fmt: skip
+SLOW = ("vit, masked", "deit, masked", "mae")
+FAMILIES = ["vit", "dinov2", "dinov2_with_registers", "dinov3", *MASKED]
 pytestmark = [
     pytest.mark.usefixtures("_float32"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning"),
@@ -47,6 +58,10 @@ def _checkpoint(name: str, folder: Path) -> None:
     elif name == "dinov2_with_registers":
         config = transformers.Dinov2WithRegistersConfig(**SMALL, mlp_ratio=2, num_register_tokens=2)
         model = transformers.Dinov2WithRegistersModel(config)
+    elif name in MASKED:
+        kind, extra = MASKED[name]
+        config = getattr(transformers, f"{kind.split('For')[0].removesuffix('Model')}Config")
+        model = getattr(transformers, kind)(config(**SMALL, intermediate_size=32, **extra))
     else:
         config = transformers.DINOv3ViTConfig(**SMALL, intermediate_size=32, num_register_tokens=2)
         model = transformers.DINOv3ViTModel(config)
@@ -56,7 +71,7 @@ def _checkpoint(name: str, folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
-@pytest.mark.parametrize("name", ["vit", "dinov2", "dinov2_with_registers", "dinov3"])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in FAMILIES])
 def test_a_family_without_a_head_becomes_its_own_classifier(name: str, photos: Path, tmp_path: Path) -> None:
     _checkpoint(name, tmp_path / "checkpoint")
     changes = {"checkpoint": str(tmp_path / "checkpoint"), "folder": str(photos), "data.batch_size": 12, "steps": 1,

@@ -135,7 +135,7 @@ HUGGINGFACE_AIMV2 = Layout(
     prefixes=("vision_model.",),
     prefix=_prefix,
     outside=("visual_projection.",),
-    classifier={"global_pool": "avg"},  # as timm's, which are the same
+    classifier=lambda config: {"global_pool": "avg"},  # as timm's, which are the same
     config_file=_write,
 )
 

@@ -105,6 +105,11 @@ def _write(config: ViTConfig) -> dict[str, Any]:
     }
 
 
+def classifier_fields(config: ViTConfig) -> dict[str, Any]:
+    """Returns what a classifier has where the model's tokens are not normalised: the mean, and a norm of its own."""
+    return {} if config.final_norm else {"fc_norm": True, "final_norm": True, "global_pool": "avg"}
+
+
 def _conditions(config: ViTConfig) -> list[str]:
     lines = hf.conditions(config) + hf.square(config)
     if config.fc_norm != (config.global_pool == "avg"):
@@ -158,6 +163,7 @@ def _layout(names: hf.Names, suffix: str, where: str) -> Layout:
         outside=("classifier.",),
         heads=hf.CLASSIFIER,
         belongs=hf.ending(f"{names.block.format(i=0)}.{names.norm1}.weight"),
+        classifier=classifier_fields,
         config_file=_write,
     )  # fmt: skip
 

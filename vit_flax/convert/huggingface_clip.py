@@ -303,7 +303,7 @@ CLIP_LAYOUTS: tuple[Layout, ...] = (
             patch_bias=(False,), pre_norm=(True,), fc_norm=(True, False), final_norm=(True, False),
             head_bias=(False, True), qkv_bias=(True,), global_pool=("token", "avg"),
         ),
-        _clip_write, _clip_conditions, classifier=_CLASSIFIER,
+        _clip_write, _clip_conditions, classifier=lambda config: _CLASSIFIER,
     ),
 )  # fmt: skip
 

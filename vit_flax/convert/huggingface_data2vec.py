@@ -70,7 +70,6 @@ DATA2VEC = dataclasses.replace(
     conditions=_conditions,
     prefixes=("data2vec_vision.",),
     prefix=_prefix,
-    classifier={"global_pool": "avg"},
     config_file=_write,
 )
 

@@ -62,7 +62,7 @@ class Layout:
     # where a classifier stands: (the module that people replace, the layer that rules know), without prefixes
     heads: tuple[tuple[str, str], ...] = ()
     # what of a model's config its own library's classifier has otherwise than its models without one
-    classifier: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    classifier: Callable[..., Mapping[str, Any]] = lambda config: {}
 
     def read(self, checkpoint: Checkpoint) -> Checkpoint:
         """Returns the checkpoint under the names that the rules know.

@@ -97,7 +97,7 @@ def with_text(image: Layout, half: TextHalf, beside: Collection[Drop], name: str
         outside=(*image.outside, *half.outside),
         config_file=file and (lambda config: file(config)),  # pyright: ignore[reportArgumentType]
         heads=(),
-        classifier={},
+        classifier=lambda config: {},
     )
 
 

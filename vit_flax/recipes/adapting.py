@@ -127,7 +127,7 @@ def classifier_of(model: ViTConfig, classes: int, layout: str) -> tuple[ViTConfi
     Where that layout holds no classifier it is the model as it is, in the first layout of the same library that holds
     it, else in the first of all; None: there is none.
     """
-    model = model.replace(num_classes=classes, **get_layout(layout).classifier)
+    model = model.replace(num_classes=classes, **get_layout(layout).classifier(model))
     if model.representation_size is not None:
         model = model.replace(representation_size=None)
     poolings = dict.fromkeys((model.global_pool, "token_avg", "avg"))

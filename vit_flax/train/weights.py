@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ from vit_flax.reading import Reading, read_model
 from vit_flax.train.config import TrainConfig
 from vit_flax.train.step import init_params
 
+logger = logging.getLogger(__name__)
+
 _HEADS = ("head", "head_dist")  # a new one where the number of classes differs
+_NEW = "fc_norm"  # with the classifier, where the checkpoint has none: it begins by normalising alone
 # what a checkpoint may have that a classifier of its family has not: pre-training's, or another pooling's
 _LEFT = ("pre_logits", "mask_token", "attn_pool", "fc_norm")
 _SHOWN = 10
@@ -44,17 +48,21 @@ def initial_params(config: TrainConfig) -> PyTree:
     loaded: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
     fresh = init_params(jax.random.key(config.seed), config.model)
     own: dict[str, Any] = flatten_dict(fresh, sep="/")  # pyright: ignore[reportAssignmentType]
-    known = (*_HEADS, *_LEFT)
+    new = [path for path in own if path.split("/")[0] == _NEW and path not in loaded]
+    known = (*_HEADS, *_LEFT, *(["norm"] if new else []))  # which fc_norm takes the place of
     problems = [f"not in the model: {path}" for path in loaded if path not in own and path.split("/")[0] not in known]
     for path, leaf in own.items():
         if path in loaded and loaded[path].shape == leaf.shape:
             own[path] = jnp.asarray(loaded[path], jnp.float32)
-        elif path.split("/")[0] not in _HEADS:
+        elif path not in new and path.split("/")[0] not in _HEADS:
             found = f"has shape {tuple(loaded[path].shape)}" if path in loaded else "is missing"
             problems.append(f"{path} {found}, the model needs {tuple(leaf.shape)}")
     if problems:
         shown = "\n  ".join(problems[:_SHOWN])
         raise ValueError(f"{config.init_from} is not of the model to be trained ({len(problems)} faults):\n  {shown}")
+    if new:
+        gone = " in place of its norm" if "norm/scale" in loaded and "norm/scale" not in own else ""
+        logger.warning("%s: has no %s, which begins anew with the classifier%s", config.init_from, _NEW, gone)
     return jax.tree.map(np.asarray, unflatten_dict(own, sep="/"))
 
 
