@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vit_flax.models.intermediates import Intermediates
     from vit_flax.preparing import read_preprocessing
     from vit_flax.preprocessing.evaluation import Preprocessing
-    from vit_flax.pretrained import create_model, from_state_dict, load, save, to_state_dict
+    from vit_flax.pretrained import create_model, fit_layout, from_state_dict, load, save, to_state_dict
     from vit_flax.tokenizing import read_tokenizer
     from vit_flax.zero_shot import retrieval_recall, zero_shot_classifier
 
@@ -56,6 +56,7 @@ __all__ = [
     "attention_maps",
     "create_model",
     "export_model",
+    "fit_layout",
     "from_state_dict",
     "load",
     "push_to_hub",
@@ -86,7 +87,7 @@ _MODULES = {
     "vit_flax.models.intermediates": ("Intermediates",),
     "vit_flax.preparing": ("read_preprocessing",),
     "vit_flax.preprocessing.evaluation": ("Preprocessing",),
-    "vit_flax.pretrained": ("create_model", "from_state_dict", "load", "save", "to_state_dict"),
+    "vit_flax.pretrained": ("create_model", "fit_layout", "from_state_dict", "load", "save", "to_state_dict"),
     "vit_flax.tokenizing": ("read_tokenizer",),
     "vit_flax.zero_shot": ("retrieval_recall", "zero_shot_classifier"),
 }  # fmt: skip

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jaxtyping import PyTree
 
 from vit_flax.config import ModelConfig
-from vit_flax.convert import Wish, layout_to_write, open_checkpoint, write_checkpoint
+from vit_flax.convert import Wish, get_layout, layout_to_write, open_checkpoint, write_checkpoint
+from vit_flax.convert.fitting import after, steps_to
 from vit_flax.models import TwoTowers, VisionTransformer, build_model
 from vit_flax.preparing import beside_weights
 from vit_flax.preprocessing.evaluation import Preprocessing
@@ -131,6 +133,23 @@ def to_state_dict(model: Model, params: PyTree, layout: str | None = None) -> di
         ConversionError: the layout cannot hold the model, or the parameters are not the model's; all reasons named.
     """
     return layout_to_write(model.config, layout).write(flat_params(model, params), model.config)
+
+
+def fit_layout(model: VisionTransformer, params: PyTree, layout: str) -> tuple[VisionTransformer, Params, list[str]]:
+    """Returns the model and its parameters as a layout can hold them, and what was done, a line each.
+
+    What the model computes stays as it is: a position of the class token is added to the class token where the layout
+    has no row for it (or is zero where it has one), a mask token is left out (or zero). A model that the layout holds
+    comes back as it is, and so does one that it cannot hold: `to_state_dict` says why.
+    """
+    steps = steps_to(get_layout(layout), model.config)
+    if not steps:
+        return model, params, []
+    flat = flat_params(model, params)
+    for step in steps:
+        flat = step.change(flat)
+    fitted = model.clone(config=after(steps, model.config))
+    return fitted, unflatten_dict(flat, sep="/"), [step.note for step in steps]
 
 
 def save(

@@ -59,7 +59,8 @@ def run(options: argparse.Namespace) -> int:
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", True)  # so that float64 tensors stay what they are
-    from vit_flax.pretrained import save
+    from vit_flax.models import VisionTransformer
+    from vit_flax.pretrained import fit_layout, save
     from vit_flax.reading import read_model
 
     reading = read_model(checkpoint, wish)
@@ -68,7 +69,11 @@ def run(options: argparse.Namespace) -> int:
         target = layout_to_write(reading.config, options.layout, options.target).name
     preprocessing, notes = _preprocessing(checkpoint, reading, options.config)
     notes = [*reading.checkpoint.notes[len(checkpoint.notes) :], *notes]
-    notes += save(options.target, *reading.build(), target, preprocessing)
+    model, params = reading.build()
+    if isinstance(model, VisionTransformer):
+        model, params, done = fit_layout(model, params, target)
+        notes += done
+    notes += save(options.target, model, params, target, preprocessing)
     tell_notes(notes)
     if options.json:
         found = {"source": checkpoint.source, "target": options.target, "tensors": len(checkpoint.shapes)}

@@ -20,6 +20,7 @@ from vit_flax.convert.explained import EXPLAINED, EXPLAINED_T2T
 from vit_flax.convert.facebook import DEIT, DEIT3, DINO, DINOV2, IJEPA, MAE
 from vit_flax.convert.facebook_dinov3 import FACEBOOK_DINOV3
 from vit_flax.convert.files import read_checkpoint, write_checkpoint
+from vit_flax.convert.fitting import steps_to
 from vit_flax.convert.flax_names import with_torch_names
 from vit_flax.convert.foreign import foreign_kind
 from vit_flax.convert.google import BIG_VISION, BIG_VISION_SCAN, GOOGLE_NPZ
@@ -256,7 +257,10 @@ def layout_to_write(config: ModelConfig, layout: str | None, path: str | os.Path
         layout = _with_text(layout)
     chosen = get_layout(layout)
     if refusals := chosen.refusals(config):
-        raise ConversionError(f"layout {layout!r} cannot hold this model: {'; '.join(refusals)}")
+        way = ""
+        if steps_to(chosen, config):
+            way = f"; `vit_flax.fit_layout(model, params, {layout!r})` gives the same model as it has it"
+        raise ConversionError(f"layout {layout!r} cannot hold this model: {'; '.join(refusals)}{way}")
     return chosen
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from vit_flax.config import BeitConfig, ViTConfig
 from vit_flax.convert.facebook import respelled
@@ -32,7 +31,7 @@ def _rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
     return *respelled(timm_rules(config), _NAMES), *relative_rules("blocks.{i}")
 
 
-def beit_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
+def beit_infer(shapes: Shapes, known: Mapping[str, object]) -> dict[str, object]:
     """Returns what tensors under timm's names tell, given what is known already."""
     values = timm_infer(shapes, known)
     pooled = values["fc_norm"]

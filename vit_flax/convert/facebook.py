@@ -23,10 +23,10 @@ def respelled(rules: tuple[Rule, ...], *names: tuple[str, str]) -> tuple[Rule, .
     return rules
 
 
-def infer_as(infer: Callable[..., dict[str, Any]], *names: tuple[str, str]) -> Callable[..., dict[str, Any]]:
+def infer_as(infer: Callable[..., dict[str, object]], *names: tuple[str, str]) -> Callable[..., dict[str, object]]:
     """Returns a layout's `infer` for tensors of another spelling; `names` are (pattern, that layout's spelling)."""
 
-    def infer_respelled(shapes: Shapes, known: Mapping[str, object]) -> dict[str, Any]:
+    def infer_respelled(shapes: Shapes, known: Mapping[str, object]) -> dict[str, object]:
         respelled = dict(shapes)
         for pattern, name in names:
             respelled = {re.sub(pattern, name, key): shape for key, shape in respelled.items()}

@@ -105,7 +105,7 @@ def _write(config: ViTConfig) -> dict[str, Any]:
     }
 
 
-def classifier_fields(config: ViTConfig) -> dict[str, Any]:
+def classifier_fields(config: ViTConfig) -> dict[str, object]:
     """Returns what a classifier has where the model's tokens are not normalised: the mean, and a norm of its own."""
     return {} if config.final_norm else {"fc_norm": True, "final_norm": True, "global_pool": "avg"}
 

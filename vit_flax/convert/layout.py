@@ -62,7 +62,7 @@ class Layout:
     # where a classifier stands: (the module that people replace, the layer that rules know), without prefixes
     heads: tuple[tuple[str, str], ...] = ()
     # what of a model's config its own library's classifier has otherwise than its models without one
-    classifier: Callable[..., Mapping[str, Any]] = lambda config: {}
+    classifier: Callable[..., Mapping[str, object]] = lambda config: {}
 
     def read(self, checkpoint: Checkpoint) -> Checkpoint:
         """Returns the checkpoint under the names that the rules know.

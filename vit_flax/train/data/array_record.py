@@ -107,7 +107,7 @@ class ArrayRecords:
         if not is_plain(self._encoded(index, self._features(index))):
             self[index]
 
-    def lists(self) -> list[list[Any]]:
+    def lists(self) -> list[list[int | str]]:
         """Returns what every record's label holds, integers or texts."""
         found = []
         for index in range(len(self)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ def numbered(count: int) -> list[str]:
     return [str(label) for label in range(count)]
 
 
-def split_cells(cells: Sequence[Any], where: Callable[[int], str]) -> list[list[Any]]:
+def split_cells(cells: Sequence[object], where: Callable[[int], str]) -> list[list[object]]:
     """Returns the list that each cell stands for: one, JSON's text of one, or words with | ; , or spaces between them.
 
     Args:
@@ -46,7 +45,7 @@ def split_cells(cells: Sequence[Any], where: Callable[[int], str]) -> list[list[
 
 
 def find_classes(
-    source: str, rows: Sequence[Any], names: Sequence[str] | None = None, num_classes: int | None = None
+    source: str, rows: Sequence[object], names: Sequence[str] | None = None, num_classes: int | None = None
 ) -> tuple[bool, list[str]]:
     """Returns whether the lists hold a 0 or 1 for each class, and the classes' names.
 
@@ -78,7 +77,7 @@ def find_classes(
     return False, list(names or numbered(num_classes or max((max(row, default=0) for row in rows), default=0) + 1))
 
 
-def multi_hot(source: str, rows: Sequence[Any], is_hot: bool, classes: Sequence[str]) -> np.ndarray:
+def multi_hot(source: str, rows: Sequence[object], is_hot: bool, classes: Sequence[str]) -> np.ndarray:
     """Returns (rows, classes) of 0 and 1.
 
     Raises:

@@ -161,7 +161,7 @@ class Sample:
 
     name: str
     place: tuple[int, int, int]  # the number of the tar file, offset and size
-    label: Any  # the text of .cls, or what a key of .json holds
+    label: object  # the text of .cls, or what a key of .json holds
     where: str  # what messages call it
 
 
