@@ -52,6 +52,8 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
+    relative_position_index: Tensor
+
     def __init__(self, o: Options):
         super().__init__()
         self.heads, self.beit = o.heads, o.beit
@@ -190,18 +192,18 @@ class Head(nn.Module):
         if o.hidden_head:
             layers["pre_logits"], layers["act"] = nn.Linear(o.width, o.hidden_head), nn.Tanh()
         layers["head"] = nn.Linear(o.hidden_head or o.width, o.classes)
-        self.layers = nn.Sequential()
-        for name, layer in layers.items():
-            self.layers.add_module(name, layer)
         if o.dist_token:
-            self.layers.add_module("head_dist", nn.Linear(o.width, o.classes))
+            layers["head_dist"] = nn.Linear(o.width, o.classes)
+        self.layers = nn.ModuleDict(layers)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         if hasattr(self, "fc"):
             return self.fc(features[0])
         if len(features) == 2:
-            return (self.layers.head(features[0]) + self.layers.head_dist(features[1])) / 2
-        return self.layers(features[0])
+            return (self.layers["head"](features[0]) + self.layers["head_dist"](features[1])) / 2
+        for layer in self.layers.values():
+            features = [layer(features[0])]
+        return features[0]
 
 
 class Classifier(nn.Module):

@@ -117,7 +117,7 @@ def _dinov2_rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
 
 def _dinov2_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     names = (r"^register_tokens$", "reg_token"), (r"mlp\.w12\.", "mlp.fc1."), (r"mlp\.w3\.", "mlp.fc2.")
-    values = infer_as(timm_infer, *names)(shapes, known)
+    values: dict[str, Any] = infer_as(timm_infer, *names)(shapes, known)
     return {**values, "no_embed_reg": values["reg_tokens"] > 0, "mask_token": any_match(shapes, "mask_token")}
 
 

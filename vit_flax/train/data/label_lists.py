@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -61,20 +62,21 @@ def find_classes(
     Raises:
         DataError: rows are no lists, hold something else, or may be either.
     """
-    wrong = next((row for row in rows if not isinstance(row, list)), None)
-    if wrong is not None:
-        raise DataError(f"{source}: must hold lists with data.multi_label, got {wrong!r}")
-    values = {value if isinstance(value, str | int) else None for row in rows for value in row}
+    lists: list[list[Any]] = [row for row in rows if isinstance(row, list)]
+    if len(lists) < len(rows):
+        wrong = next(row for row in rows if not isinstance(row, list))
+        raise DataError(f"{source}: must hold lists with data.multi_label, got {wrong!r:.80}")
+    values = {value if isinstance(value, str | int) else None for row in lists for value in row}
     if values and all(isinstance(value, str) for value in values):
         return False, list(names) if names else sorted(map(str, values))
     if not all(isinstance(value, int) for value in values):
         raise DataError(f"{source}: must hold lists of classes' numbers or names")
-    lengths = {len(row) for row in rows}
+    lengths = {len(row) for row in lists}
     if values and values <= {0, 1} and len(lengths) == 1 and (not names or lengths == {len(names)}):
-        if any(len(set(row)) < len(row) for row in rows):
-            return True, list(names or numbered(len(rows[0])))
+        if any(len(set(row)) < len(row) for row in lists):
+            return True, list(names or numbered(len(lists[0])))
         raise DataError(f"{source}: may hold classes' numbers or a 0 or 1 for each class: list the classes' names")
-    return False, list(names or numbered(num_classes or max((max(row, default=0) for row in rows), default=0) + 1))
+    return False, list(names or numbered(num_classes or max((max(row, default=0) for row in lists), default=0) + 1))
 
 
 def multi_hot(source: str, rows: Sequence[object], is_hot: bool, classes: Sequence[str]) -> np.ndarray:
