@@ -49,6 +49,12 @@ def _layout(name: str, config_class: ViTFamily) -> Layout:
 
 
 FLAX = _layout("flax", PlainViTConfig)
-_NAMES = {"LucidrainsViTConfig": "lucidrains", "T2TViTConfig": "t2t", "NaFlexViTConfig": "naflex", "BeitConfig": "beit",
-          "RopeViTConfig": "rope"}  # fmt: skip
-FLAX_LAYOUTS: tuple[Layout, ...] = (*(_layout(f"flax_{name}", FAMILIES[of]) for of, name in _NAMES.items()), FLAX)
+# a line of each family: `flax_beit` of BeitConfig
+FLAX_LAYOUTS: tuple[Layout, ...] = (
+    *(
+        _layout(f"flax_{name.removesuffix('Config').removesuffix('ViT').lower()}", family)
+        for name, family in FAMILIES.items()
+        if family != PlainViTConfig
+    ),
+    FLAX,
+)

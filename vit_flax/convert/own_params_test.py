@@ -13,7 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import vit_flax
 from vit_flax.cli.main import main
-from vit_flax.convert import ConversionError, msgpack_file, read_checkpoint, unwrap
+from vit_flax.config import FAMILIES
+from vit_flax.convert import ConversionError, msgpack_file, own_layout, read_checkpoint, unwrap
 from vit_flax.models.shapes import expected_shapes
 
 SIZES: dict[str, Any] = {"depth": 2, "embed_dim": 16, "num_heads": 2, "image_size": 32, "num_classes": 3}
@@ -172,3 +173,8 @@ def test_a_few_float64_tensors_follow_the_others() -> None:
     narrow = vit_flax.convert.in_float32(vit_flax.convert.from_mapping(wide))
     assert narrow.read("pos_embed").dtype == np.float32
     assert "float64" in narrow.notes[0]
+
+
+def test_every_family_has_a_layout_of_its_own_parameters():
+    for family in FAMILIES.values():
+        assert own_layout(family()).config_class == family
