@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vit_flax.models.activations import ACTIVATIONS
-from vit_flax.parity.tolerances import FLOAT64_ROUNDING
+from vit_flax.parity.tolerances import ACTIVATION_GRADIENT_SPACINGS, ACTIVATION_SPACINGS, FLOAT64_ROUNDING
 
 # Not elementwise, or with parameters, or without defaults.
 NOT_OURS = {"GLU", "MultiheadAttention", "PReLU", "Softmax", "Softmax2d", "Softmin", "LogSoftmax", "Threshold"}
@@ -30,7 +30,7 @@ def test_every_torch_activation_has_its_twin() -> None:
 @pytest.mark.parametrize("name", sorted(TORCH))
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_values_and_gradients(name: str, dtype: str) -> None:
-    tolerance = 1e-13 if dtype == "float64" else 2e-6
+    spacing = np.finfo(dtype).eps
     x = torch.tensor(POINTS, dtype=getattr(torch, dtype), requires_grad=True)
     y = TORCH[name]().eval()(x)
     (dx,) = torch.autograd.grad(y.sum(), x)
@@ -38,8 +38,9 @@ def test_values_and_gradients(name: str, dtype: str) -> None:
     ours, pull = jax.vjp(ACTIVATIONS[name], points)
     assert ours.dtype == points.dtype
     scale = np.maximum(1, np.abs(POINTS))
-    np.testing.assert_array_less(np.abs(ours - y.detach().numpy()) / scale, tolerance)
-    np.testing.assert_array_less(np.abs(pull(jnp.ones_like(ours))[0] - dx.numpy()), tolerance * 10)
+    np.testing.assert_array_less(np.abs(ours - y.detach().numpy()) / scale, ACTIVATION_SPACINGS * spacing)
+    gradient = pull(jnp.ones_like(ours))[0]
+    np.testing.assert_array_less(np.abs(gradient - dx.numpy()), ACTIVATION_GRADIENT_SPACINGS * spacing)
 
 
 @pytest.mark.parametrize("name", sorted(TORCH))

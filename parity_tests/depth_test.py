@@ -27,6 +27,7 @@ from vit_flax.depth import (
     read_depth_preprocessing,
     save_depth,
 )
+from vit_flax.parity.tolerances import FLOAT32_RELATIVE, FLOAT32_ROUNDING
 
 transformers: Any = import_transformers()
 
@@ -175,10 +176,10 @@ def test_a_photograph_is_prepared_estimated_and_resized_as_transformers_does(fol
     preprocessing, note = read_depth_preprocessing(path)
     assert not note
     ours = preprocessing.prepare(photo)
-    assert np.abs(ours.transpose(2, 0, 1) - inputs["pixel_values"][0].numpy()).max() < 1e-6
+    assert np.abs(ours.transpose(2, 0, 1) - inputs["pixel_values"][0].numpy()).max() < FLOAT32_ROUNDING
     depth = estimate_depth(*load_depth(path), photo, preprocessing)
     assert depth.shape == photo.shape[:2]
-    assert relative_error(depth, expected["predicted_depth"].numpy()) < 1e-5  # both in float32
+    assert relative_error(depth, expected["predicted_depth"].numpy()) < FLOAT32_RELATIVE
 
 
 def test_the_command_writes_a_picture_and_the_numbers(folder, tmp_path, capsys) -> None:

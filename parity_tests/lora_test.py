@@ -25,7 +25,7 @@ from vit_flax.lora.dropout import applied_with_dropout, beside_kernels
 from vit_flax.lora.peft_folder import Adapted, load_adapter, write_adapter
 from vit_flax.models import build_model
 from vit_flax.models.shapes import expected_shapes
-from vit_flax.parity.tolerances import FLOAT64_RELATIVE
+from vit_flax.parity.tolerances import FLOAT32_LOGITS, FLOAT64_RELATIVE, FLOAT64_ROUNDING
 from vit_flax.recipes.adapting import classifier_of
 from vit_flax.train.config import DataConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from vit_flax.train.optimizer import make_optimizer
@@ -47,7 +47,7 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.random((8, 8, 8, 3))
 LABELS = RNG.integers(0, 3, 8).astype(np.int32)
 NORMALISED = (IMAGES - 0.5) / 0.5
-CLOSE: dict[str, Any] = {"rtol": FLOAT64_RELATIVE, "atol": 1e-12}
+CLOSE: dict[str, Any] = {"rtol": FLOAT64_RELATIVE, "atol": FLOAT64_ROUNDING}
 
 
 def pixels() -> torch.Tensor:
@@ -161,7 +161,7 @@ def test_twenty_steps_are_those_of_peft(family: str, options: dict[str, Any], tm
     with torch.no_grad():
         expected = theirs.eval()(pixels()).logits.numpy()
     model, params = vit_flax.load(tmp_path / "after")
-    np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, NORMALISED), expected, rtol=1e-8)
+    np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, NORMALISED), expected, rtol=FLOAT64_RELATIVE)
 
 
 def begun(config: vit_flax.ViTConfig, lora: LoraConfig, params: Any = None) -> tuple[Any, Any]:
@@ -205,11 +205,17 @@ def test_peft_loads_what_is_written_here(family: str, fields: dict[str, Any], tm
                   str(tmp_path / "base"))  # fmt: skip
     expected = jax.jit(model.apply)({"params": merged(frozen, trained, lora)}, NORMALISED)
     with torch.no_grad():
-        np.testing.assert_allclose(loaded_by_peft(theirs, tmp_path / "adapter")(pixels()).logits, expected, rtol=1e-7)
+        np.testing.assert_allclose(
+            loaded_by_peft(theirs, tmp_path / "adapter")(pixels()).logits, expected, rtol=FLOAT64_RELATIVE
+        )
     if family == "dinov2_swiglu":
         return  # whose file has gates and values in one tensor: an adapter of a part of it is not read
     back = vit_flax.load(tmp_path / "adapter")[1]
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12), back, merged(frozen, trained, lora))
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=FLOAT64_ROUNDING, atol=FLOAT64_ROUNDING),
+        back,
+        merged(frozen, trained, lora),
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -234,7 +240,7 @@ def test_parts_of_a_fused_layer_of_timm_become_one_adapter(tmp_path: Path) -> No
     assert values["rank_pattern"] == {"blocks.0.attn.qkv": 5}
     expected = jax.jit(model.apply)({"params": merged(frozen, trained, lora)}, NORMALISED)
     with torch.no_grad():
-        np.testing.assert_allclose(loaded_by_peft(theirs, tmp_path)(pixels()), expected, rtol=1e-7)
+        np.testing.assert_allclose(loaded_by_peft(theirs, tmp_path)(pixels()), expected, rtol=FLOAT64_RELATIVE)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -254,7 +260,7 @@ def test_a_run_on_a_model_without_classes_leaves_what_peft_loads(tmp_path: Path)
     with torch.no_grad():
         found = loaded_by_peft(theirs, tmp_path / "adapter").float()(pixels().float()).logits
     expected = jax.jit(build_model(model).apply)({"params": params}, NORMALISED.astype(np.float32))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found, expected, **FLOAT32_LOGITS)
     # positions of another size are in no adapter
     larger = config.replace({"model.image_size": 16})
     fault = export_adapter(tmp_path / "adapter", larger, trained, frozen, params)

@@ -171,7 +171,9 @@ def test_intermediates_come_by_layer_in_memory_and_on_the_disk(tmp_path: Path) -
         predictor.write(writer, asked, images, bad)
     assert list(bad) == [5]
     for name, array in found.items():
-        np.testing.assert_allclose(np.load(tmp_path / "out" / f"{name}.npy"), array, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(
+            np.load(tmp_path / "out" / f"{name}.npy"), array, rtol=FLOAT32_ROUNDING, atol=FLOAT32_ROUNDING
+        )
     with pytest.raises(ValueError, match="no block 3: the model has 3"):
         predictor.intermediates(IMAGES, Intermediates([3]))
     with pytest.raises(ValueError, match="channels last"):

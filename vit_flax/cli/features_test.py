@@ -15,6 +15,7 @@ from vit_flax.cli import progress
 from vit_flax.cli.main import main
 from vit_flax.config import ViTConfig
 from vit_flax.models import build_model
+from vit_flax.parity.tolerances import FLOAT32_LOGITS
 from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.pretrained import load, save
 from vit_flax.train.step import init_params
@@ -66,13 +67,13 @@ def test_layers_of_a_folder_of_photographs(place: Path, tmp_path: Path, capsys: 
         arrays = [file[name] for name in ("layer_0", "layer_0_prefix", "layer_2", "layer_2_prefix")]
     for array, other in zip(arrays, jax.tree.leaves(expected), strict=True):
         assert array.dtype == np.float32
-        np.testing.assert_allclose(array, other, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(array, other, **FLOAT32_LOGITS)
     folder = tmp_path / "folder"
     assert main([*given[:3], "--layers", "last1", "-o", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["shapes"] == {"layer_2": [5, 6, 16]}
     mapped = np.load(folder / "layer_2.npy", mmap_mode="r")
     expected = _expected(place, paths, indices=1, output_fmt="NLC")
-    np.testing.assert_allclose(mapped, expected[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(mapped, expected[0], **FLOAT32_LOGITS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "out.npz"]
 
 

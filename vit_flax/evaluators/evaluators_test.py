@@ -24,6 +24,7 @@ from vit_flax.evaluators.neighbours import nearest, unit
 from vit_flax.evaluators.picture import choose_queries
 from vit_flax.evaluators.retrieval import recall_at
 from vit_flax.inference import Predictor
+from vit_flax.parity.tolerances import FLOAT64_ROUNDING
 from vit_flax.pretrained import load
 from vit_flax.train.config import DataConfig
 from vit_flax.train.data import open_source
@@ -59,7 +60,7 @@ def test_the_command_has_scikit_learns_figures(
     for count in (5, 20):
         theirs = KNeighborsClassifier(count).fit(train.features, train.labels).score(test.features, test.labels)
         assert 0.5 < theirs < 1
-        assert found["knn"]["top1"][str(count)] == pytest.approx(theirs, abs=1e-12)
+        assert found["knn"]["top1"][str(count)] == pytest.approx(theirs, abs=FLOAT64_ROUNDING)
     warnings.simplefilter("ignore", ConvergenceWarning)
     theirs = LogisticRegression(max_iter=100).fit(train.features, train.labels).score(test.features, test.labels)
     assert found["linear_probe"]["top1"] == pytest.approx(theirs, abs=0.005)
@@ -71,7 +72,7 @@ def test_the_command_has_scikit_learns_figures(
     order = np.argsort(distances, 1)
     for count in (5, 20):
         hits = (test.labels[order[:, :count]] == test.labels[:, None]).any(1).mean()
-        assert found["retrieval"]["recall"][str(count)] == pytest.approx(hits, abs=1e-12)
+        assert found["retrieval"]["recall"][str(count)] == pytest.approx(hits, abs=FLOAT64_ROUNDING)
     with Image.open(picture) as drawn:
         assert drawn.size[0] > 800
 

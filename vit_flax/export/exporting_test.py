@@ -18,7 +18,7 @@ from vit_flax.cli.main import main
 from vit_flax.export import checking, exporting, stablehlo_file
 from vit_flax.export.exporting import export_model
 from vit_flax.models.shapes import expected_shapes
-from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_RELATIVE
+from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_LOGITS, FLOAT32_RELATIVE
 from vit_flax.preprocessing.evaluation import Preprocessing
 
 pytestmark = pytest.mark.filterwarnings("ignore:::jax2onnx", "ignore::DeprecationWarning")
@@ -83,7 +83,7 @@ def assert_is_model(found: dict[str, np.ndarray], model: vit_flax.VisionTransfor
         expected = dict(zip(found, jax.jit(grids)(images), strict=True))
     for name, array in expected.items():
         assert found[name].shape == array.shape
-        assert np.linalg.norm(found[name] - array) <= 1e-5 * np.linalg.norm(array), name
+        assert np.linalg.norm(found[name] - array) <= FLOAT32_RELATIVE * np.linalg.norm(array), name
 
 
 def test_programs_run_without_this_library_and_answer_as_predict(
@@ -119,7 +119,7 @@ def test_programs_run_without_this_library_and_answer_as_predict(
     guesses = [{g["name"]: g["probability"] for g in row["guesses"]} for row in json.loads(capsys.readouterr().out)]
     for name in ("raw.onnx", "raw.stablehlo"):
         shares = np.asarray(jax.nn.softmax(found[name]["logits"]))
-        np.testing.assert_allclose(shares, [[g[name] for name in names] for g in guesses], atol=1e-5)
+        np.testing.assert_allclose(shares, [[g[name] for name in names] for g in guesses], atol=FLOAT32_LOGITS["atol"])
     assert set(found["rope.onnx"]) == {"layer_0", "layer_1"}
     assert_is_model(found["rope.onnx"], rotated, other, images)
     narrow = np.asarray(jax.jit(lambda x: model.apply({"params": params}, x, method="features"))(images))

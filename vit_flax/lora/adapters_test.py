@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from vit_flax.lora.adapters import begin, merged
 from vit_flax.lora.config import LoraConfig
+from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_RELATIVE, FLOAT32_ROUNDING
 
 RNG = np.random.default_rng(0)
 
@@ -57,11 +58,13 @@ def test_products_are_added_to_the_columns_of_their_part(rslora: bool) -> None:
     change = found["blocks_0"]["attn"]["qkv"]["kernel"] - PARAMS["blocks_0"]["attn"]["qkv"]["kernel"]
     root = np.sqrt(2) if rslora else 2
     q, kv = (own[f"blocks_0/attn/{part}/lora_a"] @ own[f"blocks_0/attn/{part}/lora_b"] for part in ("q", "kv"))
-    np.testing.assert_allclose(change[:, :4], q * 5 / root, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(change[:, 4:], kv * 3, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(change[:, :4], q * 5 / root, rtol=FLOAT32_RELATIVE, atol=FLOAT32_ABSOLUTE)
+    np.testing.assert_allclose(change[:, 4:], kv * 3, rtol=FLOAT32_RELATIVE, atol=FLOAT32_ABSOLUTE)
     bias = found["blocks_0"]["attn"]["qkv"]["bias"]
-    np.testing.assert_allclose(bias[:4], own["blocks_0/attn/q/bias"], rtol=1e-6)
-    np.testing.assert_allclose(bias[4:], own["blocks_0/attn/kv/bias"], rtol=1e-6)
+    np.testing.assert_allclose(bias[:4], own["blocks_0/attn/q/bias"], rtol=FLOAT32_ROUNDING)
+    np.testing.assert_allclose(bias[4:], own["blocks_0/attn/kv/bias"], rtol=FLOAT32_ROUNDING)
     a, b = own["patch_embed/proj/lora_a"], own["patch_embed/proj/lora_b"]
     patch = found["patch_embed"]["proj"]["kernel"] - PARAMS["patch_embed"]["proj"]["kernel"]
-    np.testing.assert_allclose(patch, np.einsum("hwcr,ro->hwco", a, b) * 3 / root, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        patch, np.einsum("hwcr,ro->hwco", a, b) * 3 / root, rtol=FLOAT32_RELATIVE, atol=FLOAT32_ABSOLUTE
+    )

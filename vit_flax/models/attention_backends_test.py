@@ -19,6 +19,7 @@ from vit_flax.models.attention_backends import (
     plain_attention,
 )
 from vit_flax.models.precision import HIGHEST, Precision
+from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_LIBRARIES, FLOAT32_RELATIVE, FLOAT64_RELATIVE
 from vit_flax.train.config.run import ATTENTION_BACKENDS
 
 SMALL: dict[str, Any] = {
@@ -55,7 +56,7 @@ def _assert_agree(config: ViTConfig, backend: str, dtype: str) -> None:
         expected = _gradients(config, "plain", "float64")
     with jax.enable_x64(dtype == "float64"):
         got = _gradients(config, backend, dtype)
-    tolerance = 1e-9 if dtype == "float64" else 2e-5
+    tolerance = FLOAT64_RELATIVE if dtype == "float64" else FLOAT32_LIBRARIES["rtol"]
     for (path, value), other in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(got), strict=True):
         assert value.dtype == "float64"
         assert other.dtype == dtype
@@ -130,7 +131,9 @@ def test_infinities_and_nan_go_where_the_textbooks_do(backend: str, value: float
     expected = np.asarray(plain_attention(q, k, v, 0.3, HIGHEST))
     assert not np.isfinite(expected).all((1, 2, 3)).any()
     with attention_backend(backend), pltpu.force_tpu_interpret_mode():
-        np.testing.assert_allclose(dot_product_attention(q, k, v, 0.3, Precision()), expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            dot_product_attention(q, k, v, 0.3, Precision()), expected, rtol=FLOAT32_RELATIVE, atol=FLOAT32_ABSOLUTE
+        )
 
 
 def test_another_back_end_is_traced_anew() -> None:

@@ -20,6 +20,12 @@ FLOAT64_RELATIVE = 1e-9
 # What has no sum of many terms (a resizing kernel, a loss, a mixture of two images) agrees to a few roundings.
 FLOAT64_ROUNDING = 1e-12
 
+# An activation is a handful of special functions (exp, log1p, tanh, erf), each within two units in the last place in
+# either library: so many spacings of its dtype, float64 or float32. A gradient multiplies and subtracts such values,
+# which loses up to ten times as much.
+ACTIVATION_SPACINGS = 16.0
+ACTIVATION_GRADIENT_SPACINGS = 160.0
+
 # A deliberate error counts as seen from here on: a hundred times the tolerance, so that no rounding passes for it.
 SEEN = 1e-7
 # What is another definition and not another epsilon (a resampling kernel, an activation, a mask left out) stands out

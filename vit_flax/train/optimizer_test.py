@@ -31,7 +31,7 @@ def test_matrices_become_orthogonal_and_the_rest_is_adams() -> None:
     # five steps of the iteration leave every singular value near 1, and the singular vectors as they are
     assert ((singular > 0.6) & (singular < 1.3)).all(), singular
     rebuilt = 0.2 * np.sqrt(24) * (left * singular) @ right
-    np.testing.assert_allclose(kernel, rebuilt, atol=2e-3)
+    np.testing.assert_allclose(kernel, rebuilt, atol=FLOAT32_RELATIVE)
 
 
 def test_weight_decay_and_learning_rate_are_those_of_the_config() -> None:

@@ -143,6 +143,7 @@ for sizes in json.loads(sys.argv[1]):
 import functools
 from jax.experimental import pallas as pl
 from vit_flax.models.row_attention import row_attention
+from vit_flax.parity.tolerances import FLOAT32_RELATIVE
 from vit_flax.train.sharding import partitioned
 pl.pallas_call = functools.partial(pl.pallas_call, interpret=True)
 qkv = rng.standard_normal((4, 3, 96), np.float32)
@@ -153,7 +154,8 @@ whole = jax.grad(attend, has_aux=True)(qkv)
 with partitioned(mesh := make_mesh(config(**{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}).mesh, jax.devices())):
     divided = jax.jit(jax.grad(attend, has_aux=True))
     assert "'tensor'" in str(divided.trace(qkv).jaxpr)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), divided(qkv), whole)
+    close = functools.partial(np.testing.assert_allclose, rtol=FLOAT32_RELATIVE, atol=FLOAT32_RELATIVE)
+    jax.tree.map(close, divided(qkv), whole)
 """
 
 
