@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from benchmarks.cases import MODELS, Case
+from benchmarks.checkout import checkout
 from benchmarks.results import RESULTS, save
 from benchmarks.rounds import Contestant, race
 
@@ -46,25 +48,42 @@ def run(mode: str, doc: str | None, arguments: Sequence[str] | None = None) -> N
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 32], metavar="N")
     parser.add_argument("--precisions", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"contestants: {', '.join(names)}")
+    parser.add_argument("--against", metavar="COMMIT", help="ours of that commit beside today's, and whom --only names")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="about how long each is timed in a round")
     parser.add_argument("--dry", action="store_true", help="print only, write no result file")
     options = parser.parse_args(arguments)
-    for model in options.models:
-        for batch in options.batches:
-            for precision in options.precisions:
-                case = Case(model, batch, precision, mode)
-                chosen = [c for c in CONTESTANTS if c.name in (options.only or names)]
-                if precision == "bfloat16":
-                    chosen = [c for c in chosen if c.name != "onnxruntime"]
-                absent = INFERENCE_ONLY if mode == "train_step" else TRAINING_ONLY
-                chosen = [c for c in chosen if c.name not in absent]
-                if mode == "features":
-                    chosen = [c for c in chosen if c.name in FEATURES]
-                result = race(case, chosen, options.rounds, options.seconds)
-                print(table(result), flush=True)
-                if not options.dry:
-                    save(RESULTS / f"{case.name}.json", result)
+    with ExitStack() as stack:
+        try:
+            root = stack.enter_context(checkout(options.against)) if options.against else None
+        except ValueError as error:
+            parser.error(f"argument --against: {error}")
+        before = (
+            [] if root is None else [Contestant(f"vit_flax@{options.against}", "vit_flax", keep_memory=True, root=root)]
+        )
+        wanted = options.only or (["vit_flax"] if before else names)
+        for model in options.models:
+            for batch in options.batches:
+                for precision in options.precisions:
+                    case = Case(model, batch, precision, mode)
+                    result = race(case, [*_chosen(case, wanted), *before], options.rounds, options.seconds)
+                    result["name"] += f"-against-{options.against}" if before else ""
+                    print(table(result), flush=True)
+                    if not options.dry:
+                        save(RESULTS / f"{result['name']}.json", result)
+
+
+def _chosen(case: Case, wanted: Sequence[str]) -> list[Contestant]:
+    """Returns the contestants of those names that can run a case."""
+    absent = INFERENCE_ONLY if case.mode == "train_step" else TRAINING_ONLY
+    return [
+        contestant
+        for contestant in CONTESTANTS
+        if contestant.name in wanted
+        and contestant.name not in absent
+        and not (case.precision == "bfloat16" and contestant.name == "onnxruntime")
+        and (case.mode != "features" or contestant.name in FEATURES)
+    ]
 
 
 def table(result: dict[str, Any]) -> str:

@@ -34,11 +34,14 @@ class Contestant:
     variant: str = ""
     mkl: bool = False  # let MKL use AVX-512 on AMD processors
     keep_memory: bool = False  # call vit_flax.host_memory.keep_host_memory() first
+    root: Path = Path(__file__).parent.parent  # whose code it runs: another commit's, see benchmarks.checkout
 
     def environment(self, folder: Path) -> dict[str, str]:
         """Returns the variables that its process needs."""
         extra = {"LD_PRELOAD": str(_mkl_override(folder))} if self.mkl else {}
-        return {**os.environ, "OMP_NUM_THREADS": str(_cores()), "TOKENIZERS_PARALLELISM": "false", **extra}
+        path = os.pathsep.join(filter(None, [str(self.root), os.environ.get("PYTHONPATH")]))
+        extra |= {"OMP_NUM_THREADS": str(_cores()), "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
+        return {**os.environ, **extra}
 
 
 def _cores() -> int:
@@ -73,7 +76,7 @@ class Process:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.worker", json.dumps(order)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                text=True, env=contestant.environment(folder), cwd=Path(__file__).parent.parent,
+                text=True, env=contestant.environment(folder), cwd=contestant.root,
             )  # fmt: skip
         self.ready = self._answer()
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cases import Case
+from benchmarks.checkout import checkout
 from benchmarks.races import table
 from benchmarks.rounds import TOLERANCE, Contestant, Process, _check, race
 
@@ -34,3 +35,20 @@ def test_a_contestant_that_computes_something_else_is_not_timed(tmp_path: Path) 
     _check(CASE, ours, process("same", [1.0, 2.0 + 1e-5]), rows)
     with pytest.raises(SystemExit, match=r"other computes something else: relative difference 4\.5e-04"):
         _check(CASE, ours, process("other", [1.0, 2.001]), rows)
+
+
+def test_another_commit_runs_its_own_code(tmp_path: Path) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").touch()
+    (tmp_path / "benchmarks" / "worker.py").write_text('print(\'{"error": "of that commit"}\')')
+    process = Process(Contestant("vit_flax@then", "vit_flax", root=tmp_path), CASE, tmp_path)
+    process.close()
+    assert process.ready == {"error": "of that commit"}
+
+
+def test_a_checkout_holds_the_files_of_a_commit() -> None:
+    with checkout("HEAD") as folder:
+        assert (folder / "benchmarks" / "worker.py").exists()
+    assert not folder.exists()
+    with pytest.raises(ValueError, match="no files of 'nowhere'"), checkout("nowhere"):
+        pass

@@ -97,10 +97,6 @@ def time_import(statement: str) -> dict[str, float]:
 
 def table(result: dict[str, Any]) -> str:
     """Returns the rows as Markdown."""
-
-    def cell(value: dict[str, float]) -> str:
-        return f"{value['median']:.2f} ({value['low']:.2f}-{value['high']:.2f})"
-
     imports, steps = result["imports"], result["steps"]
     over = imports["import vit_flax"]["seconds"]["median"] - imports["import flax"]["seconds"]["median"]
     whole = imports["from vit_flax import create_model"]["seconds"]["median"]
@@ -113,14 +109,20 @@ def table(result: dict[str, Any]) -> str:
         "",
         "| | seconds |",
         "|---|---|",
-        *(f"| `{statement}` | {cell(row['seconds'])} |" for statement, row in imports.items()),
+        *(f"| `{statement}` | {_cell(row['seconds'])} |" for statement, row in imports.items()),
         "",
-        "| | imports | shapes | trace | compile | total |",
-        "|---|---|---|---|---|---|",
+        *_step_table(steps),
     ]
-    for name, row in steps.items():
-        lines.append(f"| {name} | {' | '.join(cell(row[part]) for part in row)} |")
     return "\n".join(lines) + "\n"
+
+
+def _step_table(steps: dict[str, Any]) -> list[str]:
+    rows = [f"| {name} | {' | '.join(_cell(row[part]) for part in row)} |" for name, row in steps.items()]
+    return ["| | imports | shapes | trace | compile | total |", "|---|---|---|---|---|---|", *rows]
+
+
+def _cell(value: dict[str, float]) -> str:
+    return f"{value['median']:.2f} ({value['low']:.2f}-{value['high']:.2f})"
 
 
 def main() -> None:
@@ -130,6 +132,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--output", type=Path, default=RESULTS / "startup.json")
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, metavar="NAME",
+                        help=f"time compiling of these alone, and print it: {', '.join(CONTESTANTS)}")  # fmt: skip
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -144,19 +148,25 @@ def main() -> None:
                 samples[kind].setdefault(name, []).append(found)
 
         print(f"round {number} of {options.repeats}", file=sys.stderr, flush=True)
-        for statement in IMPORTS:
+        for statement in () if options.only else IMPORTS:
             keep("imports", statement, time_import(statement))
 
         def time_compiling(contestant: str, cached: bool, **variables: str) -> dict[str, float]:
             order = {"contestant": contestant, "model": options.model, "batch": options.batch, "cached": cached}
             return run(["-m", "benchmarks.startup", "--one", json.dumps(order)], **variables)
 
-        for contestant in CONTESTANTS:
+        for contestant in options.only or CONTESTANTS:
             keep("steps", contestant, time_compiling(contestant, False))
+        if options.only:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             variables = {"VIT_FLAX_NO_CACHE": "0", "XDG_CACHE_HOME": folder}
             for name in ("vit_flax as a command, empty cache", "vit_flax as a command, second start"):
                 keep("steps", name, time_compiling("vit_flax", True, **variables))
+    if options.only:
+        steps = {name: summarise(rows) for name, rows in samples["steps"].items()}
+        print("\n".join(_step_table(steps)))
+        return
     settings = {"model": options.model, "batch": options.batch, "repeats": options.repeats}
     found = {kind: {name: summarise(rows) for name, rows in of.items()} for kind, of in samples.items()}
     print(table(write(options.output, "startup", **settings, **found)))
