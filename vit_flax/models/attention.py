@@ -147,11 +147,15 @@ class Attention(nn.Module):
     def _from_rows(self, x: Array) -> Array:
         from vit_flax.models.row_attention import row_attention  # Pallas takes as long to import as all of Flax
 
-        qkv = self.qkv(x)
+        # the kernel that has the gradient on the chip adds it up for the bias, unless values go past it
+        bias_of_kernel = not self.value_skip and self.biases is None and self.qkv_bias
+        qkv = self.qkv(x, freeze_bias=bias_of_kernel)
         qkv = qkv if self.biases is None else self.precision.cast_to_stored(qkv + jnp.concatenate(self.biases))
         scale = self.qk_scale or self.head_width**-0.5
         operand = qkv.astype(self.precision.operand_dtype(qkv))
-        out = self.precision.cast_to_stored(row_attention([operand], self.num_heads, scale, self.precision.products))
+        bias = self.qkv.get_variable("params", "bias") if bias_of_kernel else None
+        out = row_attention([operand], self.num_heads, scale, self.precision.products, bias)
+        out = self.precision.cast_to_stored(out)
         return self._leave(out, qkv[..., 2 * self.num_heads * self.head_width :])
 
     def _leave(self, out: Array, values: Array) -> Array:

@@ -115,8 +115,9 @@ def _stored_linear_backward(
 ) -> tuple[Array, Array, Array | None]:
     operand, kernel, bias, like_x = residuals
     outer = kernel.ndim - inner
-    # a barrier: else the gradient is computed once more, in float32, for the sum over tokens
-    g = lax.optimization_barrier(g)
+    # for a TPU what computes the gradient adds it up over tokens as well; elsewhere it would be computed once more for
+    # that, in float32, but for a barrier
+    g = g if target().platform == "tpu" else lax.optimization_barrier(g)
     lies = explicit_sharding(operand), explicit_sharding(kernel)  # gradients lie where their values do
     dx = contract(g, kernel.astype(dtype), _last(g, outer), _last(kernel, outer), precision, lies[0], dtype)
     leading = tuple(range(g.ndim - outer))
@@ -140,10 +141,10 @@ class Linear(nn.Module):
     use_bias: bool = True
     precision: Precision = Precision()
 
-    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... e"]:
-        """Returns `x @ kernel + bias`."""
+    def __call__(self, x: Float[Array, "... d"], freeze_bias: bool = False) -> Float[Array, "... e"]:
+        """Returns `x @ kernel + bias`; `freeze_bias`: whoever takes the result computes the bias's gradient."""
         kernel, bias = self._parameters(x.shape[-1])
-        return self._apply(x, kernel, bias)
+        return self._apply(x, kernel, lax.stop_gradient(bias) if freeze_bias else bias)
 
     def parts(self, x: Float[Array, "... d"], count: int, heads: int) -> list[Float[Array, "... h e"]]:
         """Returns `count` results, each of its own part of the kernel, with an axis of heads.

@@ -51,10 +51,11 @@ class custom_vjp(jax.custom_vjp):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the function."""
-        return super().__call__(*_varying_alike(args), **kwargs)
+        leaves, tree = jax.tree.flatten(args)
+        return super().__call__(*tree.unflatten(_varying_alike(leaves)), **kwargs)
 
 
-def _varying_alike(args: tuple[Any, ...]) -> list[Any]:
+def _varying_alike(args: list[Any]) -> list[Any]:
     axes = [jax.typeof(arg).manual_axis_type.varying if isinstance(arg, jax.Array) else None for arg in args]
     together = frozenset[Any]().union(*(own for own in axes if own is not None))
 

@@ -26,7 +26,11 @@ SCOPE = 16 * 2**20  # bytes of fast memory that a kernel has unless it asks for 
 
 
 def row_attention(
-    parts: Sequence[Float[Array, "b n d"]], heads: int, scale: float, precision: PrecisionLike
+    parts: Sequence[Float[Array, "b n d"]],
+    heads: int,
+    scale: float,
+    precision: PrecisionLike,
+    bias: Float[Array, " d"] | None = None,
 ) -> Float[Array, "b n e"]:
     """Mixes values by softmax(q k^T scale); nothing as large as (N, N) leaves the chip, neither forward nor backward.
 
@@ -40,6 +44,8 @@ def row_attention(
         heads: H.
         scale: of the logits.
         precision: of float32 products.
+        bias: what is in the parts already, added to every token; only its gradient is computed here, where the parts'
+            gradient lies on the chip. Whoever added it must stop its gradient there.
 
     Raises:
         NotImplementedError: another dtype than float32 and bfloat16, or parts of several shapes.
@@ -49,38 +55,51 @@ def row_attention(
     if len(parts) == 3 and not parts[0].shape == parts[1].shape == parts[2].shape:
         raise NotImplementedError("the kernel takes queries, keys and values of one shape")
     shards = head_shards()
+    # of every image, so that it is divided as they are; nothing reads it
+    given = [] if bias is None else [jnp.broadcast_to(bias, (parts[0].shape[0], 1, *bias.shape))]
     if shards > 1 and len(parts) == 1:  # a part of the columns is no part of the heads
         parts = jnp.split(parts[0], 3, axis=-1)
+        given = [part for array in given for part in jnp.split(array, 3, axis=-1)]
 
-    def attend(*parts: Array) -> Any:
-        return _attend(parts, heads // shards, scale, kernel_precision(parts[0], precision))
+    def attend(*arrays: Array) -> Any:
+        own, added = arrays[: len(parts)], arrays[len(parts) :]
+        return _attend(own, added, heads // shards, scale, kernel_precision(own[0], precision))
 
-    return on_each_device(attend, parts, ("images", None, "heads"))
-
-
-@partial(custom_vjp, nondiff_argnums=(1, 2, 3))
-def _attend(parts: tuple[Array, ...], heads: int, scale: float, precision: Any) -> Array:
-    return _forward(parts, heads, scale, precision)[0]
+    return on_each_device(attend, [*parts, *given], ("images", None, "heads"))
 
 
-def _forward(parts: tuple[Array, ...], heads: int, scale: float, precision: Any) -> tuple[Array, Any]:
+@partial(custom_vjp, nondiff_argnums=(2, 3, 4))
+def _attend(parts: tuple[Array, ...], added: tuple[Array, ...], heads: int, scale: float, precision: Any) -> Array:
+    return _forward(parts, added, heads, scale, precision)[0]
+
+
+def _forward(
+    parts: tuple[Array, ...], added: tuple[Array, ...], heads: int, scale: float, precision: Any
+) -> tuple[Array, Any]:
     width = sum(part.shape[-1] for part in parts) // 3
     body = partial(_forward_kernel, heads, scale, precision)
-    [out] = _call(body, parts, [width], heads, products=2)
-    return out, parts
+    [out] = _call(body, parts, [width], [], heads, products=2)
+    return out, (parts, added)
 
 
-def _backward(heads: int, scale: float, precision: Any, parts: tuple[Array, ...], g: Array) -> tuple[Any]:
-    body = partial(_backward_kernel, heads, scale, precision)
-    found = _call(body, (*parts, g), [part.shape[-1] for part in parts], heads, products=5)
-    return (tuple(found),)
+def _backward(
+    heads: int, scale: float, precision: Any, residuals: tuple[tuple[Array, ...], tuple[Array, ...]], g: Array
+) -> tuple[Any, Any]:
+    parts, added = residuals
+    body = partial(_backward_kernel, heads, scale, precision, len(parts))
+    widths = [part.shape[-1] for part in parts]
+    found = _call(body, (*parts, g), widths, widths if added else [], heads, products=5)
+    sums = [total.astype(array.dtype) for total, array in zip(found[len(parts) :], added, strict=True)]
+    return tuple(found[: len(parts)]), tuple(sums)
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _call(body: Any, arrays: Sequence[Array], widths: Sequence[int], heads: int, products: int) -> Sequence[Array]:
-    """Runs a kernel on one image after the other."""
+def _call(
+    body: Any, arrays: Sequence[Array], widths: Sequence[int], sums: Sequence[int], heads: int, products: int
+) -> Sequence[Array]:
+    """Runs a kernel on one image after the other; of its results some have a row a token, others one of sums."""
     batch, tokens, _ = arrays[0].shape
     dtype = arrays[0].dtype
     inputs = [array.shape[-1] for array in arrays]
@@ -88,15 +107,18 @@ def _call(body: Any, arrays: Sequence[Array], widths: Sequence[int], heads: int,
     logits = batch * heads * tokens * tokens
     limit = fast_memory(tokens, sum(inputs) + sum(widths), width // heads, dtype.itemsize)
 
-    def of_image(width: int) -> pl.BlockSpec:
-        return pl.BlockSpec((1, tokens, width), lambda image: (image, 0, 0))
+    def of_image(width: int, rows: int = tokens) -> pl.BlockSpec:
+        return pl.BlockSpec((1, rows, width), lambda image: (image, 0, 0))
 
     call: Any = pl.pallas_call(
         body,
         grid=(batch,),
         in_specs=[of_image(width) for width in inputs],
-        out_specs=[of_image(width) for width in widths],
-        out_shape=[jax.ShapeDtypeStruct((batch, tokens, width), dtype) for width in widths],
+        out_specs=[*(of_image(width) for width in widths), *(of_image(width, 1) for width in sums)],
+        out_shape=[
+            *(jax.ShapeDtypeStruct((batch, tokens, width), dtype) for width in widths),
+            *(jax.ShapeDtypeStruct((batch, 1, width), jnp.float32) for width in sums),
+        ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=max(SCOPE, limit)),
         cost_estimate=pl.CostEstimate(
             flops=2 * products * logits * (width // heads),
@@ -104,7 +126,8 @@ def _call(body: Any, arrays: Sequence[Array], widths: Sequence[int], heads: int,
             bytes_accessed=0,  # beyond operands and results, which XLA counts by itself
         ),
     )
-    found: Any = call(*arrays)
+    with jax.enable_x64(False):  # places in memory would be 64-bit numbers, which a TPU's compiler does not take
+        found: Any = call(*arrays)
     return found
 
 
@@ -172,9 +195,9 @@ def _forward_kernel(heads: int, scale: float, precision: Any, *refs: Any) -> Non
     _each_column(heads, size, column)
 
 
-def _backward_kernel(heads: int, scale: float, precision: Any, *refs: Any) -> None:
-    number = len(refs) // 2
-    parts, gradient, results = refs[:number], refs[number], refs[number + 1 :]
+def _backward_kernel(heads: int, scale: float, precision: Any, number: int, *refs: Any) -> None:
+    parts, gradient, results = refs[:number], refs[number], refs[number + 1 : 2 * number + 1]
+    sums = refs[2 * number + 1 :]
     size = gradient.shape[-1] // heads
 
     def column(start: Any, count: int) -> None:
@@ -193,5 +216,7 @@ def _backward_kernel(heads: int, scale: float, precision: Any, *refs: Any) -> No
             found[2].append(_dot(weights.astype(q.dtype), g, 0, 0, precision))
         for (ref, at), values in zip(_columns(results, start, count * size), found, strict=True):
             ref[at] = jnp.concatenate([value.astype(ref.dtype) for value in values], axis=1)
+        for (ref, at), values in zip(_columns(sums, start, count * size) if sums else [], found, strict=bool(sums)):
+            ref[at] = jnp.concatenate([value.sum(0, keepdims=True) for value in values], axis=1)
 
     _each_column(heads, size, column)

@@ -62,7 +62,7 @@ def test_outputs_and_gradients_are_the_textbooks(heads: int, size: int, count: i
     np.testing.assert_allclose(got[1], expected[1], rtol=2e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("fields", [{"qk_norm": True}, {"value_skip": True, "key_bias": False}], ids=str)
+@pytest.mark.parametrize("fields", [{}, {"qk_norm": True}, {"value_skip": True, "key_bias": False}], ids=str)
 @pytest.mark.usefixtures("interpreted")
 def test_a_model_takes_the_kernel_where_it_stores_what_is_multiplied(fields: dict[str, Any]) -> None:
     config = ViTConfig(image_size=8, patch_size=4, embed_dim=16, depth=1, num_heads=2, num_classes=5, **fields)
@@ -128,16 +128,22 @@ def test_another_machine_is_refused_in_one_line(backend: str) -> None:
             jax.eval_shape(lambda params: model.apply({"params": params}, images), params)
 
 
-def test_it_compiles_for_a_tpu() -> None:
+@pytest.mark.parametrize(("kernel", "is_wide"), [("rows", False), ("rows", True), ("splash", True)])
+def test_it_compiles_for_a_tpu(kernel: str, is_wide: bool) -> None:
     pytest.importorskip("libtpu", reason="no TPU compiler for this platform")
+    from vit_flax.models.splash import splash_attention
     from vit_flax.plan import topology_devices
 
     here = jax.sharding.SingleDeviceSharding(topology_devices("v5e:1x1")[0])
     qkv = jax.ShapeDtypeStruct((8, 197, 3 * 192), jnp.bfloat16, sharding=here)
 
     def squares(qkv: Any) -> Any:
-        return jnp.square(row_attention([qkv], 3, 0.125, None)).sum()
+        if kernel == "rows":
+            return jnp.square(row_attention([qkv], 3, 0.125, None)).sum()
+        q, k, v = split_qkv(qkv, 3)
+        return jnp.square(splash_attention(q, k, v, 0.125, None)).sum()
 
-    text = jax.jit(jax.grad(squares)).lower(qkv).compile().as_text() or ""
+    with jax.enable_x64(is_wide):  # the other JAX mode, in which places in memory are 64-bit numbers
+        text = jax.jit(jax.grad(squares)).lower(qkv).compile().as_text() or ""
     assert text.count('custom_call_target="tpu_custom_call"') == 2  # forward and backward
     assert "197,197" not in text

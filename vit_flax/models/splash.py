@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -59,18 +61,25 @@ def _rows(x: Array) -> Array:
 @partial(custom_vjp, nondiff_argnums=(3, 4))
 def _attend(q: Array, k: Array, v: Array, keys: int, precision: PrecisionLike) -> Array:
     # the kernel's products name no precision, its backward pass's neither, which is traced when this has returned
-    with matmul_precision(kernel_precision(q, precision)):
+    with _as_kernel(q, precision):
         return _kernel(q, k, v, keys)
 
 
 def _attend_forward(q: Array, k: Array, v: Array, keys: int, precision: PrecisionLike) -> tuple[Array, Any]:
-    with matmul_precision(kernel_precision(q, precision)):
+    with _as_kernel(q, precision):
         return jax.vjp(partial(_kernel, keys=keys), q, k, v)
 
 
 def _attend_backward(keys: int, precision: PrecisionLike, pullback: Any, g: Array) -> tuple[Array, ...]:
-    with matmul_precision(kernel_precision(g, precision)):
+    with _as_kernel(g, precision):
         return pullback(g)
+
+
+@contextmanager
+def _as_kernel(operand: Array, precision: PrecisionLike) -> Iterator[None]:
+    # 32 bits: places in memory would be 64-bit numbers in JAX's 64-bit mode, which a TPU's compiler does not take
+    with matmul_precision(kernel_precision(operand, precision)), jax.enable_x64(False):
+        yield
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

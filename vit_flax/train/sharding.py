@@ -226,7 +226,7 @@ def _intercept(mesh: Mesh) -> Any:
     def constrain(x: Array, *axes: Any) -> Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    def project_by_heads(module: Linear, x: Array) -> Array:
+    def project_by_heads(module: Linear, x: Array, freeze_bias: bool = False) -> Array:
         # one product with the kernel seen as (D, 3, H E), whose last axis is split by heads
         kernel, bias = module.get_variable("params", "kernel"), module.get_variable("params", "bias")
         policy = module.precision
@@ -234,6 +234,7 @@ def _intercept(mesh: Mesh) -> Any:
         y: Any = matmul(x, kernel, policy.operand_dtype(x, kernel), policy.products)
         y = constrain(y, BATCH, None, None, "tensor")  # (B, N, 3, H E)
         if bias is not None:
+            bias = jax.lax.stop_gradient(bias) if freeze_bias else bias
             y = y + constrain(bias.reshape(3, -1), None, "tensor")
         return policy.cast_to_stored(y).reshape(*x.shape[:-1], -1)
 
@@ -245,7 +246,7 @@ def _intercept(mesh: Mesh) -> Any:
         if context.method_name not in ("__call__", "parts") or module.is_initializing():
             return call(*args, **kwargs)
         if module.name == "qkv" and isinstance(module, Linear) and _splits_heads(module, mesh):
-            y = project_by_heads(module, args[0])
+            y = project_by_heads(module, args[0], **kwargs)
             if context.method_name == "__call__":
                 return y
             _, count, heads = args

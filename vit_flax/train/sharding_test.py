@@ -147,15 +147,23 @@ from vit_flax.parity.tolerances import FLOAT32_RELATIVE
 from vit_flax.train.sharding import partitioned
 pl.pallas_call = functools.partial(pl.pallas_call, interpret=True)
 qkv = rng.standard_normal((4, 3, 96), np.float32)
-def attend(qkv):
-    out = row_attention([qkv], 4, 0.3, None)
+def attend(qkv, bias):
+    out = row_attention([qkv], 4, 0.3, None, bias)
     return (out * (1 + np.arange(32))).sum(), out
-whole = jax.grad(attend, has_aux=True)(qkv)
+operands = qkv, np.zeros(96, np.float32)
+gradient = jax.grad(attend, (0, 1), has_aux=True)
+whole = gradient(*operands)
 with partitioned(mesh := make_mesh(config(**{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}).mesh, jax.devices())):
-    divided = jax.jit(jax.grad(attend, has_aux=True))
-    assert "'tensor'" in str(divided.trace(qkv).jaxpr)
-    close = functools.partial(np.testing.assert_allclose, rtol=FLOAT32_RELATIVE, atol=FLOAT32_RELATIVE)
-    jax.tree.map(close, divided(qkv), whole)
+    divided = jax.jit(gradient)
+    assert "'tensor'" in str(divided.trace(*operands).jaxpr)
+    (found, found_bias), found_out = divided(*operands)
+close = functools.partial(np.testing.assert_allclose, rtol=FLOAT32_RELATIVE, atol=FLOAT32_RELATIVE)
+(expected, expected_bias), expected_out = whole
+close(found, expected)
+close(found_out, expected_out)
+size = np.abs(expected).max()  # sums over images and tokens cancel, of keys all
+for total in (found_bias, expected_bias):
+    np.testing.assert_allclose(total, np.sum(expected, (0, 1)), FLOAT32_RELATIVE, FLOAT32_RELATIVE * size)
 """
 
 
