@@ -1,23 +1,30 @@
 """The comparison must be able to fail: every deliberate error is caught, first in the row that it touches."""
 
+import itertools
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from parity_tests.agreement import converted
-from vit_flax.models import tokens_to_token
+from vit_flax.models import Precision, attention_backend, tokens_to_token
+from vit_flax.models.precision import compiled_for
 from vit_flax.parity import compare_components, first_divergence
-from vit_flax.parity.digits import UNBROKEN, DigitsCase
+from vit_flax.parity.digits import UNBROKEN, UNCHANGED, DigitsCase
 from vit_flax.parity.mutations import MUTATIONS, Mutation
 from vit_flax.reference import T2T_ViT
 
+# What else can compute float64: layers in the forms that store what they hand on, for a TPU and for a GPU.
+STORED = Precision(stored=jnp.float64, stream=jnp.float64, products=lax.Precision.DEFAULT)
+PLATFORMS = ("tpu", "gpu")
 
-def _divergence(mutation: Mutation) -> tuple[str, str] | None:
-    """Returns section and name of the first row that differs, looking no further than that."""
-    with mutation.applied():
-        case = DigitsCase(mutation, num_steps=3, batch=8)
+
+def _divergence(mutation: Mutation, policy: Precision = UNCHANGED, platform: str | None = None) -> Any:
+    """Returns section and name of the first row that differs, looking no further than that; None if none does."""
+    with mutation.applied(), compiled_for(platform), attention_backend("auto" if policy.stored is None else "stored"):
+        case = DigitsCase(mutation, num_steps=3, batch=8, policy=policy)
         for section, compare in case.comparisons():
             name = first_divergence(compare())
             if name is not None:
@@ -46,6 +53,28 @@ def test_mutation_is_caught_where_it_acts(name: str) -> None:
     found = _divergence(mutation)
     assert found is not None, f"mutation {name} survives: {mutation.description}"
     assert found == (mutation.section, mutation.first)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_nothing_differs_under_a_policy_that_stores_float64(platform: str) -> None:
+    assert _divergence(UNBROKEN, STORED, platform) is None
+
+
+# of layers that are computed in another form there, forward and backward
+STORED_FIRST = {("softmax_over_queries", "tpu"), ("patch_gradient", "tpu")}
+
+
+@pytest.mark.parametrize(
+    ("name", "platform"),
+    [
+        case if case in STORED_FIRST else pytest.param(*case, marks=pytest.mark.slow)
+        for case in itertools.product(MUTATIONS, PLATFORMS)
+    ],
+)
+def test_mutation_is_caught_under_a_policy_that_stores_float64(name: str, platform: str) -> None:
+    found = _divergence(MUTATIONS[name], STORED, platform)
+    assert found is not None, f"mutation {name} survives: {MUTATIONS[name].description}"
+    assert found[0] == MUTATIONS[name].section
 
 
 def _unfold_rows_last(images: Any, kernel: int) -> Any:

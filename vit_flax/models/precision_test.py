@@ -1,5 +1,6 @@
 """One value says the dtypes of a model, and reaches every layer."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
 import vit_flax
 from vit_flax.config import BeitConfig, LucidrainsViTConfig, NaFlexViTConfig, RopeViTConfig, T2TViTConfig, ViTConfig
-from vit_flax.models import Precision, build_model
+from vit_flax.models import Precision, attention_backend, build_model
 from vit_flax.models.precision import compiled_for
+from vit_flax.parity.tolerances import GRADIENT_FACTOR, policy_allowed
 
 SMALL: dict[str, Any] = {
     "image_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 5, "in_chans": 1,
@@ -131,6 +134,61 @@ def test_gradients_are_near_float32s_whatever_is_stored(name: str) -> None:
 
     exact = answer(Precision())
     assert error(STORED) <= 3 * error(Precision(compute=jnp.bfloat16))
+
+
+# a policy, and where the machine that it is compiled for makes a difference, that machine
+POLICIES = {
+    "float32": (Precision(), None),
+    "bfloat16 products": (Precision(compute=jnp.bfloat16), "cpu"),
+    "bfloat16 stored, TPU": (STORED, "tpu"),
+    "bfloat16 stored, GPU": (STORED, "gpu"),
+    "bfloat16 stream": (dataclasses.replace(STORED, stream=jnp.bfloat16), None),
+}
+
+
+@pytest.fixture(scope="module")
+def exact() -> tuple[Any, Any, Any]:
+    """Returns images, parameters of size one in every layer, and what float64 makes of them."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((8, *DEEP.image_size, 1))
+
+    def random(path: Any, leaf: Any) -> Any:
+        values, kind = rng.standard_normal(leaf.shape), path[-1].key
+        by_kind = {"kernel": values / np.prod(leaf.shape[:-1]) ** 0.5, "scale": 1 + 0.1 * values}
+        return by_kind.get(kind, 0.1 * values).astype(np.float32).astype(np.float64)
+
+    with jax.enable_x64(True):
+        model = build_model(DEEP)
+        params = jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(images))["params"]
+        params = jax.tree.map_with_path(random, params)
+        return images, params, _answer(model, params, images)
+
+
+DEEP = MODELS["standard"].replace(depth=3, embed_dim=32)
+
+
+def _answer(model: Any, params: Any, images: Any) -> tuple[Any, Any]:
+    def loss(params: Any) -> Any:
+        logits: Any = model.apply({"params": params}, images)
+        return jnp.square(logits).sum(), logits
+
+    gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
+    leaves = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(gradients)]
+    return np.asarray(logits, np.float64), np.concatenate(leaves)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_is_as_far_from_float64_as_its_roundings_say(name: str, exact: Any) -> None:
+    images, params, right = exact
+    policy, platform = POLICIES[name]
+    backend = "stored" if platform == "tpu" else "auto"  # its kernel has a test of its own
+    with jax.enable_x64(False), compiled_for(platform), attention_backend(backend):
+        params, images = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (params, images))
+        found = _answer(build_model(DEEP, precision=policy), params, images)
+    allowed = policy_allowed(policy, DEEP.depth, DEEP.mlp_dim)
+    for got, expected, factor in zip(found, right, (1.0, GRADIENT_FACTOR), strict=True):
+        error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+        assert allowed / 20 < error <= factor * allowed
 
 
 def test_nothing_asks_the_host_what_it_is() -> None:

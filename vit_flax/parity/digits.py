@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_flax.convert import get_layout
-from vit_flax.models import build_model, no_weight_decay, weight_decay_mask
+from vit_flax.models import Precision, build_model, no_weight_decay, weight_decay_mask
 from vit_flax.parity import figures, worked_example
 from vit_flax.parity.compare import Row, Subject, compare_components, compare_gradients, require_x64, subject_of
 from vit_flax.parity.intermediates import compare_intermediates
 from vit_flax.parity.mutations import Mutation
+from vit_flax.parity.record import INPUT
 from vit_flax.parity.report import Check, Report
 from vit_flax.parity.steps import compare_steps
 from vit_flax.pretrained import from_state_dict
@@ -26,6 +27,7 @@ from vit_flax.pretrained import from_state_dict
 STRESS = 256.0
 LAYOUT = "explained"
 UNBROKEN = Mutation("none", "nothing broken", "", "")
+UNCHANGED = Precision()  # everything in the dtype of images and parameters
 
 
 def compare_digits(
@@ -76,15 +78,15 @@ def _compare(num_steps: int, mutation: Mutation, say: Callable[[str], None]) -> 
 class DigitsCase:
     """The trained reference, its Flax twin (broken by a mutation or not), and what to compare of them."""
 
-    def __init__(self, mutation: Mutation, num_steps: int = 10, batch: int = 32) -> None:
-        """Converts the reference; apply the mutation's patches before."""
+    def __init__(self, mutation: Mutation, num_steps: int = 10, batch: int = 32, policy: Precision = UNCHANGED) -> None:
+        """Converts the reference, to compute under `policy`; apply the mutation's patches before."""
         from vit_flax.reference.digits import digits_images, load_digits_reference
 
-        self.mutation, self.num_steps, self.batch = mutation, num_steps, batch
+        self.mutation, self.num_steps, self.batch, self.policy = mutation, num_steps, batch, policy
         self.module = load_digits_reference().double()
         torch_images, torch_labels = digits_images()
         self.images, self.labels = torch_images.double().numpy(), torch_labels.numpy()
-        self.subject, self.model = _subject(self.module, mutation)
+        self.subject, self.model = _subject(self.module, mutation, policy)
         self.torch_losses: list[float] = []
         self.flax_losses: list[float] = []
 
@@ -93,7 +95,8 @@ class DigitsCase:
         images = self.images[: self.batch]
         yield "components", lambda: compare_components(self.subject, images)
         yield "intermediates", lambda: compare_intermediates(self.subject, self.model, images)
-        yield "stressed", lambda: compare_components(_subject(_stressed(self.module), self.mutation)[0], images)
+        stressed = _stressed(self.module)
+        yield "stressed", lambda: compare_components(_subject(stressed, self.mutation, self.policy)[0], images)
         yield "gradients", lambda: compare_gradients(self.subject, images)
         if self.num_steps:
             yield "steps", self._steps
@@ -115,7 +118,7 @@ class DigitsCase:
         return result.rows
 
 
-def _subject(module: Any, mutation: Mutation) -> tuple[Subject, Any]:
+def _subject(module: Any, mutation: Mutation, policy: Precision) -> tuple[Subject, Any]:
     layout = get_layout(LAYOUT)
     tensors: Any = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
     height, width = module.patch_tokens.img_size[1:]
@@ -123,9 +126,13 @@ def _subject(module: Any, mutation: Mutation) -> tuple[Subject, Any]:
     if mutation.tensors is not None:
         tensors = mutation.tensors(tensors)
     model, params = from_state_dict(tensors, LAYOUT, num_heads=heads, image_size=(height, width))
+    model = model.clone(precision=policy)
     subject = subject_of(module, model, params, layout)
+    if policy.stored is not None:  # heads stay apart: these layers are not called as a whole
+        whole = [pair for pair in subject.pairs if not pair[1].removesuffix(INPUT).endswith(("attn/qkv", "attn/proj"))]
+        subject = dataclasses.replace(subject, pairs=tuple(whole))
     if mutation.config is not None:  # what runs is broken, not the export: the layout cannot hold every config
-        model = build_model(model.config.replace(**mutation.config(model.config)))
+        model = build_model(model.config.replace(**mutation.config(model.config)), precision=policy)
         subject = dataclasses.replace(subject, function=lambda p, images: model.apply({"params": p}, images))
     if mutation.images is not None:
         subject = dataclasses.replace(subject, to_flax=mutation.images)

@@ -184,6 +184,10 @@ def _matmul_without_kernel_gradient(x: Any, kernel: Any, dtype: Any, precision: 
     return linear.matmul(x, lax.stop_gradient(kernel), dtype, precision)
 
 
+def _stored_linear_without_kernel_gradient(x: Any, kernel: Any, *others: Any) -> Any:
+    return linear.stored_linear(x, lax.stop_gradient(kernel), *others)
+
+
 _forward_intermediates = VisionTransformer.forward_intermediates
 
 
@@ -436,7 +440,10 @@ MUTATIONS: dict[str, Mutation] = {
             "no gradient to the patch projection's weights",
             "gradients",
             "patch_tokens.project.weight",
-            patches=((patch_embed, "matmul", _matmul_without_kernel_gradient),),
+            patches=(
+                (patch_embed, "matmul", _matmul_without_kernel_gradient),
+                (patch_embed, "stored_linear", _stored_linear_without_kernel_gradient),
+            ),
         ),
         Mutation(
             "trained_positions",

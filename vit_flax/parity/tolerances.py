@@ -1,8 +1,17 @@
 """Every tolerance of the parity method, each with its derivation. Nothing here is tuned to a result."""
 
-from typing import TypedDict
+from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING, TypedDict
+
+import jax.numpy as jnp
 import numpy as np
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+
+    from vit_flax.models import Precision
 
 
 class Tolerance(TypedDict):
@@ -79,3 +88,55 @@ def float32_allowed(torch_error: float, reference_norm: float, largest_norm: flo
 # Adam amplifies: with the batch on two devices in place of one the worst of three recipes, one in bfloat16, was 1.3e-4
 # off; fifteen times that leaves room for other processors.
 OTHER_MACHINE = 2e-3
+
+
+# How far a model of random weights is from float64 under a `Precision`. What is counted, on the way of a number through
+# a block's two branches (attention, MLP):
+KERNELS = 4  # of qkv, proj, fc1 and fc2
+OPERANDS = 8  # what they multiply, and queries, keys, weights and values
+RESULTS = 10  # normed tokens twice, qkv, logits, weights, their mix, proj, fc1, its activation, fc2
+PRODUCTS = 6  # each a sum of many terms
+# and once: patches and class token come from pixels and a kernel, logits from normed tokens and a kernel
+END_KERNELS, END_OPERANDS, END_RESULTS = 2, 2, 2
+# A gradient multiplies what the forward pass kept by what comes back, and that is as far off as the logits it comes
+# from and then rounded as often on its way: three errors of one size, whose squares add up.
+GRADIENT_FACTOR = math.sqrt(3)
+# So far it is an expectation. The norm of a few numbers scatters around it, and layers pass on a little more than they
+# get (GELU 1.04 times in the mean): twice it is beyond both for twenty logits.
+SCATTER = 2.0
+
+
+def rounding(dtype: DTypeLike) -> float:
+    """Returns the root mean square of the relative error of rounding to `dtype`.
+
+    An error is spread evenly over a unit in the last place, eps of the power of two below a number: its standard
+    deviation is eps / sqrt(12) of that power. Numbers lie evenly between two powers on a logarithmic scale: the mean
+    square of the power over the number is 3 / (8 ln 2). Together eps / sqrt(32 ln 2).
+    """
+    return float(jnp.finfo(dtype).eps) / math.sqrt(32 * math.log(2))
+
+
+def policy_allowed(policy: Precision, depth: int, terms: int) -> float:
+    """Returns how far, relative to their norm, logits of a ViT computed under `policy` may be from float64's.
+
+    Roundings are independent, so their squares add up. Of the stream after `n` branches a branch is one part in n + 1
+    (they are alike, and point in random directions), so that the branches' own roundings weigh 1 + 1/2 + 1/3 ... in the
+    end, less than 1 + ln n; roundings of the stream itself weigh one each. Layers pass a relative error on as it is.
+
+    Args:
+        policy: the dtypes, as a CPU computes them: its float32 products are exact whatever `products` says.
+        depth: blocks.
+        terms: of the longest sum in a product, of whose roundings as many add up.
+    """
+    wide = jnp.promote_types(policy.params, jnp.float32)
+    compute, stored, stream = (dtype or wide for dtype in (policy.compute, policy.stored, policy.stream))
+    multiplied, kept, flowing, summed = (rounding(dtype) ** 2 for dtype in (compute, stored, stream, wide))
+    branches = 2 * depth
+    weight = (1 + math.log(branches)) / 2  # of what is counted in both branches of a block
+    operands = multiplied if multiplied > kept else 0.0  # else they were rounded when they were stored
+    total = (KERNELS * weight + END_KERNELS) * multiplied
+    total += (OPERANDS * weight + END_OPERANDS) * operands
+    total += (RESULTS * weight + END_RESULTS) * kept
+    total += (PRODUCTS * weight + END_KERNELS) * terms * summed
+    total += branches * flowing
+    return SCATTER * math.sqrt(total)
