@@ -31,9 +31,10 @@ $(VENV)/.ready: pyproject.toml Makefile
 demo: setup
 	$(BIN)/vit-flax compare --steps 50 --html vit_flax_report.html
 
-# two CPU devices share a step better than two threads of one
+# two CPU devices share a step better than two threads of one; XLA ends a process whose devices waited 40 seconds for each
+# other, which happens where the machine has other work
 train: setup
-	XLA_FLAGS=--xla_force_host_platform_device_count=2 \
+	XLA_FLAGS="--xla_force_host_platform_device_count=2 --xla_cpu_collective_call_terminate_timeout_seconds=3600" \
 	$(BIN)/vit-flax train $(RECIPE) --set folder=$(FASHION_MNIST) --out runs/$(RECIPE)
 
 test: setup

@@ -8,7 +8,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu, which `vit-flax plan` a
 
 # These models run for milliseconds and compile for seconds, nearly all of it in LLVM's optimiser. Without it XLA's own
 # rewriting and fusion stay as they are; the command line's tests run in processes of their own, with everything on.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+    " --xla_cpu_collective_call_terminate_timeout_seconds=600"  # 40 where other work runs beside the tests are too few
+)
 
 from vit_flax.cli.startup import hide_absent_accelerators
 
