@@ -1,4 +1,4 @@
-"""Arrays that grow row by row on the disk, for results that do not fit in memory."""
+"""Arrays that are appended to on disk row by row, for results larger than memory."""
 
 from __future__ import annotations
 

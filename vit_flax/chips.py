@@ -1,4 +1,4 @@
-"""Accelerators as published: rates, memory, links; and the names of topologies of them."""
+"""Published figures of accelerators (peak FLOP/s, bandwidth, memory, links), and the names of their topologies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Another classifier in the place of a model's own, as timm's num_classes and reset_classifier have it."""
+"""Replaces a model's classifier by a new one, as timm's num_classes and reset_classifier do."""
 
 from __future__ import annotations
 

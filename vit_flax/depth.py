@@ -1,4 +1,4 @@
-"""Depth of photographs: Depth Anything read from transformers' folders, run at the photograph's own shape, written."""
+"""Monocular depth estimation: Depth Anything, read from transformers' folders, at each image's own aspect ratio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays of the host's memory, perhaps mapped from a file, as JAX's."""
+"""Host arrays, memory-mapped ones too, as JAX arrays."""
 
 from __future__ import annotations
 

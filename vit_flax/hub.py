@@ -1,4 +1,4 @@
-"""Weights on their way to a Hugging Face hub."""
+"""Uploads weights to a Hugging Face hub."""
 
 from __future__ import annotations
 

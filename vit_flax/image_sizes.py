@@ -1,4 +1,4 @@
-"""A model that is loaded already, for images of another size."""
+"""Resizes a loaded model for images of another size."""
 
 from __future__ import annotations
 

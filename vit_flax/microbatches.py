@@ -1,4 +1,4 @@
-"""Inference in parts of the batch that stay in a CPU's caches: sooner, and in less memory."""
+"""Inference in microbatches that stay in a CPU's caches: faster, and in less memory."""
 
 from __future__ import annotations
 

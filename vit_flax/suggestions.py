@@ -1,4 +1,4 @@
-"""What to say of a name that is not known: the nearest one that is."""
+"""Suggestions for an unknown name: the nearest known ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model's parameters on their way to a layout."""
+"""Writes a model's parameters in a layout."""
 
 from __future__ import annotations
 

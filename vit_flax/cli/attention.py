@@ -1,4 +1,4 @@
-"""`vit-flax attention`: a picture of what the class token draws from, or the weights themselves."""
+"""`vit-flax attention`: attention maps of the class token as an image, or the weights as arrays."""
 
 from __future__ import annotations
 

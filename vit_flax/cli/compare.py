@@ -1,4 +1,4 @@
-"""`vit-flax compare`: shows that a torch model and its Flax twin are the same, or where they part."""
+"""`vit-flax compare`: shows that a torch model and its Flax twin agree, or the first component that diverges."""
 
 from __future__ import annotations
 

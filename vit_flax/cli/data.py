@@ -1,4 +1,4 @@
-"""The data source of a command, and its images as a model takes them."""
+"""Opens a command's data source, its images preprocessed for the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vit-flax depth`: how far away what a photograph shows is, as a picture or as numbers."""
+"""`vit-flax depth`: monocular depth estimation, as an image or as arrays."""
 
 from __future__ import annotations
 

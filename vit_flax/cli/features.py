@@ -1,4 +1,4 @@
-"""`vit-flax features`: what a model makes of image files, before its head."""
+"""`vit-flax features`: features of image files, before the head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands that run a model on images share: reading it, and how its images are prepared."""
+"""Loading and image preprocessing, shared by the commands that run a model on images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vit-flax inspect`: says what a checkpoint is and what becomes of each of its tensors."""
+"""`vit-flax inspect`: a checkpoint's layout and config, and what each of its tensors becomes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parses the command line; an error of use is one line and exit status 2, a fault of our own exit status 70."""
+"""The entry point: a usage error is one line and exit status 2, an internal error exit status 70."""
 
 from __future__ import annotations
 

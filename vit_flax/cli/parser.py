@@ -1,4 +1,4 @@
-"""A parser of arguments whose errors are one line that says what to type instead."""
+"""An argparse parser whose errors are one line that says what to type instead."""
 
 from __future__ import annotations
 

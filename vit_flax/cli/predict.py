@@ -1,4 +1,4 @@
-"""`vit-flax predict`: the likeliest classes of image files."""
+"""`vit-flax predict`: the top-k classes of image files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A line on stderr that says how far a long piece of work is."""
+"""A progress line on stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vit-flax evaluate --caption-retrieval`: how often images and their texts find each other."""
+"""`vit-flax evaluate --caption-retrieval`: recall of image-text retrieval."""
 
 from __future__ import annotations
 

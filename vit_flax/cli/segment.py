@@ -1,4 +1,4 @@
-"""`vit-flax segment`: a linear head that says what every pixel shows, trained on a folder of images and masks."""
+"""`vit-flax segment`: trains a linear segmentation head on a folder of images and masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vit-flax train`: runs a recipe, or goes on with it."""
+"""`vit-flax train`: trains by a recipe, or resumes a run."""
 
 from __future__ import annotations
 

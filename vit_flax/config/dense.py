@@ -1,4 +1,4 @@
-"""The frozen description of a model that reads a depth from every pixel: a Vision Transformer, a DPT neck, a head."""
+"""The config of a monocular depth model: a Vision Transformer, a DPT neck, a head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the two parts of a config have in common: how an image becomes tokens, how attention learns where a token is."""
+"""The base of the two parts of a config: how an image becomes tokens, how attention learns where a token is."""
 
 from __future__ import annotations
 

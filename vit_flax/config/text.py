@@ -1,4 +1,4 @@
-"""The frozen description of a text transformer, as CLIP and SigLIP have them beside their image towers."""
+"""The config of a text transformer, as CLIP and SigLIP have them beside their image towers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frozen description of an image tower and a text tower that share a space of embeddings."""
+"""The config of an image tower and a text tower that share an embedding space."""
 
 from __future__ import annotations
 

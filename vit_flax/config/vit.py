@@ -1,4 +1,4 @@
-"""The frozen description of a model: what every layer is built from, and what a checkpoint is read with."""
+"""The config of a Vision Transformer: every layer is built from it, and checkpoints are read with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named tensors that are read one at a time, whatever they come from."""
+"""A checkpoint as named tensors that are read lazily, one at a time, whatever the file format."""
 
 from __future__ import annotations
 

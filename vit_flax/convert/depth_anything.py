@@ -1,4 +1,4 @@
-"""Depth Anything as transformers has it: its neck and head, beside a backbone that another layout holds."""
+"""Depth Anything as transformers has it: rules of neck and head; the backbone has another layout's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors in float64, which JAX does not have unless it is told to."""
+"""float64 tensors, which JAX holds only with jax_enable_x64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flax's parameters of other libraries under the names that torch has for the same: transformers' Flax models.
+"""Parameters of transformers' Flax models under the names of its torch models.
 
 transformers 4 had Flax models of its own, whose parameters are those of its torch models with `kernel`, `scale` and
 `embedding` for `weight`, kernels the other way round, and slashes between the levels. With the names and axes changed

@@ -1,4 +1,4 @@
-"""Folders of weights: a Hugging Face repository's layout, sharded or not, its cache, and hf:// addresses."""
+"""Folders of weights: a Hugging Face repository, sharded or not, the hub's cache, and hf:// addresses."""
 
 from __future__ import annotations
 

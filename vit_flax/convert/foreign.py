@@ -1,4 +1,4 @@
-"""Names of tensors that belong to other models, and what these models are: so that a file is called what it is."""
+"""Checkpoints of other models, recognised by tensor names, so that a refusal names the model."""
 
 from __future__ import annotations
 

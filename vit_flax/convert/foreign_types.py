@@ -1,4 +1,4 @@
-"""Model types of Hugging Face that look like a ViT and are not read: patterns of `model_type`, and the reason."""
+"""Hugging Face model types that resemble a ViT and are not read: patterns of `model_type`, and the reason."""
 
 from __future__ import annotations
 

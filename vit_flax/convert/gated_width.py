@@ -1,4 +1,4 @@
-"""How wide the MLPs of DINOv2's kin are: told by a ratio, of which a gated MLP's product has two thirds."""
+"""Hidden width of the gated MLPs of DINOv2 and its relatives: two thirds of embed_dim * mlp_ratio, rounded up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""big_vision's models of images and texts: LiT, SigLIP and SigLIP 2, `img/` beside `txt/`."""
+"""big_vision's two-tower models: LiT, SigLIP and fixed-size SigLIP 2, `img/` beside `txt/`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the layouts of Hugging Face's vision models share: names of blocks, activations, attributes."""
+"""The shared parts of Hugging Face layouts: names of blocks, activations, attributes."""
 
 from __future__ import annotations
 

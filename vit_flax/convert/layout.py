@@ -1,4 +1,4 @@
-"""What a layout is, and how a model's config is found for a checkpoint in it."""
+"""Layouts, and the resolution of a model's config for a checkpoint in one."""
 
 from __future__ import annotations
 

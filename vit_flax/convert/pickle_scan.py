@@ -1,4 +1,4 @@
-"""A look at a pickle before torch reads it: what it does and names, without running any of it.
+"""A static scan of a pickle's opcodes and globals before torch reads it; nothing in it runs.
 
 torch's weights_only has the last word. This look comes first because it needs no torch, keeps torch from building what
 should not even be built (sparse tensors can be read out of bounds), and can say what is wrong. Of the operations

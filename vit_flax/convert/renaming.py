@@ -1,4 +1,4 @@
-"""A tensor's name in a file of transformers for the one that it has in memory, and the other way round."""
+"""Renames tensors from transformers' names in files to those in memory, and back."""
 
 from __future__ import annotations
 

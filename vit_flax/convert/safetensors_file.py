@@ -1,4 +1,4 @@
-"""safetensors files: a JSON header with names, types and places, then the numbers, mapped one tensor at a time."""
+"""safetensors files: a JSON header of names, dtypes and offsets, then the data, memory-mapped tensor by tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors that hold a row for every block, as scanned layers keep them, and the same tensors block by block."""
+"""Stacked parameters of scanned layers, as a tensor a block and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands for the plain data of training scripts (argparse's Namespace, paths, NumPy's scalars), and is inert.
+"""Inert placeholders for plain data in pickles of training scripts: argparse's Namespace, paths, NumPy's scalars.
 
 A checkpoint's tensors are what is read; the objects beside them are named as what they were and hold nothing. None of
 the names here is ever imported: torch's unpickler is given these classes in their place.

@@ -1,4 +1,4 @@
-"""Files of torch.save: pickles, read by torch's weights_only unpickler alone, after a look at what they call."""
+"""torch.save files: pickles, read by torch's weights_only unpickler after a static scan."""
 
 from __future__ import annotations
 

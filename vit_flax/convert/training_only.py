@@ -1,4 +1,4 @@
-"""What a checkpoint holds of pre-training alone: left out with a reason, whatever layout and preset it is read with."""
+"""Tensors of pre-training alone, which every layout and preset drops with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layouts of models of images and texts: a layout of the image tower, and what stands for the text tower beside it."""
+"""Two-tower layouts: the layout of an image tower, joined with the rules of a text tower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where in a file a model stands: containers such as {"model": ...}, prefixes such as `module.`, larger models."""
+"""Finds a model in a file: containers such as {"model": ...}, prefixes such as `module.`, towers of larger models."""
 
 from __future__ import annotations
 

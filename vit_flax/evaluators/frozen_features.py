@@ -1,4 +1,4 @@
-"""One vector an image, from one pass of a frozen model over a loader."""
+"""Features of a frozen model, one vector an image, from one pass over a loader."""
 
 from __future__ import annotations
 

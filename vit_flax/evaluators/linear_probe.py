@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features: as many learning rates as are tried, trained at once."""
+"""Linear probing: a classifier on frozen features for each of several learning rates, all trained at once."""
 
 from __future__ import annotations
 

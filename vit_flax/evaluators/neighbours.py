@@ -1,4 +1,4 @@
-"""The nearest of many vectors, in parts that fit in memory."""
+"""Exact nearest-neighbour search, in chunks that fit in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture of nearest neighbours: what a model takes for alike."""
+"""An image of queries beside their nearest neighbours."""
 
 from __future__ import annotations
 

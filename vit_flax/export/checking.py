@@ -1,4 +1,4 @@
-"""Whether a program computes what its model does."""
+"""Compares an exported program's outputs with its model's."""
 
 from __future__ import annotations
 

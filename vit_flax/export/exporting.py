@@ -1,4 +1,4 @@
-"""Writes a model's program to a file, once it has been compared with the model."""
+"""Exports a model to a file, once its program has been compared with the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program says of itself."""
+"""Metadata of an exported program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw pixels to a model's input inside of a program: what `Preprocessing` does to images of one size."""
+"""Image preprocessing as part of an exported program, for uint8 images of one size."""
 
 from __future__ import annotations
 

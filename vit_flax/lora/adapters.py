@@ -1,4 +1,4 @@
-"""The arithmetic of adapters: where they begin, and the parameters that they make of frozen ones.
+"""The arithmetic of LoRA: initial adapters, and adapters merged into frozen parameters.
 
 What is trained is one tree with paths like the model's own: `blocks_0/attn/q/lora_a` (in, r) and `.../lora_b` (r, out)
 of an adapter, and whole parameters under their own paths. All others are the frozen tree.

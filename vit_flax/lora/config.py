@@ -1,4 +1,4 @@
-"""What is adapted, and how."""
+"""The config of LoRA adapters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters beside their layers in training, where dropout acts on what goes into them and not into the layers."""
+"""LoRA with dropout: adapters beside their layers, with dropout of the adapters' input alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where adapters stand: kernels, or the columns of one part of a fused kernel."""
+"""Targets of adapters: kernels, or the columns of one part of a fused kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DPT: grids of features of several blocks, joined from the last to the first, and a head that reads a depth."""
+"""DPT: a neck that fuses feature maps of several blocks, and a depth head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training leaves out at random: active only where `apply` is given a 'dropout' key."""
+"""Dropout and stochastic depth, active only where `apply` is given a 'dropout' key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers of grids of features (B, H, W, C): convolutions, enlargement, resizing."""
+"""Layers of feature maps (B, H, W, C): convolution, transposed convolution, resizing."""
 
 from __future__ import annotations
 

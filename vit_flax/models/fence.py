@@ -1,4 +1,4 @@
-"""Makes XLA:CPU compute a value once instead of again in each consumer."""
+"""A fusion barrier for XLA:CPU, which makes it compute a value once instead of again in each consumer."""
 
 from __future__ import annotations
 

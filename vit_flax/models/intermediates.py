@@ -1,4 +1,4 @@
-"""What leaves the blocks inside a model: which of them are asked for, and how their tokens are laid out."""
+"""Intermediate features: which blocks' tokens are returned, and in which format."""
 
 from __future__ import annotations
 

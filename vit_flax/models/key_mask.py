@@ -1,4 +1,4 @@
-"""Attention that does not see padding."""
+"""The key padding mask."""
 
 from __future__ import annotations
 

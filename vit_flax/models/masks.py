@@ -1,4 +1,4 @@
-"""Which parameters an optimiser decays and trains, as trees of booleans for optax."""
+"""Masks of weight decay and of trainable parameters, as trees of booleans for optax."""
 
 from flax.traverse_util import path_aware_map
 from jaxtyping import PyTree

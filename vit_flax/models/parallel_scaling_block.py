@@ -1,4 +1,4 @@
-"""The transformer block that attends and applies its MLP side by side."""
+"""The parallel transformer block: attention and MLP side by side, of one normalised input."""
 
 from functools import partial
 

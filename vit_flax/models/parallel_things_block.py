@@ -1,4 +1,4 @@
-"""The transformer block of two attentions side by side, then two MLPs."""
+"""The transformer block of two parallel attentions, then two parallel MLPs."""
 
 import flax.linen as nn
 from jaxtyping import Array, Float

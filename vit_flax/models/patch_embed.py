@@ -1,4 +1,4 @@
-"""Images to tokens: one token a patch."""
+"""Patch embedding."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""From tokens to one vector an image."""
+"""Pooling of tokens to one vector an image."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float

@@ -1,4 +1,4 @@
-"""Position tables."""
+"""Position embeddings: learned and fixed tables."""
 
 from typing import Any
 

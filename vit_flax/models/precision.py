@@ -1,4 +1,4 @@
-"""In which dtypes a model holds its parameters, multiplies, and stores what lies between its layers."""
+"""Mixed precision: the dtypes of parameters, of operands, and of stored activations."""
 
 from __future__ import annotations
 

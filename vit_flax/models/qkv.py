@@ -1,4 +1,4 @@
-"""Heads of queries, keys and values."""
+"""Splits a projection into heads of queries, keys and values, and merges heads."""
 
 from __future__ import annotations
 

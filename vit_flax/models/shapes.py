@@ -1,4 +1,4 @@
-"""Shapes of a model's parameters, told without allocating any."""
+"""Shapes of a model's parameters, by jax.eval_shape."""
 
 from __future__ import annotations
 

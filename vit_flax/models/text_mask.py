@@ -1,4 +1,4 @@
-"""Attention of texts, which does not see padding and perhaps not what comes later."""
+"""The attention mask of texts: key padding, and causality."""
 
 from __future__ import annotations
 

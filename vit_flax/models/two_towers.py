@@ -1,4 +1,4 @@
-"""An image tower and a text tower whose embeddings are compared: CLIP, SigLIP."""
+"""Two-tower models with a shared embedding space: CLIP, SigLIP."""
 
 import math
 

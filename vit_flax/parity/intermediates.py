@@ -1,4 +1,4 @@
-"""Compares what leaves the blocks: the tokens that `forward_intermediates` returns, and the weights of attention."""
+"""Compares intermediate features (`forward_intermediates`) and attention weights."""
 
 from __future__ import annotations
 

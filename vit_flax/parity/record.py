@@ -1,4 +1,4 @@
-"""Records what every component of a model puts out, in execution order: torch by hooks, Flax by interception.
+"""Records every component's output in execution order: torch by hooks, Flax by interception.
 
 A component is named as its framework names it: `backbone.blocks.0.attn` in torch, `blocks_0/attn` in Flax. The name
 with `:input` behind it stands for what goes into the component.

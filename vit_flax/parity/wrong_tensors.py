@@ -1,4 +1,4 @@
-"""Wrong conversions: a checkpoint's tensors changed as a wrong rule would, to prove that a test can fail."""
+"""Wrong conversions: tensors changed as a wrong rule would, to prove that a test can fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files to arrays of bytes."""
+"""Decodes image files to uint8 arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How images are prepared for depth models: resized to whole patches, the aspect ratio kept nearly."""
+"""Image preprocessing of depth models: resized to whole patches, the aspect ratio nearly kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image processors of transformers: preprocessor_config.json and the value that it stands for.
+"""Image processors of transformers: preprocessor_config.json to `Preprocessing` and back.
 
 What they run by default is followed: where torchvision is installed, images are resized as tensors, and the pipeline
 turns photographs as their EXIF data say. With Pillow in its place (backend="pil") a few pixels differ by a grey level.

@@ -1,4 +1,4 @@
-"""The numbers by which Pillow resizes, for programs that do without it.
+"""Pillow's resampling weights, for programs that do without Pillow.
 
 Pillow counts bytes in integers: across and down, each result a byte again.
 

@@ -1,4 +1,4 @@
-"""timm's pretrained_cfg and open_clip's preprocess_cfg, and the value that they stand for.
+"""timm's pretrained_cfg and open_clip's preprocess_cfg, to `Preprocessing` and back.
 
 Both prepare images with Pillow and do not look at EXIF data.
 """

@@ -1,4 +1,4 @@
-"""Images resized as torchvision resizes tensors, which transformers' processors do by default.
+"""Resizing as torchvision's of tensors, which is the default of transformers' processors.
 
 torch widens the filter where an image shrinks, as Pillow does; on bytes it counts in integers, with weights of at most
 15 bits where Pillow's have 22, so that the two differ by a grey level here and there.

@@ -1,4 +1,4 @@
-"""The training step as it is lowered and compiled, with shardings and donation; loop and planner share it."""
+"""The jitted training and evaluation steps, with shardings and donation; the loop and the planner share them."""
 
 from __future__ import annotations
 

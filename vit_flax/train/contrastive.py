@@ -1,4 +1,4 @@
-"""Losses of images and texts that belong together, computed over the devices that share a batch."""
+"""Contrastive losses, softmax and sigmoid, of a batch that is sharded over devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes as one job: JAX's own service, told to notice soon when one of them is gone."""
+"""Multi-process training by jax.distributed, with timeouts that notice a lost process soon."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images of a run: which splits there are, what each is for, and the config that fits them."""
+"""The data of a run: its splits and loaders, and the config resolved for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop: reads, steps, evaluates, writes and goes on where it was; it knows no mathematics."""
+"""The training loop: data, steps, evaluation, checkpoints, resuming; it knows no mathematics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves when it is over: results.json and its pictures."""
+"""Results of a finished run: results.json and plots."""
 
 from __future__ import annotations
 

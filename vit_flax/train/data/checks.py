@@ -1,4 +1,4 @@
-"""Whether images can be read, found out before a run begins rather than at its first evaluation."""
+"""Checks before a run that its images can be decoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images with texts: what makes tokens of a source's texts, as its labels."""
+"""Image-text pairs: tokenises a source's texts, which are its labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How images are prepared for evaluation: the fields of a data config that say it, to and from the one value."""
+"""Evaluation preprocessing of a data config: its fields to `Preprocessing` and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a source of images is, and the checks that every source makes of its labels."""
+"""The protocol of a data source, and the checks that every source makes of its labels."""
 
 from __future__ import annotations
 
