@@ -107,7 +107,7 @@ def get_layout(name: str) -> Layout:
 def detect_layout(
     names: Collection[str], config_class: ViTFamily | TwoTowersFamily | None = None, takes_text: bool = False
 ) -> tuple[Layout, str]:
-    """Returns the layout that tensor names belong to, and the name that gives it away.
+    """Detects the layout from tensor names; returns it with the name that is the evidence.
 
     Where the caller's config names the family, its layouts come first, and names that others have too are enough. Of
     models of images and texts it is the image tower's, unless a text tower `takes_text`.
@@ -133,7 +133,7 @@ def detect_layout(
 
 
 def open_checkpoint(source: str | os.PathLike[str] | Mapping[str, object], wish: Wish) -> Checkpoint:
-    """Opens named arrays, or weights as `read_checkpoint` does, without what training scripts wrap around them."""
+    """Opens a state dict, or weights as `read_checkpoint` does, unwrapped from the entries of training scripts."""
     opened = from_mapping(source) if isinstance(source, Mapping) else read_checkpoint(source)
     towers = wish.takes_text and (wish.layout is None or holds_text(get_layout(wish.layout)))
     opened = unwrap(opened, wish.entry, towers)
@@ -141,7 +141,7 @@ def open_checkpoint(source: str | os.PathLike[str] | Mapping[str, object], wish:
 
 
 def find_layout(checkpoint: Checkpoint, wish: Wish, beside: Beside | None) -> tuple[Layout, str]:
-    """Returns the layout of a checkpoint and what it was told by; `beside` is what its own config says.
+    """Returns a checkpoint's layout and the evidence for it; `beside` is what its own config says.
 
     Raises:
         ConversionError: there is no such layout, none matches, or several families have these names.
@@ -179,7 +179,7 @@ def _find_layout(checkpoint: Checkpoint, wish: Wish, beside: Beside | None) -> t
 
 
 def unwrap(checkpoint: Checkpoint, entry: str | None = None, takes_text: bool = False) -> Checkpoint:
-    """Returns the checkpoint with the model's own names, wherever in it the model stands; see `wrappers.take`.
+    """Returns the checkpoint with the model's own names, without wrappers and prefixes; see `wrappers.take`.
 
     Where a text tower `takes_text` it stands beside the image tower, and both are the model.
     """

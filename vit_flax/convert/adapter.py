@@ -23,7 +23,7 @@ from vit_flax.convert.rules import ConversionError
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every name in an adapter
-IMAGES = "preprocessing.json"  # how images are prepared and what the classes are called, where the adapter's own
+IMAGES = "preprocessing.json"  # preprocessing and class names, where they are the adapter's own
 _LABELS = {"id2label", "label2id", "num_labels", "labels", "label_names", "label_descriptions"}
 _WEIGHTS = (WEIGHTS, "adapter_model.bin")
 # Fields of the config that change nothing once the adapter is trained; every other is refused unless it is empty.
@@ -238,7 +238,7 @@ def _merged_shape(config: Mapping[str, Any], adapter: Checkpoint, part: Mapping[
 
 
 def _product(config: Mapping[str, Any], down: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """Returns B A in the base's axes; of convolutions, the one by the other's 1 x 1."""
+    """Returns the product B A in the base's axes; a convolution's B is 1 x 1."""
     wide = np.result_type(np.float32, down.dtype) if down.dtype.kind == "f" else np.dtype(np.float32)
     flat = up.reshape(up.shape[:2]).astype(wide) @ down.reshape(len(down), -1).astype(wide)
     product = flat.reshape(up.shape[0], *down.shape[1:])
@@ -246,7 +246,7 @@ def _product(config: Mapping[str, Any], down: np.ndarray, up: np.ndarray) -> np.
 
 
 def scale_of(opened: Opened, module: str, rank: int) -> float:
-    """Returns what the product of a module's two matrices is multiplied by."""
+    """Returns the scale of a module's low-rank product: alpha / r, or alpha / sqrt(r) with rsLoRA."""
     config = opened.config
     patterns = config.get("alpha_pattern") or {}
     alpha = next(

@@ -16,8 +16,8 @@ from vit_flax.convert.rules import ConversionError
 
 # More than any ViT has, with optimiser state and all; files beyond are refused before they cost memory or time.
 MAX_TENSORS = 50_000
-_MAX_VALUES = 500_000  # with all that is no tensor
-_MAX_DEPTH = 16  # of mappings in mappings
+_MAX_VALUES = 500_000  # leaves, tensors or not
+_MAX_DEPTH = 16  # levels of nested mappings
 _MAX_NAME = 500
 _MAX_AXES = 8
 _MAX_SIDE = 1 << 40
@@ -25,7 +25,7 @@ _MAX_SIDE = 1 << 40
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Named tensors that are read when asked for, with the config found beside them.
+    """Named tensors, each read on demand, with the config found beside them.
 
     Nested mappings are flattened: {'model': {'norm.weight': a}} holds 'model/norm.weight', so that taking off a wrapper
     is taking a prefix off the names.
@@ -33,13 +33,13 @@ class Checkpoint:
 
     shapes: Mapping[str, tuple[int, ...]]
     reader: Callable[[str], np.ndarray]
-    source: str = "memory"  # what messages call it
+    source: str = "memory"  # its name in messages
     config: Mapping[str, object] | None = None  # as found: ours, Hugging Face's or timm's
-    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)  # what is no tensor, and what it is instead
-    preprocessing: Mapping[str, object] | None = None  # how images are prepared, where the weights carry it
+    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)  # names of non-tensors, with their type
+    preprocessing: Mapping[str, object] | None = None  # preprocessing, where the weights carry it
     path: Path | None = None  # of the file, or of the index of several: other files may lie beside it
     dtypes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # NumPy's names, where known before reading
-    notes: tuple[str, ...] = ()  # what whoever loads it should know: what was left out, cast, applied
+    notes: tuple[str, ...] = ()  # for whoever loads it: what was left out, cast, applied
 
     def read(self, name: str) -> np.ndarray:
         """Returns one tensor as a NumPy array.
@@ -53,7 +53,7 @@ class Checkpoint:
             raise ConversionError(f"{self.source}: {name} cannot be read: {one_line(error)}") from error
 
     def renamed(self, names: Mapping[str, str]) -> Checkpoint:
-        """Returns the same tensors under other names; `names` maps each of today's to its new one."""
+        """Returns the same tensors under other names; `names` maps each present name to its new one."""
         back = {new: old for old, new in names.items()}
         shapes = {new: self.shapes[old] for old, new in names.items()}
         dtypes = {new: self.dtypes[old] for old, new in names.items() if old in self.dtypes}
@@ -61,7 +61,7 @@ class Checkpoint:
 
 
 def from_mapping(tensors: Mapping[str, object], source: str = "memory") -> Checkpoint:
-    """Wraps named arrays, torch's or NumPy's, in mappings however nested.
+    """Wraps a state dict of torch or NumPy arrays, nested or flat.
 
     A training checkpoint holds more than tensors: its numbers, texts and other values are left out, and named in
     `skipped`.
@@ -115,7 +115,7 @@ def leaves(value: object) -> Iterator[tuple[str, Any]]:
     seen = 0
     while waiting:
         path, value = waiting.pop()
-        # a mapping within itself would never be through, and one within many would take for ever
+        # a cyclic mapping would recurse for ever, and one that many share would take exponential time
         seen += len(value) if isinstance(value, Mapping | list | tuple) else 0
         if seen > _MAX_VALUES or len(path) > _MAX_DEPTH:
             raise ConversionError(f"more than {_MAX_VALUES} values, or some nested more than {_MAX_DEPTH} deep")
@@ -132,7 +132,7 @@ def leaves(value: object) -> Iterator[tuple[str, Any]]:
 
 
 def _key(key: Any, place: int) -> str:
-    # what is no name is no parameter's: settings have None, numbers, pairs and classes for keys
+    # keys that are no names are not parameters': settings have None, numbers, pairs and classes
     if isinstance(key, tuple) and key and all(isinstance(level, str) for level in key):
         key = "/".join(key)  # flax.traverse_util.flatten_dict without a separator
     text = str(key) if isinstance(key, str | int) else f"<{type(key).__name__} {place}>"
@@ -147,7 +147,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _fault(value: Any) -> str | None:
-    """Returns what keeps an array from being read, or None."""
+    """Returns the reason why an array cannot be read, or None."""
     layout = str(getattr(value, "layout", "torch.strided"))
     if layout != "torch.strided":
         return layout.removeprefix("torch.")
@@ -167,21 +167,21 @@ def _fault(value: Any) -> str | None:
 
 
 def to_numpy(name: str, value: object) -> np.ndarray:
-    """Returns an array of torch or NumPy as NumPy's, sharing its memory where that lies in the host's."""
+    """Converts an array of torch or NumPy to NumPy, without a copy where it lies in host memory."""
     if not hasattr(value, "detach"):
         return np.asarray(value)
     tensor: Any = value
     try:
         tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
-        if str(tensor.dtype) == "torch.bfloat16":  # NumPy has no such type of its own: move the bits
+        if str(tensor.dtype) == "torch.bfloat16":  # NumPy has no such dtype: reinterpret the bits
             return tensor.contiguous().view(sys.modules["torch"].uint16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
-    except (TypeError, RuntimeError, NotImplementedError) as error:  # tensor classes of other libraries
+    except (TypeError, RuntimeError, NotImplementedError) as error:  # tensor subclasses of other libraries
         raise ConversionError(f"{name}: torch cannot hand it to NumPy: {one_line(error)}") from error
 
 
 def check_listing(source: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuses what no model has and what messages could not print: odd names, very many tensors or axes.
+    """Refuses unprintable names, and more tensors or axes than any model has.
 
     Raises:
         ConversionError: one line with the first such tensor.
@@ -193,7 +193,7 @@ def check_listing(source: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def check_names(source: str, names: Collection[str]) -> None:
-    """Refuses names that messages could not print, before any message does; and very many.
+    """Refuses unprintable names, before any message prints them, and more of them than any model has.
 
     Raises:
         ConversionError: one line with the first such name.

@@ -28,8 +28,8 @@ class Beside:
     """What a config.json says."""
 
     origin: str  # what messages call it
-    layout: str | None  # of the tensors it lies beside
-    fields: Mapping[str, object]  # of the model's config; those that are missing are told by the tensors
+    layout: str | None  # layout of the tensors beside it
+    fields: Mapping[str, object]  # of the model's config; the others are inferred from the tensors
     # those of a text tower beside an image tower, without `text_`, or ConversionError for what is not computed; None:
     # there is none of a known kind
     text: Callable[[], Mapping[str, object]] | None = None
@@ -48,7 +48,7 @@ class Family:
     fields: Callable[[Mapping[str, object]], Mapping[str, object]]  # attributes -> fields of the model's config
     only: Mapping[str, tuple[object, ...]] = dataclasses.field(default_factory=dict)  # values it is right to ignore
     harmless: Collection[str] = ()  # attributes that never change what the model computes in evaluation
-    part: str | None = None  # the attribute that holds the vision tower's own config, in models of several towers
+    part: str | None = None  # the attribute that holds the vision tower's config, in two-tower models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ _HARMLESS = {
     "transformers_version", "typical_p", "use_bfloat16",
     # at work in training only
     "attention_dropout", "attention_probs_dropout_prob", "drop_path_rate", "hidden_dropout_prob", "layerdrop",
-    # what AutoBackbone hands out
+    # outputs of AutoBackbone
     "out_features", "out_indices", "stage_names",
 }  # fmt: skip
 _ONLY: dict[str, tuple[Any, ...]] = {
@@ -110,7 +110,7 @@ def read_config(
     source: str,
     texts: Mapping[str, TextFile] = MappingProxyType({}),
 ) -> Beside | None:
-    """Returns what a config says, or None for one of no known kind.
+    """Reads a config.json; None for one of no known kind.
 
     Args:
         values: the JSON object.

@@ -34,7 +34,7 @@ _ALLOWED = {
 
 
 class _Table(pickle.Unpickler):
-    """Knows what a table of contents is made of, and inert stand-ins for where it was written to."""
+    """Unpickles a .metadata file: its own classes, and inert placeholders for storage paths."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:
@@ -89,7 +89,7 @@ def read_distributed(folder: Path) -> Checkpoint:
             into = {name: torch.empty(shapes[name], dtype=tensors[name].properties.dtype)}
             with warnings.catch_warnings(action="ignore"):
                 load(into, storage_reader=Reader(folder), no_dist=True)
-        except (Exception, api.CheckpointException) as error:  # torch raises all kinds on a broken file
+        except (Exception, api.CheckpointException) as error:  # torch raises errors of any type on a broken file
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise ConversionError(f"{folder}: {name}: torch cannot load it: {one_line(reason)}") from error
         return to_numpy(name, into[name])
@@ -109,6 +109,6 @@ def _read_table(folder: Path, kinds: Any) -> Any:
         table.storage_meta = kinds.StorageMeta()
     except ConversionError as error:
         raise ConversionError(f"{folder}: {error}") from error
-    except Exception as error:  # pickle raises all kinds on a broken file
+    except Exception as error:  # pickle raises errors of any type on a broken file
         raise ConversionError(f"{path}: is broken: {one_line(error)}") from error
     return table

@@ -15,7 +15,7 @@ _SHOWN = 5
 
 
 def settled(checkpoint: Checkpoint) -> Checkpoint:
-    """Returns the checkpoint with a few float64 tensors in the type of the others: tables computed in NumPy, mostly.
+    """Casts a few float64 tensors, mostly tables computed in NumPy, to the dtype of the others.
 
     Where half of them or more are float64 that is what they are meant to be.
     """
@@ -29,7 +29,7 @@ def settled(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def in_float32(checkpoint: Checkpoint) -> Checkpoint:
-    """Returns the checkpoint with float32 for float64, for whoever computes in float32 anyway."""
+    """Casts float64 tensors to float32, for whoever computes in float32 anyway."""
     wide = [name for name, dtype in checkpoint.dtypes.items() if dtype == "float64"]
     if not wide:
         return checkpoint

@@ -74,7 +74,7 @@ def _repository_hint(address: str) -> str:
 
 
 def _read_special(folder: Path) -> Checkpoint | None:
-    """Opens a folder that is more than a place for files; None: it is no such folder."""
+    """Opens a folder that is a checkpoint as a whole (an adapter, Orbax, DCP); None for any other."""
     distributed = [folder, *sorted(folder.glob("pytorch_model_fsdp_*"))]
     weights = any((folder / name).is_file() for name in WEIGHT_NAMES)
     for place in () if weights else distributed:
@@ -108,7 +108,7 @@ def read_adapter(folder: Path) -> Opened:
     return open_adapter(folder, own, _read_file, read_checkpoint)
 
 
-# how other files begin, in small letters
+# leading bytes of other files, in lower case
 _OTHERS = {
     b"\x89png": "an image (PNG)", b"\xff\xd8\xff": "an image (JPEG)", b"gif8": "an image (GIF)",
     b"\x89hdf": "an HDF5 file (Keras; read it with h5py and give the arrays to from_state_dict)",
@@ -196,12 +196,12 @@ def write_checkpoint(
 
 
 def preprocessing_beside(path: Path) -> Path:
-    """Returns the file that tells how images are prepared for one weights file that cannot carry it."""
+    """Returns the path of the preprocessing file beside a weights file that cannot carry it."""
     return path.with_name(f"{path.stem}.preprocessing.json")
 
 
 def _write_json(path: Path, values: Mapping[str, Any] | None) -> None:
-    """Writes a JSON file; without values, removes one that belonged to what was there before."""
+    """Writes a JSON file; without values, removes one of earlier weights."""
     if values is None:
         path.unlink(missing_ok=True)
         return

@@ -12,7 +12,7 @@ from pathlib import Path
 from vit_flax.convert.checkpoint import Checkpoint, check_listing, check_names, one_line
 from vit_flax.convert.rules import ConversionError
 
-# What a folder is searched for, in this order.
+# Names that a folder is searched for, in this order.
 WEIGHT_NAMES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -23,11 +23,11 @@ WEIGHT_NAMES = (
     "flax_model.msgpack",
 )
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".msgpack")
-# What stands beside weights under a suffix of theirs and is none: states of optimisers, arguments.
+# Files with a suffix of weights that are none: states of optimisers, arguments.
 _NO_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state\w*|random_states_\w+)(\.[\w.]+)?")
 HUB = "hf://"
 _OPEN_CLIP = "open_clip_config.json"
-# What may lie beside weights and tell of their images and classes.
+# Files beside weights with preprocessing and class names.
 IMAGE_FILES = (
     "preprocessing.json",
     "preprocessor_config.json",
@@ -35,7 +35,7 @@ IMAGE_FILES = (
     "video_preprocessor_config.json",
     _OPEN_CLIP,
 )
-# What may lie beside weights and make tokens of texts: any one of them shows that a tokeniser is there.
+# Files of tokenisers: any one of them shows that a tokeniser is there.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -105,7 +105,7 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def read_shards(path: Path, read_file: Reader) -> Checkpoint:
-    """Opens the files that an index (*.index.json) names, as one checkpoint.
+    """Opens a sharded checkpoint by its index (*.index.json).
 
     Raises:
         ConversionError: the index names a file elsewhere, or a tensor is not in just the one file it is said to be in.

@@ -66,7 +66,7 @@ _TAKEN = ("a hybrid", "a CaiT", "an XCiT", "a TimeSformer", "the image encoder",
 
 
 def foreign_kind(names: Collection[str], taken: bool = False) -> str | None:
-    """Returns what other model tensors of these names belong to, or None where that cannot be told.
+    """Returns the foreign model that tensors of these names belong to, or None where that is not known.
 
     Args:
         names: of the tensors.

@@ -28,14 +28,16 @@ class Layout:
     name: str
     description: str
     config_class: ViTFamily | TwoTowersFamily
-    evidence: Callable[[Collection[str]], str | None]  # names -> the name that gives the layout away, or None
-    infer: Callable[[Shapes, Mapping[str, object]], dict[str, object]]  # what tensors tell, given what is known already
+    evidence: Callable[[Collection[str]], str | None]  # names -> the one that is evidence of the layout, or None
+    infer: Callable[
+        [Shapes, Mapping[str, object]], dict[str, object]
+    ]  # infers fields from shapes, given the known ones
     rules: Callable[..., tuple[Rule | Drop, ...]]
-    required: tuple[tuple[str, ...], ...]  # fields that tensors may not tell; a later group follows from an earlier one
-    defaults: Callable[
-        [Mapping[str, object]], Mapping[str, object]
-    ]  # what the reference itself defines, given the rest
-    fixed: Mapping[str, tuple[object, ...]]  # the only values of a field that the layout can hold
+    required: tuple[
+        tuple[str, ...], ...
+    ]  # fields that shapes may not determine; a later group follows from an earlier one
+    defaults: Callable[[Mapping[str, object]], Mapping[str, object]]  # the reference's defaults, given the rest
+    fixed: Mapping[str, tuple[object, ...]]  # the only values of fields that the layout can represent
     # of a ViTConfig here and below, or of a TwoTowersConfig where `config_class` is of such
     # torch module <-> linen module, as templates; only modules that a model of the config has
     components: Callable[..., tuple[tuple[str, str], ...]] = lambda config: ()
@@ -51,9 +53,9 @@ class Layout:
     # each a name: blocks are `name_0/...` to the rules, and one tensor `name/...` for all in the checkpoint
     stack: tuple[str, ...] = ()
 
-    prefixes: tuple[str, ...] = ()  # a larger model's name for this one; rules have names without it
-    prefix: Callable[..., str] = lambda config: ""  # which of these is written
-    outside: tuple[str, ...] = ()  # how names begin that are the larger model's own, and so have no prefix
+    prefixes: tuple[str, ...] = ()  # prefix of the model within a larger one; rules have names without it
+    prefix: Callable[..., str] = lambda config: ""  # the prefix that is written
+    outside: tuple[str, ...] = ()  # first parts of names that are the larger model's own, and so have no prefix
     # what to say where names alone gave the layout away and are those of other models, too
     unsettled: Callable[[Collection[str]], str | None] = lambda names: None
     # as `evidence`, where a config.json has named the family; None: the same
@@ -109,7 +111,7 @@ class Layout:
         return name
 
     def refusals(self, config: ModelConfig) -> list[str]:
-        """Returns what of `config` this layout cannot hold, a line each."""
+        """Returns what of `config` this layout cannot represent, a line each."""
         if config.family != self.config_class:
             return [f"model_config={config.family.name} (it holds {self.config_class.name})"]
         return [
@@ -121,7 +123,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """A config and, for every field, where its value came from."""
+    """A config with the origin of every field's value."""
 
     config: ModelConfig
     origins: Mapping[str, str]
@@ -209,8 +211,8 @@ def resolve_config(
 
 # Origins of what is said of an architecture and not of these tensors.
 _SOFT = ("preset ", "config.json ", "open_clip_config.json")
-# Kinds of layers that tensors show, whatever a preset of nearly the same architecture says. Those that are not there
-# are missing, as in a damaged file: such tensors settle nothing.
+# Kinds of layers that tensors show, whatever a preset of nearly the same architecture says. Absent tensors may be
+# missing from a damaged file, and decide nothing.
 _SHOWN = (
     "init_values",
     "qk_norm",
@@ -239,7 +241,7 @@ def _decided(layout: Layout, values: Mapping[str, Any], inferred: Mapping[str, A
     return decided - {"mask_token"}  # which may be left out
 
 
-# What a field may be, of which only the caller knows the right one: how to write it, and the choice.
+# Values of fields that only the caller knows: how to write one, and the choices.
 _CHOICES = {
     "num_heads": ("N", ""),
     "image_size": ("(HEIGHT, WIDTH)", ""),
@@ -312,7 +314,7 @@ _MAX_GAPS = 100  # fewer are listed, tensor by tensor
 
 
 def vote(shapes: Shapes, *templates: tuple[str, int]) -> int | None:
-    """Returns the size that most tensors agree on, looking at one axis of all tensors that match each template.
+    """Returns the size that one axis has in most of the tensors that match the templates.
 
     A majority, so that one misshapen tensor is reported as such instead of deciding for all the others. A template
     that comes first wins a tie.

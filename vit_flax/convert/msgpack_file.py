@@ -28,7 +28,7 @@ _DTYPES = (
 
 
 def is_msgpack(head: bytes) -> bool:
-    """Returns whether a file that begins so may hold a mapping of msgpack."""
+    """Returns whether these leading bytes are those of a msgpack map."""
     return 0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)
 
 
@@ -49,7 +49,7 @@ def read_msgpack(path: Path) -> Checkpoint:
         value = _joined(value)
     except ConversionError:
         raise
-    except Exception as error:  # msgpack raises all kinds on a broken file
+    except Exception as error:  # msgpack raises errors of any type on a broken file
         raise ConversionError(f"{path}: is a broken msgpack file: {one_line(error)}") from error
     return from_mapping(value, str(path))
 
@@ -71,7 +71,7 @@ def _extension(code: int, data: bytes) -> Any:
 
 
 def _joined(value: Any, depth: int = 0) -> Any:
-    """Returns the mappings with arrays in pieces put together."""
+    """Returns the mappings with chunked arrays joined."""
     if not isinstance(value, Mapping) or depth > 64:
         return value
     if value.get(_PIECES) is not True:
@@ -86,7 +86,7 @@ def _joined(value: Any, depth: int = 0) -> Any:
 
 
 def write_msgpack(path: str, tensors: Mapping[str, np.ndarray], _config: Mapping[str, object]) -> None:
-    """Writes the tensors alone, as nested mappings by the slashes in their names."""
+    """Writes the tensors alone, nested at the slashes in their names."""
     import msgpack
 
     def packed(value: Any) -> Any:
@@ -109,7 +109,7 @@ def write_msgpack(path: str, tensors: Mapping[str, np.ndarray], _config: Mapping
 
 
 def nested(tensors: Mapping[str, object]) -> dict[str, object]:
-    """Returns arrays by name as mappings in mappings, by the slashes in their names."""
+    """Returns named arrays as mappings that are nested at the slashes in their names."""
     tree: dict[str, Any] = {}
     for name, array in tensors.items():
         *levels, last = name.split("/")

@@ -21,7 +21,7 @@ import numpy as np
 from vit_flax.convert.checkpoint import Checkpoint, check_listing, check_names, one_line
 from vit_flax.convert.rules import ConversionError
 
-_MAX_DIRECTORY = 4 << 20  # bytes of a zip file's table of contents: 40,000 tensors
+_MAX_DIRECTORY = 4 << 20  # bytes of a zip file's central directory: 40,000 tensors
 _MAX_INFLATION = 100  # a deflated file larger than this many times itself is taken for a bomb
 _MAX_SMALL = 1 << 20
 _MAX_NPY_HEADER = 10_000
@@ -29,7 +29,7 @@ _LOCAL_HEADER = struct.Struct("<4s22x2H")  # signature, lengths of the name and 
 
 
 class _Bounded(io.FileIO):
-    """A file that refuses to hand out very much at once: a zip file's whole table of contents is read in one go."""
+    """A file that refuses very long reads: zipfile reads the whole central directory at once."""
 
     limit: int | None = _MAX_DIRECTORY
 
@@ -43,7 +43,7 @@ class _Bounded(io.FileIO):
 
 @contextlib.contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Opens a zip file that is neither very long nor a bomb.
+    """Opens a zip file that has neither a very long central directory nor a bomb in it.
 
     Raises:
         ConversionError: it is broken or hostile, also when that shows only in the block of the `with`.
@@ -83,7 +83,7 @@ class _Member:
 
 
 def read_npz(path: Path) -> Checkpoint:
-    """Opens an .npz; two raw bytes a number are taken for bfloat16, which NumPy writes so.
+    """Opens an .npz; raw two-byte items (V2) are bfloat16, which NumPy writes so.
 
     Raises:
         ConversionError: the file is broken, or an array holds Python objects or texts; all are named.
@@ -121,7 +121,7 @@ def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
         head += file.read(max(0, 8 + length_bytes + length - len(head)))
     text = io.BytesIO(head)
     np.lib.format.read_magic(text)
-    # versions 2 and 3 differ in the header's encoding alone
+    # versions 2 and 3 differ in the header's text encoding alone
     parse = np.lib.format.read_array_header_1_0 if head[6] == 1 else np.lib.format.read_array_header_2_0
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -162,7 +162,7 @@ def _read_member(path: Path, member: _Member) -> np.ndarray:
 
 
 def _data_start(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
-    """Returns where a member's bytes begin: its local header has lengths of its own."""
+    """Returns the offset of a member's data: its local header has lengths of its own."""
     file: Any = archive.fp
     file.seek(info.header_offset)
     header = file.read(_LOCAL_HEADER.size)
@@ -177,6 +177,6 @@ def _data_start(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
 
 
 def write_npz(path: str, tensors: Mapping[str, np.ndarray], _config: Mapping[str, object]) -> None:
-    """Writes the tensors alone; bfloat16 as two raw bytes a number."""
+    """Writes the tensors alone; bfloat16 as raw two-byte items (V2)."""
     with open(path, "wb") as file:
         np.savez(file, **tensors)  # pyright: ignore[reportArgumentType]

@@ -25,7 +25,7 @@ _TREE = "params"  # the tree of arrays in it
 
 
 def find_orbax(folder: Path) -> Path | None:
-    """Returns where under a folder a tree of arrays is: itself, an item of it, the newest of its numbered steps."""
+    """Returns the path of the array tree under a folder: itself, an item of it, or its newest step."""
     for place in (folder, *(folder / name for name in ("state", "default", "params"))):
         if (place / _TABLE).is_file():
             return place

@@ -9,8 +9,8 @@ from vit_flax.config import FAMILIES, PlainViTConfig, ViTFamily
 from vit_flax.convert.layout import Layout, Shapes
 from vit_flax.convert.rules import ConversionError, Rule
 
-_LEVELS = 8  # of modules in modules, at most
-# Any path of that many levels, as it is: which paths there are is the model's own affair.
+_LEVELS = 8  # nested modules, at most
+# Any path of that many levels, unchanged: the model knows which paths there are.
 _PATHS = tuple(
     Rule(path, path) for path in ("/".join(f"{{p{level}}}" for level in range(n)) for n in range(1, _LEVELS + 1))
 )

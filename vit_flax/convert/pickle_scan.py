@@ -40,7 +40,7 @@ _ALLOWED = {
     *(f"{module} {name}" for module in ("builtins", "__builtin__") for name in ("set", "complex")),
 }
 _PYTHON_2 = {"long": "int", "unicode": "str", "xrange": "range"}
-_ENCODE = "_codecs encode"  # of a text that stands for bytes, a character each
+_ENCODE = "_codecs encode"  # characters of a text that encodes bytes
 # Those of weights_only's unpickler; OBJ, INST, STACK_GLOBAL, EXT and the like are not among them.
 _OPERATIONS = {
     "APPEND", "APPENDS", "BINFLOAT", "BINGET", "BININT", "BININT1", "BININT2", "BINPERSID", "BINPUT", "BINUNICODE",
@@ -55,7 +55,7 @@ _KINDS = {
 
 
 def check_pickle(path: Path, file: BinaryIO) -> set[str]:
-    """Reads a pickle without running it, up to its end, and returns what it names ('module.name').
+    """Scans a pickle's opcodes without running any, and returns its globals ('module.name').
 
     Raises:
         ConversionError: it is broken, long, or does or names what is not in the lists above.
@@ -91,14 +91,14 @@ def check_pickle(path: Path, file: BinaryIO) -> set[str]:
 
 
 class _Stack:
-    """What a pickle would have on its stack, as far as a look at _codecs.encode needs it: texts, names and tuples."""
+    """The unpickler's stack, as far as calls of _codecs.encode need it: texts, globals and tuples."""
 
     def __init__(self) -> None:
         self.items: list[Any] = []
         self.memo: dict[int, Any] = {}
 
     def see(self, operation: pickletools.OpcodeInfo, argument: Any) -> bool:
-        """Follows an operation and returns whether _codecs.encode is used for anything but Latin-1."""
+        """Applies an opcode, and returns whether it calls _codecs.encode for anything but Latin-1."""
         name, items = operation.name, self.items
         if name in ("BINPUT", "LONG_BINPUT"):
             self.memo[argument] = items[-1]
@@ -132,20 +132,20 @@ _ENCODER, _MARK = object(), object()
 
 @dataclasses.dataclass
 class _Texts:
-    """The texts a pickle has put down so far, for messages: names may be put together from them."""
+    """The texts that a pickle has pushed so far, for messages: globals may be composed of them."""
 
     recent: list[str] = dataclasses.field(default_factory=list)
     memo: dict[int, str] = dataclasses.field(default_factory=dict)
     memoised: int = 0
-    last: str | None = None  # the text of the operation before, when it was one
+    last: str | None = None  # the text that the opcode before pushed, if it did
 
     @property
     def key(self) -> str:
-        """What stands before the thing that is being built; in a mapping its key."""
+        """The text before the object that is being built; in a mapping its key."""
         return self.recent[-1] if self.recent else ""
 
     def see(self, operation: str, argument: Any) -> str | None:
-        """Returns 'module name' when the operation names something."""
+        """Returns 'module name' where the opcode is a global."""
         text = argument if isinstance(argument, str) and operation not in ("GLOBAL", "INST") else None
         if operation in ("BINGET", "LONG_BINGET", "GET"):
             text = self.memo.get(int(argument))

@@ -26,7 +26,7 @@ class ConversionError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """An invertible move of values: `forward` takes the source arrays to the target's, `inverse` takes it back."""
+    """An invertible array operation: `forward` maps the source arrays to the target's, `inverse` maps it back."""
 
     name: str
     forward: Callable[..., np.ndarray]
@@ -44,7 +44,7 @@ ROW = Operation("(1, D) -> (1, 1, D)", lambda a: _rank(a, 2)[:, None], lambda a:
 
 
 def patch_linear(chans: int, patch_size: tuple[int, int]) -> Operation:
-    """Returns the move of a Linear over patches in torch.nn.Unfold's order (channel, row, column) to a conv kernel."""
+    """Reshapes a Linear over patches in torch.nn.Unfold's order (channel, row, column) to a convolution kernel."""
     height, width = patch_size
     return Operation(
         "(out, C p p) -> (p, p, C, out)",
@@ -54,12 +54,12 @@ def patch_linear(chans: int, patch_size: tuple[int, int]) -> Operation:
 
 
 def join(*shares: int) -> Operation:
-    """Returns the joining of several biases to one, sized in proportion to `shares` (1, 1, 1 for q, k and v)."""
+    """Concatenates several biases, sized in proportion to `shares` (1, 1, 1 for q, k and v)."""
     return Operation("joined", lambda *parts: np.concatenate(parts, -1), functools.partial(_split, shares))
 
 
 def join_dense(*shares: int) -> Operation:
-    """Returns the joining of several Linear weights, (out, in) each, to one kernel (in, sum of outs)."""
+    """Concatenates several Linear weights, (out, in) each, to one kernel (in, sum of outs)."""
     return Operation(
         "(out, in) each -> (in, sum of outs)",
         lambda *parts: np.concatenate([_rank(part, 2).T for part in parts], -1),
@@ -68,7 +68,7 @@ def join_dense(*shares: int) -> Operation:
 
 
 def join_heads(heads: int) -> Operation:
-    """Returns the joining of queries, keys and values, ([in,] heads, width) each, to ([in,] 3 D)."""
+    """Concatenates queries, keys and values, ([in,] heads, width) each, to ([in,] 3 D)."""
     return Operation(
         "(in, heads, width) each -> (in, 3 D)",
         lambda *parts: np.concatenate([part.reshape(*part.shape[:-2], -1) for part in parts], -1),
@@ -77,7 +77,7 @@ def join_heads(heads: int) -> Operation:
 
 
 def merge_heads(heads: int) -> Operation:
-    """Returns the move of an output projection (heads, width, out) to a kernel (D, out)."""
+    """Reshapes an output projection (heads, width, out) to a kernel (D, out)."""
     return Operation(
         "(heads, width, out) -> (D, out)",
         lambda a: _rank(a, 3).reshape(-1, a.shape[-1]),
@@ -137,7 +137,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def match_template(template: str, name: str) -> Bindings | None:
-    """Returns what the template's placeholders stand for in `name`, or None when it does not match."""
+    """Returns the template's placeholders bound to parts of `name`, or None when it does not match."""
     found = _pattern(template).fullmatch(name)
     return found.groupdict() if found else None
 
@@ -173,7 +173,7 @@ class Fate:
 
 
 class Change(Protocol):
-    """What becomes of a parameter whose stored form is of another size than the model's."""
+    """The resizing of a parameter that is stored in another size than the model's."""
 
     stored_shape: tuple[int, ...]
 
@@ -184,7 +184,7 @@ class Change(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-    """How one parameter comes from the tensors."""
+    """The conversion of one parameter from its tensors."""
 
     rule: Rule
     names: tuple[str, ...]  # of the tensors it takes
@@ -198,7 +198,7 @@ class Move:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How the tensors become the parameters, or what stands in the way."""
+    """The conversion of a checkpoint: a move for every parameter, or the problems."""
 
     moves: Mapping[str, Move]  # by the parameter's path
     fates: Sequence[Fate]
@@ -281,11 +281,11 @@ def to_params(
     """
     if steps.problems:
         raise ConversionError(_listing("the tensors do not fit the model", steps.problems))
-    # rule by rule, so that rows of one stacked tensor are read one after the other
+    # rule by rule, so that the rows of a stacked tensor are read in sequence
     order = {move.rule: number for number, move in enumerate(steps.moves.values())}
     moves = sorted(steps.moves.items(), key=lambda item: order[item[1].rule])
 
-    with ThreadPoolExecutor(2) as pool:  # copying a tensor keeps one core busy, not the memory
+    with ThreadPoolExecutor(2) as pool:  # a copy is bound by one core, not by the memory's bandwidth
         return dict(pool.map(lambda item: (item[0], finish(item[1](tensors))), moves))
 
 
@@ -319,7 +319,7 @@ def _templates(rule: Rule | Drop) -> tuple[str, ...]:
 
 def source_shapes(rule: Rule, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Returns the shape of every tensor that a parameter of this shape is made of."""
-    # an array of that shape without its memory tells what the operation makes of the shape
+    # a broadcast scalar has the shape without its memory
     probe = np.broadcast_to(np.zeros((), np.int8), shape)
     return [array.shape for array in rule.operation.inverse(probe)]
 

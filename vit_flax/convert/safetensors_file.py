@@ -16,7 +16,7 @@ from vit_flax.convert.checkpoint import Checkpoint, check_listing, check_names, 
 from vit_flax.convert.rules import ConversionError
 
 CONFIG_KEY = "vit_flax_config"  # where our own files keep the config, in the metadata
-PREPROCESSING_KEY = "vit_flax_preprocessing"  # and how images are prepared
+PREPROCESSING_KEY = "vit_flax_preprocessing"  # and the preprocessing
 _MAX_HEADER = 8 << 20  # a header of 10,000 tensors has about one megabyte
 
 _DTYPES = {
@@ -54,7 +54,7 @@ def read_safetensors(path: Path) -> Checkpoint:
         now = path.stat()
         if (now.st_dev, now.st_ino, now.st_size) != (state.st_dev, state.st_ino, state.st_size):
             raise ConversionError(f"{path}: was changed while it was read")
-        # its own mapping, gone with the array: memory holds no more of the file than is in use
+        # a mapping of its own, freed with the array: no more of the file is resident than is in use
         return np.memmap(path, np.uint8, "r", start + begin, (end - begin,)).view(dtype).reshape(shape)
 
     shapes = {name: shape for name, (_, shape, _, _) in entries.items()}
@@ -137,7 +137,7 @@ def write_safetensors(
     config: Mapping[str, object],
     preprocessing: Mapping[str, object] | None = None,
 ) -> None:
-    """Writes the tensors, with the config, and how images are prepared, in the metadata; equal contents, equal bytes.
+    """Writes the tensors, with config and preprocessing in the metadata; equal contents are equal bytes.
 
     The safetensors library writes the metadata's keys in random order and leaves a file that only its owner may read.
     """

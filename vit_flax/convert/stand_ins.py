@@ -41,7 +41,7 @@ _OBJECTS = {
     "mmengine.logging.history_buffer.HistoryBuffer",
     "mmengine.config.config.Config",
     "mmcv.utils.config.Config",
-    # which old versions of Lightning have as keys
+    # keys of old versions of Lightning
     *(f"{library}.callbacks.{kind}" for library in _LIGHTNING
       for kind in ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping")),
 }  # fmt: skip

@@ -29,7 +29,7 @@ _MAX_PICKLE = 16 << 20  # bytes; the pickle of 10,000 tensors has about two mill
 
 
 def read_torch_zip(path: Path) -> Checkpoint:
-    """Opens a file of torch.save (torch 1.6 and later); tensors stay in the file until they are read.
+    """Opens a torch.save file of torch 1.6 and later; tensors are memory-mapped.
 
     Raises:
         ConversionError: the pickle calls what weights have no need of (named), or torch refuses it.
@@ -50,11 +50,11 @@ def read_torch_zip(path: Path) -> Checkpoint:
             info.filename.endswith("/byteorder") and archive.read(info) != sys.byteorder.encode()
             for info in archive.infolist()
         )
-    return _load(path, named, mapped=not foreign)  # torch turns the bytes round in memory
+    return _load(path, named, mapped=not foreign)  # torch swaps the byte order in memory
 
 
 def read_torch_legacy(path: Path) -> Checkpoint:
-    """Opens a file of torch.save before torch 1.6: five pickles, then the numbers. It is read as a whole.
+    """Opens a torch.save file of before torch 1.6: five pickles, then the storages. It is read as a whole.
 
     Raises:
         ConversionError: a pickle calls what weights have no need of (named), or torch refuses it.
@@ -78,7 +78,7 @@ def _load(path: Path, named: set[str], mapped: bool) -> Checkpoint:
     try:
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(stand_ins(named)):
             value = torch.load(path, map_location=remember, weights_only=True, mmap=mapped)
-    except Exception as error:  # torch raises all kinds on a broken file
+    except Exception as error:  # torch raises errors of any type on a broken file
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConversionError(f"{path}: torch cannot load it: {one_line(first)}") from error
     if isinstance(value, torch.Tensor):
@@ -101,7 +101,7 @@ def _load(path: Path, named: set[str], mapped: bool) -> Checkpoint:
 
 
 def _let_go(tensor: Any) -> None:
-    """Takes a tensor's pages of the mapped file out of this process's memory, where they would count until the end.
+    """Drops a tensor's pages of the mapped file, which would count as this process's memory until it ends.
 
     They are read again should anybody look: the mapping is private and nobody has written to it.
     """

@@ -30,7 +30,7 @@ DROPS = tuple(Drop(name, reason, otherwise=True) for name, reason in _DROPS.item
 
 
 def without_training(layout: Layout) -> Layout:
-    """Returns the layout with a reason for what only pre-training uses, wherever its own rules have no place for it."""
+    """Returns the layout with drops for tensors of pre-training alone that its own rules do not match."""
 
     def rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
         own = layout.rules(config)

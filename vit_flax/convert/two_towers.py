@@ -19,30 +19,30 @@ IMAGE = "image/"  # of parameters' paths
 
 @dataclasses.dataclass(frozen=True)
 class TextHalf:
-    """A text tower, and what compares its texts with images, as a layout has them.
+    """The text tower's half of a layout, with the logits' scale and bias.
 
     Fields of the config have their names without `text_`, beside `logit_bias`.
     """
 
     evidence: Callable[[Collection[str]], str | None]
-    # what tensors tell, of both towers, given the fields that are known, of both
+    # infers fields of both towers from shapes, given the known ones of both
     infer: Callable[[Shapes, Mapping[str, object]], Mapping[str, object]]
     rules: Callable[[TwoTowersConfig], tuple[Rule | Drop, ...]]
-    required: tuple[str, ...]  # fields that tensors may not tell
+    required: tuple[str, ...]  # fields that shapes may not determine
     fixed: Mapping[str, tuple[object, ...]]  # the only values of a field that the layout can hold
-    outside: tuple[str, ...] = ()  # how its tensors' names begin
+    outside: tuple[str, ...] = ()  # prefix of its tensors' names
     hint: str = ""
     conditions: Callable[[TwoTowersConfig], list[str]] = lambda config: []
     config_file: Callable[[TwoTowersConfig], Mapping[str, object]] | None = None
 
 
 def text_fields(fields: Mapping[str, Value]) -> dict[str, Value]:
-    """Returns a text tower's fields by the names that they have beside an image tower's."""
+    """Returns a text tower's fields under `text_` names."""
     return {name if name == LOGIT_BIAS else TEXT + name: value for name, value in fields.items()}
 
 
 def moved(rules: Iterable[Rule], source: str, target: str) -> tuple[Rule, ...]:
-    """Returns rules whose tensors have `source` before their names, and whose parameters have `target`."""
+    """Returns rules with the prefix `source` for tensors and `target` for parameters."""
     return tuple(
         dataclasses.replace(rule, source=tuple(source + name for name in rule.sources), target=target + rule.target)
         for rule in rules

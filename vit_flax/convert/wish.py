@@ -21,7 +21,7 @@ class Wish:
     """
 
     layout: str | None = None  # a layout's name; None: told by the tensor names
-    # what tensors cannot tell: a preset's name, a config or its `to_dict()`, or the contents of a config.json
+    # fields that tensors do not determine: a preset's name, a config or its `to_dict()`, or a config.json's contents
     config: str | ModelConfig | Mapping[str, object] | None = None
     overrides: Mapping[str, object] = dataclasses.field(default_factory=dict)  # single fields; they win over `config`
     entry: str | None = None  # which weights of a training checkpoint, where it holds several

@@ -14,24 +14,24 @@ from vit_flax.convert.rules import ConversionError
 
 @dataclasses.dataclass(frozen=True)
 class Anchor:
-    """What shows that a layout's model stands somewhere."""
+    """The evidence for a layout's model under a prefix."""
 
-    name: str  # a tensor that every such model has
-    tell: Callable[[Collection[str]], str | None]  # of the names that stand beside it: the layout's evidence
-    inner: str = ""  # where the model is itself part of one that the layout knows: how its names begin
-    beside: Collection[str] = ()  # and the first levels of what else of that one belongs to it
+    name: str  # name of a tensor that every such model has
+    tell: Callable[[Collection[str]], str | None]  # of the names under the same prefix: the layout's evidence
+    inner: str = ""  # prefix of the model within a larger one that the layout knows
+    beside: Collection[str] = ()  # first parts of names of that one that belong to it as well
 
 
-# Where no known model stands, for messages about the tensors that do: entries of training checkpoints ...
+# Usual wrappers, taken off where no known model is found: entries of training checkpoints ...
 ENTRIES = (
     "model", "state_dict", "model_state_dict", "state_dict_ema", "model_ema", "module", "teacher", "student",
     "encoder", "target_encoder", "opt/target", "params", "img",
 )  # fmt: skip
 # ... and prefixes that every name has.
 PREFIXES = ("module.", "model.", "backbone.", "encoder.", "vit.")
-# What wrappers of torch put into names, wherever the wrapped module stands.
+# Parts of names that torch's wrappers insert anywhere.
 _INFIXES = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# What stands beside `backbone.` and belongs to the model: a classifier, the heads of self-supervised training.
+# Siblings of `backbone.` that belong to the model: a classifier, the heads of self-supervised training.
 _HEADS = re.compile(r"head\.(weight|bias)|(head\.(mlp|last_layer)|dino_head|ibot_head)\..+")
 _CHUNK = re.compile(r"blocks\.\d+\.(\d+)\.(.+)")
 _MOST = 64  # models in one file
@@ -39,7 +39,7 @@ _SHOWN = 8
 
 
 def take(checkpoint: Checkpoint, entry: str | None, anchors: Sequence[Anchor]) -> Checkpoint:
-    """Returns the checkpoint with the model's own names; `notes` say what stands beside it and was left out.
+    """Returns the checkpoint with the model's own names; `notes` say what was left out beside it.
 
     Args:
         checkpoint: as read.
@@ -80,7 +80,7 @@ def take(checkpoint: Checkpoint, entry: str | None, anchors: Sequence[Anchor]) -
 
 
 def _find_entry(source: str, names: Collection[str], entry: str) -> str:
-    """Returns the beginning of names that `entry` stands for."""
+    """Returns the prefix that `entry` stands for."""
     found = _prefixes(names, entry)
     if len(found) > 1:
         told = ", ".join(repr(prefix[:-1]) for prefix in found[:_SHOWN])
@@ -104,9 +104,9 @@ def _prefixes(names: Collection[str], entry: str) -> list[str]:
 
 
 def _places(names: Collection[str], within: str, anchors: Sequence[Anchor]) -> list[str]:
-    """Returns the beginnings of names under which a known model stands, as they come in the file."""
+    """Returns the prefixes under which known models are found, in the file's order."""
     ordered = sorted(names)
-    found: dict[str, str] = {}  # by the tensor that shows it: of two beginnings the shorter is the whole model's
+    found: dict[str, str] = {}  # by the anchor: of two prefixes the shorter is the whole model's
     for name in names:
         if not name.startswith(within):
             continue
@@ -130,7 +130,7 @@ def _under(ordered: list[str], prefix: str) -> list[str]:
 
 
 def _spelled(place: str, places: Sequence[str], names: Collection[str]) -> str:
-    """Returns the shortest entry that stands for this place and for no other."""
+    """Returns the shortest entry that names this prefix and no other."""
     ends = [end.end() for end in re.finditer(r"[./]", place)]
     shortest = next((end for end in ends if sum(p.startswith(place[:end]) for p in places) == 1), len(place))
     levels = place[:shortest].rstrip("./")
@@ -143,7 +143,7 @@ def _strip(names: Mapping[str, str], prefix: str) -> dict[str, str]:
 
 
 def _own(names: dict[str, str], anchors: Sequence[Anchor]) -> dict[str, str]:
-    """Returns the names without those of other parts of a larger model of which the layout knows this part."""
+    """Returns the names without those of other parts of a larger model."""
     known = [anchor for anchor in anchors if anchor.name in names and anchor.tell(names)]
     if not known or not all(anchor.inner for anchor in known):
         return names
@@ -160,7 +160,7 @@ def _heads_beside(names: Mapping[str, str], place: str) -> dict[str, str]:
 
 
 def _left_out(all_names: Collection[str], taken: Collection[str], place: str) -> str:
-    """Returns words for the tensors that are not taken, level by level; '' where all are."""
+    """Describes the tensors that are not taken, level by level; '' where all are."""
     kept = set(taken)
     place_levels = re.split(r"[./]", place)
     groups: Counter[str] = Counter()
@@ -189,7 +189,7 @@ def _without_infixes(names: Collection[str]) -> dict[str, str]:
 
 
 def _by_custom(source: str, names: dict[str, str]) -> dict[str, str]:
-    """Takes off what is usual, where nothing tells which model it is."""
+    """Takes off the usual wrappers, where no known model is found."""
     while found := [e for e in ENTRIES if any(name.startswith(f"{e}/") for name in names)]:
         if len(found) > 1:
             raise ConversionError(
