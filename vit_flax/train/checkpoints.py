@@ -44,7 +44,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         if not os.environ.get("VIT_FLAX_DEBUG"):
-            logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of every save, and logs what it raises
+            logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save, and what it raises
         self.folder = Path(folder).absolute()
         self.keep = keep
         self._ocp = ocp
@@ -79,7 +79,7 @@ class Checkpoints:
         self.wait()
         folder = self.path(step)
         if jax.process_index() == 0:
-            shutil.rmtree(folder, ignore_errors=True)  # what was not finished, or not good
+            shutil.rmtree(folder, ignore_errors=True)  # an unfinished or damaged checkpoint
         barrier(f"checkpoint {step}")
         if jax.default_backend() == "cpu":
             # there a host copy is the device's own memory, which the next step is given
@@ -101,9 +101,9 @@ class Checkpoints:
             if jax.process_index() == 0:
                 _write_json(self.path(step) / MANIFEST, _digests(self.path(step)))
                 for old in self.steps()[: -self.keep]:
-                    (self.path(old) / MANIFEST).unlink()  # no checkpoint any more, whatever happens to the rest
+                    (self.path(old) / MANIFEST).unlink()  # without its seal it is no checkpoint any more
                     shutil.rmtree(self.path(old), ignore_errors=True)
-        except BaseException as error:  # told by the next call, in the thread that can stop the run
+        except BaseException as error:  # raised by the next call, in the thread that can stop the run
             self._failure = (step, error)
 
     def wait(self) -> None:
@@ -133,12 +133,12 @@ class Checkpoints:
                               f"{_reason(error)}; {self.last_good()}") from error  # fmt: skip
 
     def last_good(self) -> str:
-        """Returns words for the newest sealed checkpoint."""
+        """Describes the newest sealed checkpoint, for messages."""
         steps = self.steps()
         return f"the last good checkpoint is {self.path(steps[-1])}" if steps else "there is no checkpoint before it"
 
     def newest(self) -> tuple[int, dict[str, Any]] | None:
-        """Returns step and `run` of the newest checkpoint that is whole, or None when there is none.
+        """Returns step and `run` of the newest intact checkpoint, or None when there is none.
 
         Others are named in the log, and put aside with the suffix .damaged.
         """
@@ -184,7 +184,7 @@ class Checkpoints:
 
 
 def find_fault(folder: Path) -> str | None:
-    """Returns how a checkpoint's files differ from its manifest, or None."""
+    """Returns the first difference of a checkpoint's files from its manifest, or None."""
     try:
         expected = json.loads((folder / MANIFEST).read_text("utf-8"))
         if not isinstance(expected, dict) or not expected:

@@ -9,7 +9,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 @pytest.fixture(scope="module")
 def compiling_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Takes what an earlier run has compiled from a cache: most runs here differ in their data alone."""
+    """Caches compiled programs between runs, most of which differ in their data alone."""
     folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     seconds = jax.config.jax_persistent_cache_min_compile_time_secs  # pyright: ignore[reportAttributeAccessIssue]
     compilation_cache.reset_cache()

@@ -16,7 +16,7 @@ _HIGHEST = lax.Precision.HIGHEST
 def softmax_contrastive(
     images: Float[Array, "b e"], texts: Float[Array, "b e"], scale: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """Computes the mean cross-entropy of each image's own text among all, and of each text's own image.
+    """Computes CLIP's loss: the mean cross-entropy of each image's text among all, and of each text's image.
 
     Embeddings are of length 1; of a batch that is split by devices each computes its own rows of the logits.
 
@@ -36,7 +36,7 @@ def sigmoid_contrastive(
     bias: Float[Array, ""],
     mesh: Mesh | None = None,
 ) -> Float[Array, ""]:
-    """Computes each pair's own cross-entropy, whether it belongs together, summed over all pairs and by image.
+    """Computes SigLIP's loss: the binary cross-entropy of every pair, summed over texts, averaged over images.
 
     Where `mesh` splits the batch, devices hand their texts round in a ring and never hold the logits of more than their
     own images with one device's texts.
@@ -49,7 +49,7 @@ def sigmoid_contrastive(
     ring = [(device, (device + 1) % devices) for device in range(devices)]
 
     def on_one(images: Array, texts: Array, scale: Array, bias: Array) -> Array:
-        # recomputed in the backward pass, which would else keep the logits of all pairs
+        # rematerialised in the backward pass, which would else store the logits of all pairs
         pairs = jax.checkpoint(_pairs)
 
         def with_next(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
@@ -67,7 +67,7 @@ def sigmoid_contrastive(
 
 
 def _pairs(images: Array, texts: Array, scale: Array, bias: Array, is_own: Array) -> Float[Array, ""]:
-    """Returns the sum over images and texts; pairs on the diagonal belong together where `is_own`."""
+    """Returns the sum over images and texts; pairs on the diagonal are positive where `is_own`."""
     logits = jnp.matmul(images, texts.T, precision=_HIGHEST) * scale + bias
     together = jnp.eye(*logits.shape, dtype=bool) & is_own
     return -jax.nn.log_sigmoid(jnp.where(together, logits, -logits)).sum()

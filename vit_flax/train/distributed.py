@@ -11,13 +11,13 @@ import jax
 
 HEARTBEAT_SECONDS = 20  # a process silent for so long is gone; JAX's default of 100 is more than a minute
 SHUTDOWN_SECONDS = 15  # how long one that ends waits for the others
-# what collectives say when the other side is gone, here and in the TPU's runtime
+# errors of collectives when a peer is lost, here and in the TPU's runtime
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "heartbeat", "Broken pipe",
          "coordination service", "Gloo", "ABORTED", "UNAVAILABLE")  # fmt: skip
 
 
 class ProcessLost(RuntimeError):
-    """Another process of the job is gone."""
+    """Another process of the job was lost."""
 
 
 def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> bool:
@@ -49,11 +49,11 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
 
 GONE = "another process of the job is gone"
 AGAIN = "start the job again, on any number of devices, and it goes on from its last checkpoint"
-_on_abort: Any = None  # C calls it: it must not be collected
+_on_abort: Any = None  # C calls it: it must not be garbage-collected
 
 
 def explain(error: BaseException) -> ProcessLost | None:
-    """Returns what an error of a collective means: that another process is gone; None if it means something else."""
+    """Returns the message of a lost process, where an error of a collective means that; None for other errors."""
     text = str(error)
     if jax.process_count() == 1 or not any(words in text for words in _LOST):
         return None
@@ -62,7 +62,7 @@ def explain(error: BaseException) -> ProcessLost | None:
 
 
 def announce_abort(name: str) -> None:
-    """Makes this process end with one line, begun by `name`, and status 1 where JAX's service aborts it.
+    """Makes this process end with one line, prefixed by `name`, and status 1 where JAX's service aborts it.
 
     That is how the service ends a process when another is gone, past all exceptions and handlers of Python's; its own
     account of the reason comes before.
@@ -79,5 +79,5 @@ def announce_abort(name: str) -> None:
 
 
 def leave() -> None:
-    """Ends this process at once with status 1: waiting for one that is gone would take long, or for ever."""
+    """Ends this process at once with status 1: the shutdown barrier would wait for the lost one, perhaps for ever."""
     os._exit(1)

@@ -27,5 +27,5 @@ def update_ema(config: EmaConfig, average: PyTree, params: PyTree, steps: Array)
     Reference: timm.utils.ModelEmaV3.
     """
     decay = ema_decay(config, steps)
-    # as the first is decay 0: exactly the parameters, whatever the average was
+    # decay 0 gives exactly the parameters, whatever the average was
     return jax.tree.map(lambda a, p: p + (a - p) * decay.astype(p.dtype), average, params)

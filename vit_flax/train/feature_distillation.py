@@ -21,7 +21,7 @@ _EPS = 1e-6
 def check_features(
     student: ViTConfig, teacher: ViTConfig, layers: Sequence[int], teacher_layers: Sequence[int] | None
 ) -> None:
-    """Raises ValueError, in one line, where the features of one cannot learn from the other's."""
+    """Raises ValueError where the student's features cannot be compared with the teacher's."""
     if student.image_size != teacher.image_size or student.grid_size != teacher.grid_size:
         own, other = ("{}x{} patches of {}x{} pixels".format(*c.grid_size, *c.image_size) for c in (student, teacher))
         raise ValueError(f"loss.feature_weight: the model has {own}, the teacher {other}; both must be the same")
@@ -47,7 +47,7 @@ def check_features(
 
 
 def init_projections(key: Array, student: ViTConfig, teacher: ViTConfig, count: int) -> PyTree:
-    """Returns a linear layer for each pair of blocks, to the teacher's width; nothing where the widths are equal."""
+    """Returns a linear projection to the teacher's width for each pair of blocks; none where the widths are equal."""
     if student.embed_dim == teacher.embed_dim:
         return {}
     shape = (student.embed_dim, teacher.embed_dim)
@@ -75,7 +75,7 @@ def feature_loss(
     projections: PyTree,
     has_class_token: bool,
 ) -> Float[Array, ""]:
-    """Computes the mean squared difference of tokens, each brought to mean 0 and deviation 1, over blocks.
+    """Computes the mean squared difference of standardised tokens, averaged over blocks.
 
     Tokens are the patches, and the class token where both models have one.
 
@@ -103,5 +103,5 @@ def feature_loss(
 
 
 def _whitened(tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    centred = tokens - tokens.mean(-1, keepdims=True)  # the variance of what is centred loses no digits
+    centred = tokens - tokens.mean(-1, keepdims=True)  # the two-pass variance loses no digits
     return centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + _EPS)

@@ -22,7 +22,7 @@ _REPEATS = 8
 
 
 def training_flops(config: TrainConfig) -> int:
-    """Returns operations per image of forward and backward pass, products only, nothing recomputed."""
+    """Returns FLOPs per image of forward and backward pass: matrix products alone, without rematerialisation."""
     cfg = config.model
     model = build_model(cfg)
     images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.in_chans), jnp.float32)
@@ -35,7 +35,7 @@ def training_flops(config: TrainConfig) -> int:
 
 
 def count_flops(jaxpr: Jaxpr) -> int:
-    """Returns the operations of all products in a jaxpr, loops counted by their length."""
+    """Returns the FLOPs of all products in a jaxpr, loops counted by their length."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -52,7 +52,7 @@ def count_flops(jaxpr: Jaxpr) -> int:
 
 
 def peak_flops(config: TrainConfig) -> float:
-    """Returns operations a second of one device: given, published for the chip (in bf16), or measured."""
+    """Returns the peak FLOP/s of one device: given, published for the chip (in bf16), or measured."""
     if config.peak_flops is not None:
         return config.peak_flops
     kind = jax.local_devices()[0].device_kind
@@ -62,7 +62,7 @@ def peak_flops(config: TrainConfig) -> float:
 
 
 def measure_flops(dtype: DTypeLike) -> float:
-    """Returns the operations a second of a large matrix product, the best of a few, on each of this process's devices.
+    """Measures the FLOP/s of a large matrix product on each of this process's devices, the best of a few.
 
     All of them compute at once: devices of a CPU share its cores.
     """

@@ -13,17 +13,17 @@ from vit_flax.train.config import EarlyStoppingConfig
 class History:
     """A run's evaluations; it is part of every checkpoint."""
 
-    eval_split: str  # that the scores are of
+    eval_split: str  # of the scores
     best: dict[str, float] = dataclasses.field(default_factory=dict)  # scores with the highest score, and their step
     scores: dict[str, float] = dataclasses.field(default_factory=dict)  # of the last evaluation, and its step
     monitored: float | None = None  # the best value that early stopping has seen; higher is better
     waited: int = 0  # evaluations since then
     stopped: bool = False  # early stopping has ended the run
-    seconds: float = 0.0  # that training has taken, interruptions left out
+    seconds: float = 0.0  # of training, without interruptions
 
     @classmethod
     def restore(cls, run: Mapping[str, Any], eval_split: str, stopping: EarlyStoppingConfig | None) -> Self:
-        """Returns the history that a checkpoint holds, also one of before it had all fields.
+        """Restores the history from a checkpoint, of earlier versions as well.
 
         Scores of another split than is evaluated now are no measure of what follows, and are forgotten.
         """
@@ -41,7 +41,7 @@ class History:
     def add(
         self, step: int, numbers: Mapping[str, float], score: str, stopping: EarlyStoppingConfig | None = None
     ) -> bool:
-        """Takes an evaluation in, and returns whether its `score` is the best so far."""
+        """Adds an evaluation, and returns whether its `score` is the best so far."""
         self.scores = {**numbers, "step": step}
         if stopping is not None:
             value = -numbers["loss"] if stopping.monitor == "loss" else numbers[score]

@@ -23,13 +23,13 @@ class Inputs:
     """The loaders of a run."""
 
     train: Loader
-    evaluation: Loader  # what the best weights are chosen on
-    eval_split: str  # what it is called: 'val', or 'test' where the data have no other
-    test: Loader | None  # reported once, when the run is over; None: there is none besides `evaluation`
+    evaluation: Loader  # the best weights are selected on
+    eval_split: str  # its name: 'val', or 'test' where the data have no other
+    test: Loader | None  # scored once, at the end; None: there is no split besides `evaluation`'s
     class_names: tuple[str, ...]
 
     def check(self, max_bad_share: float) -> None:
-        """Looks at the images before the first step: all of evaluation's headers, and a few of training's.
+        """Checks images before the first step: the headers of all for evaluation, and of a few for training.
 
         Raises:
             DataError: too many cannot be read.
@@ -45,7 +45,7 @@ class Inputs:
         return found | ({} if self.test is None else {"test": len(self.test.source)})
 
     def describe(self) -> str:
-        """Returns words for the splits and what they are for."""
+        """Describes the splits and their use."""
         counts = self.counts()
         parts = [f"{counts['train']:,} images to train on"]
         parts.append(f"the best weights are chosen on {self.eval_split} ({counts[self.eval_split]:,})")
@@ -56,7 +56,7 @@ class Inputs:
         return ", ".join(parts)
 
     def close(self) -> None:
-        """Ends the loaders' threads and processes."""
+        """Stops the loaders' threads and processes."""
         for loader in (self.train, self.evaluation, self.test):
             if loader is not None:
                 loader.close()
@@ -73,7 +73,7 @@ def open_inputs(config: TrainConfig, mesh: Mesh) -> tuple[ResolvedConfig, Inputs
     splits = find_splits(data)
     eval_split = data.eval_split or ("test" if "test" in splits and "val" not in splits else "val")
     if splits and eval_split in ("val", "test") and eval_split not in splits:
-        eval_split = {"val": "test", "test": "val"}[eval_split]  # the one there is, which opening takes as well
+        eval_split = {"val": "test", "test": "val"}[eval_split]  # the only one, which `open_source` takes as well
     names = [data.train_split, eval_split, *(["test"] if "test" in splits and eval_split != "test" else [])]
     if isinstance(model, TwoTowersConfig):
         sources = [open_pairs(data, name, model.in_chans, model.text) for name in names]

@@ -16,7 +16,7 @@ ANSWERED = (signal.SIGTERM, signal.SIGINT)
 
 @contextlib.contextmanager
 def told_to_stop(say: Callable[[str], None]) -> Iterator[Callable[[int], bool]]:
-    """Gives a function that tells, after a step, whether a signal has come; all processes get the same answer.
+    """Yields a function that returns, after a step, whether a signal came; all processes agree on the answer.
 
     A second Ctrl-C is Python's own again: it stops the process at once. `say` tells a person that the first was heard.
     """
@@ -32,7 +32,7 @@ def told_to_stop(say: Callable[[str], None]) -> Iterator[Callable[[int], bool]]:
         if number == signal.SIGINT:
             say("Ctrl-C: saving after this step; once more stops at once")
             if several:
-                os.kill(os.getpid(), signal.SIGTERM)  # JAX's own handler of it tells the other processes
+                os.kill(os.getpid(), signal.SIGTERM)  # JAX's own handler notifies the other processes
 
     before = {}
     for number in (signal.SIGINT,) if several else ANSWERED:

@@ -47,9 +47,9 @@ from vit_flax.train.weights import (
     teacher_params,
 )
 
-CONFIG = "train.json"  # the run's own, which `vit-flax train` takes
-# Steps given to the device before the first of them must be done: the batches of the later ones travel meanwhile, so
-# that nothing else needs to bring batches to the device ahead of their step.
+CONFIG = "train.json"  # the run's config, which `vit-flax train` takes
+# Steps dispatched before the first of them must be done: the later ones' batches are transferred meanwhile, so that
+# nothing else needs to prefetch batches to the device.
 _AHEAD = 2
 _SHOWN = 8
 
@@ -59,7 +59,7 @@ class NonFiniteLoss(RuntimeError):
 
 
 class FileError(RuntimeError):
-    """The run could not write a file, or not read one; the message names it and the last good checkpoint."""
+    """A file could not be written or read; the message names it and the last good checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +67,14 @@ class Result:
     """How a run ended."""
 
     step: int
-    finished: bool  # False: told to stop by SIGTERM or Ctrl-C, its state saved
+    finished: bool  # False: stopped by SIGTERM or Ctrl-C, its state saved
     scores: dict[str, float]  # of the last evaluation
-    split: str  # that was evaluated
+    split: str  # of `scores`
     test: dict[str, dict[str, float]] | None = None  # scores of the test split with the 'best' and the 'final' weights
 
 
 class Run:
-    """A training run in the folder `config.out`; run again, it goes on from the last checkpoint.
+    """A training run in the folder `config.out`; constructed again, it resumes from the last checkpoint.
 
     Raises:
         ValueError: the config, the data or what is in the folder do not fit.
@@ -93,7 +93,7 @@ class Run:
         with self._writing():
             self.out.mkdir(parents=True, exist_ok=True)
             self.checkpoints = Checkpoints(self.out / "checkpoints", config.keep_checkpoints)
-        self._init_digest: str | None = None  # with config.lora, of the weights that it begins with
+        self._init_digest: str | None = None  # with config.lora, of the initial weights
         self.start, self.state, self.history = self._begin()
         with self._writing():
             if self.is_first:
@@ -105,7 +105,7 @@ class Run:
         self._throughput = Throughput(self.config)
 
     def _begin(self) -> tuple[int, Any, History]:
-        """Returns the step to begin after, the state there, and what has happened until then."""
+        """Returns the step of the restored (or initial) state, the state, and the history until then."""
         found = self.checkpoints.newest()
         if found is None:
             self.inputs.check(self.config.data.max_bad_share)
@@ -117,13 +117,13 @@ class Run:
         step, run = found
         check_same_run(stored_config(run["config"]), self.config, step)
         state = self.checkpoints.restore(step, abstract_state(self.config, self.mesh).replace(frozen=None))
-        if self.config.lora is not None:  # what is frozen is in no checkpoint
+        if self.config.lora is not None:  # checkpoints do not hold frozen parameters
             state = state.replace(frozen=create_state(self.config, self.mesh, self._initial_params(run)).frozen)
         self.inputs.train.set_state(run["data"])
         return step, state, History.restore(run, self.inputs.eval_split, self.config.early_stopping)
 
     def _initial_params(self, run: Mapping[str, Any] | None = None) -> PyTree:
-        """Returns the parameters to begin with, or None for random ones; of a `run` that goes on, the same again."""
+        """Returns the initial parameters, None for random ones; a resumed `run` must find the same again."""
         params = initial_params(self.config)
         if self.config.lora is not None and params is not None:
             self._init_digest = digest_of(params)
@@ -147,7 +147,7 @@ class Run:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turns what the system says of a file into FileError."""
+        """Converts OSError into FileError."""
         try:
             yield
         except OSError as error:
@@ -169,7 +169,7 @@ class Run:
             contextlib.closing(self.inputs),
         ):
             if step and step % config.eval_every == 0 and self.history.scores.get("step") != step:
-                self._evaluate(step)  # the run was stopped when it was due
+                self._evaluate(step)  # an evaluation was due when the run was stopped
             while step < total and not self.history.stopped:
                 step += 1
                 with self._profiled(step):
@@ -206,14 +206,14 @@ class Run:
             began = time.monotonic()
             self.state, scalars = jax.block_until_ready(self.step_function(self.state, placed))
             self.log.say(f"the first step is done, after {format_seconds(time.monotonic() - began)}")
-            self._throughput.restart()  # without the time of compiling
+            self._throughput.restart()  # compilation is not counted
             self.log.restart_clock(step)
         self._pending.append((step, scalars, batch["index"]))
         if len(self._pending) > _AHEAD:
             jax.block_until_ready(self._pending[-1 - _AHEAD][1])
 
     def _flush(self) -> None:
-        """Reads the scalars of the steps since the last time, and stops the run when a loss is no number."""
+        """Fetches the scalars of the steps since the last time, logs them, and stops the run at a non-finite loss."""
         pending, self._pending = self._pending, []
         if not pending:
             return
@@ -268,7 +268,7 @@ class Run:
     def _export(self, name: str, params: PyTree) -> None:
         try:
             notes = export(self.out / name, self.config.model, params, self.config.export_layout, self._prepared)
-        except ConversionError as error:  # that the layout holds the model is known since the start
+        except ConversionError as error:  # that the layout holds the model was checked at the start
             raise FileError(f"{error}; {self.checkpoints.last_good()}") from error
         if self.config.has_pairs and self.is_first:
             write_tokenizer(self.config.data, self.out / name)
@@ -282,7 +282,7 @@ class Run:
 
     @property
     def _prepared(self) -> Preprocessing:
-        """What evaluation does to images and the classes' names, for whoever uses the weights."""
+        """Evaluation preprocessing and class names, exported with the weights."""
         model = self.config.model
         return preprocessing_of(self.config.data, model.image_size, model.in_chans, self.inputs.class_names)
 
@@ -293,12 +293,12 @@ class Run:
             self.checkpoints.save(step, self.state.replace(frozen=None), run | self.history.to_dict())
 
     def _finish(self, step: int) -> dict[str, Any] | None:
-        """Writes what is left of the run: weights, results, pictures; returns the scores of the test split."""
+        """Writes final weights, results and plots; returns the scores of the test split."""
         if self._evaluated is None and not (self.out / RESULTS).exists():
-            self._evaluate(step)  # interrupted after the last checkpoint
+            self._evaluate(step)  # interrupted between the last checkpoint and the results
         self._export("final", self._params)
         if self._evaluated is None:
-            return None  # the run was over before
+            return None  # the run had finished before
         test = self._test(step)
         if not self.is_first:
             return test
@@ -318,7 +318,7 @@ class Run:
         """Returns the scores of the test split with the best and the final weights, where nothing was chosen on it."""
         if self.inputs.test is None:
             return None
-        barrier("exported")  # the first process writes the best weights, which all read
+        barrier("exported")  # the first process writes the best weights, which all processes read
         test = {}
         best = self.history.best.get("step")
         for name in ("best", "final"):

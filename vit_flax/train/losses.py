@@ -74,7 +74,7 @@ def batch_weights(labels: Array, config: LossConfig) -> Float[Array, " k"] | Non
 def _numbers(weights: tuple[float, ...] | str) -> Float[Array, " k"]:
     if isinstance(weights, str):
         raise ValueError(f"weights {weights!r} need the data: call TrainConfig.resolve first")
-    return jnp.asarray(weights, float)  # the widest that JAX is set to
+    return jnp.asarray(weights, float)  # the widest float that JAX is set to
 
 
 def classification_loss(

@@ -16,7 +16,7 @@ ASPECT = (0.3, 1 / 0.3)  # bounds of an erased rectangle's height over its width
 def mix(
     key: Array, images: Float[Array, "b h w c"], labels: Array, num_classes: int, config: MixingConfig
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
-    """Returns mixed images and soft labels: erased, then mixed with the batch in reverse order.
+    """Returns images after random erasing, then mixup or CutMix with the reversed batch, and soft labels.
 
     Labels are integers (B,) or probabilities (B, K). One lambda, and one rectangle, is drawn for the whole batch.
 
@@ -57,7 +57,7 @@ def mixup(
 def cut_box(
     lam: Float[Array, ""], centre: tuple[Int[Array, ""], Int[Array, ""]], height: int, width: int
 ) -> tuple[Array, Array, Array, Array]:
-    """Returns top, bottom, left, right of the rectangle that takes 1 - lam of the area, cut off at the borders."""
+    """Returns top, bottom, left, right of the rectangle with 1 - lam of the area, clipped at the borders."""
     ratio = jnp.sqrt(1.0 - lam)
     sides = []
     for middle, side in zip(centre, (height, width), strict=True):
@@ -72,7 +72,7 @@ def cutmix(
     lam: Float[Array, ""],
     centre: tuple[Int[Array, ""], Int[Array, ""]],
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
-    """Puts a rectangle of the reversed batch into the images; targets mix by the area it really has."""
+    """Pastes a rectangle of the reversed batch into the images; targets mix by its clipped area."""
     height, width = images.shape[1:3]
     top, bottom, left, right = cut_box(lam, centre, height, width)
     inside = _rectangle(height, width, top, bottom, left, right)[None, ..., None]

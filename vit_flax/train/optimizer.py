@@ -28,7 +28,7 @@ def make_optimizer(config: ResolvedConfig, params: PyTree) -> optax.GradientTran
     if numbers.clip_norm is not None:
         steps.append(clip_by_global_norm(numbers.clip_norm))
     if numbers.name == "sgd":
-        # torch's SGD adds the decay to the gradient, before the momentum
+        # torch's SGD adds weight decay to the gradient, before the momentum
         steps.append(optax.add_decayed_weights(numbers.weight_decay, mask=decay))
         steps.append(optax.trace(numbers.momentum, numbers.nesterov))
     else:
@@ -36,7 +36,7 @@ def make_optimizer(config: ResolvedConfig, params: PyTree) -> optax.GradientTran
         steps.append(scale_by_muon(numbers) if numbers.name == "muon" else adam)
         steps.append(optax.add_decayed_weights(numbers.weight_decay, mask=decay))
     if numbers.name == "lamb" and numbers.weight_decay:
-        # timm adapts the layers that decay and no others
+        # timm's trust ratio is of decayed parameters alone
         steps.append(optax.masked(optax.scale_by_trust_ratio(), decay))
     if numbers.layer_decay is not None:
         steps.append(scale_by_rules(layer_decay_rules(config.image_model, numbers.layer_decay), params))
@@ -67,7 +67,7 @@ def learning_rate(config: ResolvedConfig) -> optax.Schedule:
     total, warmup = config.steps, config.warmup_steps
 
     def rate(step: Any) -> Any:
-        step = jnp.asarray(step, float)  # the widest that JAX is set to: an int32 would make it float32
+        step = jnp.asarray(step, float)  # the widest float that JAX is set to: an int32 would make it float32
         rising = schedule.warmup_start + (1 - schedule.warmup_start) * step / max(1, warmup)
         if schedule.name == "constant":
             falling = 1.0
@@ -114,7 +114,7 @@ def decay_mask(numbers: OptimizerConfig, model: ModelConfig, params: PyTree) -> 
 
 
 def trained_mask(config: TrainConfig, params: PyTree) -> PyTree:
-    """Returns False for each parameter that stays as it is: frozen, or never trained in this model.
+    """Returns the mask of trained parameters: False for frozen ones, and for those that the model never trains.
 
     Raises:
         ValueError: a pattern matches no parameter, or none is left to train.
@@ -131,7 +131,7 @@ def trained_mask(config: TrainConfig, params: PyTree) -> PyTree:
 
 
 def layer_decay_rules(model: ViTConfig, decay: float) -> tuple[tuple[str, float], ...]:
-    """Returns (pattern, factor) rules of the learning rate: 1 for the head, less for each block below.
+    """Returns (pattern, factor) rules of layer-wise learning-rate decay: 1 for the head, less for each block below.
 
     Reference: timm.optim.param_groups_layer_decay; the final norm counts as part of the last block.
     """

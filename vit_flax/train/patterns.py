@@ -65,7 +65,7 @@ def select(patterns: Sequence[str], paths: Iterable[str]) -> set[str]:
 
 
 def _hint(pattern: str, paths: Sequence[str]) -> str:
-    """Returns the names that a pattern may have meant, and how parameters begin."""
+    """Returns the names that a pattern may have meant, and the top-level names of parameters."""
     words = dict.fromkeys(part for path in paths for part in path.split("/"))
     unknown = [word for word in re.findall(r"[A-Za-z_][A-Za-z_0-9]{2,}", pattern) if word not in words]
     near = dict.fromkeys(found for word in unknown for found in nearest(word, words))

@@ -19,7 +19,7 @@ _TITLES = {
 
 
 def draw_curves(path: Path, lines: list[dict[str, Any]], run: str, score: str = "accuracy") -> None:
-    """Writes a picture of a run's loss, learning rate and evaluation score over the steps."""
+    """Plots a run's loss, learning rate and evaluation score over the steps."""
     figure, axes = _figure(1, 3, (13, 3.8))
     figure.suptitle(run)
     trained = [line for line in lines if line["kind"] == "train"]
@@ -41,7 +41,7 @@ def draw_curves(path: Path, lines: list[dict[str, Any]], run: str, score: str = 
 
 
 def draw_confusion(path: Path, confusion: np.ndarray, names: tuple[str, ...], run: str) -> None:
-    """Writes a picture of the confusion matrix, rows being labels and each row's sum 1; of few classes with counts."""
+    """Plots the confusion matrix, normalised over each label's row; with counts for few classes."""
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     counted = len(shares) <= _MAX_COUNTED
     side = 4 + (0.4 if counted else 0.25) * min(len(shares), _MAX_NAMED)

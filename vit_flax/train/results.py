@@ -38,7 +38,7 @@ def write_results(
 
 
 def draw_results(folder: Path, config: ResolvedConfig, split: str, scores: Scores, names: tuple[str, ...]) -> None:
-    """Draws the run's curves and, with one label an image, the confusion matrix.
+    """Plots the run's curves and, with one label an image, the confusion matrix.
 
     Raises:
         ImportError: Matplotlib is not installed.
@@ -49,7 +49,7 @@ def draw_results(folder: Path, config: ResolvedConfig, split: str, scores: Score
 
 
 def count_parameters(config: ResolvedConfig, state: TrainState) -> dict[str, int]:
-    """Returns how many numbers the parameters are, adapters included, and how many of them are trained."""
+    """Counts the parameters, adapters included, and the trained ones among them."""
     flat: dict[str, Any] = flatten_dict(state.params, sep="/")  # pyright: ignore[reportAssignmentType]
     sizes = {path: math.prod(leaf.shape) for path, leaf in flat.items()}
     trained = flatten_dict(trained_mask(config, state.params), sep="/")

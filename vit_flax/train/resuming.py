@@ -8,7 +8,7 @@ from typing import Any
 from vit_flax.train.config import ResolvedConfig, TrainConfig
 from vit_flax.train.config.nested import build
 
-# fields that change where and how often, but not what is computed: a run may go on with others
+# fields that do not change what is computed: a run may be resumed with other values
 _FREE = {"mesh", "sharding", "eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "peak_flops", "out",
          "export_layout", "remat", "scan", "early_stopping", "steps_per_epoch", "data.eval_split",
          "data.eval_batch_size", "data.path", "data.workers", "data.threads", "data.prefetch"}  # fmt: skip
@@ -16,12 +16,12 @@ _SHOWN = 8
 
 
 def stored_config(values: Mapping[str, object]) -> TrainConfig:
-    """Returns the config that a checkpoint holds, also one of before configs knew their steps an epoch."""
+    """Returns the config of a checkpoint, with or without steps_per_epoch, which early versions did not store."""
     return build(ResolvedConfig if "steps_per_epoch" in values else TrainConfig, values)
 
 
 def check_same_run(old: TrainConfig, new: TrainConfig, step: int = 0) -> None:
-    """Raises ValueError when a checkpoint's config, `step` steps done, computes something else than this one.
+    """Raises ValueError when a checkpoint's config, after `step` steps, describes another computation than this one.
 
     More or fewer steps are the same run where the learning rate of a step does not depend on their number.
     """

@@ -18,7 +18,7 @@ _FLUSH_SECONDS = 20.0
 
 
 class RunLog:
-    """Writes what happens at a step; `start` drops what an earlier, interrupted run wrote beyond it.
+    """Logs events of steps; what an interrupted run logged beyond step `start` is dropped.
 
     Only the first process of a run writes: the others make one with `folder=None`.
     """
@@ -42,11 +42,11 @@ class RunLog:
             self.say("TensorBoard files are not written: pip install 'vit-linen[train]'")
 
     def restart_clock(self, step: int) -> None:
-        """Counts the time that is left from here on: the first step compiled."""
+        """Starts the ETA's clock at this step: the first one compiled."""
         self._began, self._start = time.monotonic(), step
 
     def write(self, step: int, kind: str, values: Mapping[str, object]) -> None:
-        """Writes a line of a kind ('train', 'eval' ...), its numbers to TensorBoard as well."""
+        """Logs a record of a kind ('train', 'eval' ...), its scalars to TensorBoard as well."""
         if self._file is None:
             return
         self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
@@ -76,13 +76,13 @@ class RunLog:
         print(f"{_clear()}{line}", end=end, file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """Shows a line of its own."""
+        """Prints a line of its own."""
         if self._file is not None and not self._quiet:
             print(f"{_clear()}{text}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def own_lines(self) -> Iterator[None]:
-        """Makes warnings and what is logged begin on a line of their own, not behind the progress line."""
+        """Clears the progress line before warnings and log messages."""
 
         def clear(*_: Any) -> bool:
             if sys.stderr is not None:
@@ -115,12 +115,12 @@ class RunLog:
 
 
 def _clear() -> str:
-    """Returns what empties a terminal's current line; nothing where no terminal is."""
+    """Returns the escape sequence that clears a terminal's line; nothing where there is no terminal."""
     return "\r\033[K" if sys.stderr.isatty() else ""
 
 
 class Board:
-    """A file for TensorBoard, written by whoever calls.
+    """A TensorBoard event file, written synchronously.
 
     tensorboardX's own SummaryWriter has a thread for it, which a full disk ends unseen: the run would wait for it for
     ever.
@@ -132,11 +132,11 @@ class Board:
 
         folder.mkdir(exist_ok=True)
         self._events, self._flushed = EventsWriter(str(folder / "events")), time.monotonic()
-        if start:  # what an interrupted run wrote of later steps is not shown
+        if start:  # hides events of later steps, which an interrupted run wrote
             self._events.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, name: str, value: float, step: int) -> None:
-        """Writes a number."""
+        """Writes a scalar."""
         from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboardX.summary import scalar
 
@@ -151,7 +151,7 @@ class Board:
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drops the lines of later steps than `step`, and a line that was not finished."""
+    """Drops records of later steps than `step`, and an unfinished line."""
     kept = [line for line in path.read_text("utf-8").splitlines(keepends=True) if _is_kept(line, step)]
     beside = path.with_name(path.name + ".tmp")
     beside.write_text("".join(kept), "utf-8")
@@ -166,7 +166,7 @@ def _is_kept(line: str, step: int) -> bool:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a log."""
+    """Returns the records of a log."""
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 

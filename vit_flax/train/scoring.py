@@ -18,14 +18,16 @@ from vit_flax.zero_shot import recall_of_groups
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What an evaluation found."""
+    """Metrics of an evaluation."""
 
     numbers: dict[str, float | int]  # loss, count, and accuracy and accuracy5 or mean_average_precision
-    per_class: np.ndarray  # (K,) accuracy of the class's images, or its average precision; NaN: no image has it
-    confusion: np.ndarray | None = None  # (K, K) counts, label by row; None: too many classes, or several an image
+    per_class: np.ndarray  # (K,) accuracy, or average precision; NaN for a class without images
+    confusion: np.ndarray | None = (
+        None  # (K, K) counts, a row a label; None: too many classes, or several labels an image
+    )
 
     def describe(self) -> str:
-        """Returns words for the numbers that matter most."""
+        """Describes the main metrics."""
         numbers = self.numbers
         if "recall" in numbers:
             pairs = f"image to text {numbers['image_to_text@1']:.2%}, text to image {numbers['text_to_image@1']:.2%}"
@@ -38,7 +40,7 @@ class Scores:
 
 
 def score_name(config: TrainConfig) -> str:
-    """Returns which of an evaluation's numbers the best weights have most of."""
+    """Returns the name of the metric that the best weights maximise."""
     if config.has_pairs:
         return "recall"
     return "mean_average_precision" if config.data.multi_label else "accuracy"
@@ -88,7 +90,7 @@ def evaluate(
 
 
 def _retrieval(images: np.ndarray, texts: np.ndarray, tokens: np.ndarray, scale: float) -> Scores:
-    """Returns how often images and texts find each other, and the cross-entropy of each image's text among all.
+    """Returns image-text retrieval recall both ways, and the contrastive cross-entropy over all texts.
 
     Images whose texts are the same are all right for it.
     """

@@ -27,14 +27,14 @@ from vit_flax.train.data.mask_folder import IGNORED, MaskFolder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentationConfig:
-    """How a head is trained."""
+    """The training of a linear segmentation head."""
 
     epochs: int = 20
     batch_size: int = 16
     learning_rate: float = 1e-2
     weight_decay: float = 1e-4
     seed: int = 0
-    layers: tuple[int, ...] = (-1,)  # the blocks whose tokens, joined, are what it reads
+    layers: tuple[int, ...] = (-1,)  # blocks whose tokens are concatenated as the head's input
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
@@ -49,25 +49,25 @@ class SegmentationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """How well classes are found: sums over all pixels that have one."""
+    """A confusion matrix summed over all labelled pixels, and its metrics."""
 
     confusion: np.ndarray  # (truth, prediction)
 
     @property
     def iou(self) -> np.ndarray:
-        """Intersection over union of each class; NaN for one that is neither there nor predicted."""
+        """Intersection over union of each class; NaN for one neither present nor predicted."""
         hits = np.diag(self.confusion).astype(float)
         union = self.confusion.sum(0) + self.confusion.sum(1) - hits
         return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
 
     @property
     def mean_iou(self) -> float:
-        """Their mean over the classes that there are."""
+        """Mean IoU over the classes that are present or predicted."""
         return float(np.nanmean(self.iou))
 
     @property
     def accuracy(self) -> float:
-        """The share of pixels whose class is right."""
+        """Pixel accuracy."""
         return float(np.trace(self.confusion) / max(self.confusion.sum(), 1))
 
 
@@ -79,7 +79,7 @@ def frozen_grids(predictor: Predictor, data: MaskFolder, layers: tuple[int, ...]
 
 
 def labels_of(data: MaskFolder, size: tuple[int, int]) -> Int[np.ndarray, "n i j"]:
-    """Returns the masks of a split, each resized to `size` by its nearest pixels."""
+    """Returns the masks of a split, each resized to `size` by nearest neighbour."""
     found = np.empty((len(data.pairs), *size), np.int32)
     for number in range(len(found)):
         found[number] = torch_resize.resize(data.mask(number)[..., None], size, "nearest")[..., 0]
@@ -87,7 +87,7 @@ def labels_of(data: MaskFolder, size: tuple[int, int]) -> Int[np.ndarray, "n i j
 
 
 def segmentation_loss(logits: Float[Array, "b h w k"], labels: Int[Array, "b i j"]) -> Float[Array, ""]:
-    """Returns the mean cross-entropy of pixels that have a class, scores enlarged bilinearly to the labels' size.
+    """Returns the mean cross-entropy of labelled pixels, logits upsampled bilinearly to the labels' size.
 
     Reference: torch.nn.functional.cross_entropy(interpolate(logits, mode="bilinear"), labels, ignore_index=255).
     """
@@ -143,7 +143,7 @@ def _step(
 def segment(
     head: SegmentationHead, variables: PyTree, grid: Float[np.ndarray, "h w c"], size: tuple[int, int]
 ) -> Int[np.ndarray, "i j"]:
-    """Returns the class of every pixel of an image of `size`: scores are enlarged before the largest is taken."""
+    """Returns the class of every pixel of an image of `size`: logits are upsampled before the argmax."""
     scores = np.asarray(_scores(head, variables, grid[None])[0])
     rows, columns = (bilinear(old, new) for old, new in zip(scores.shape[:2], size, strict=True))
     return np.einsum("ih,jw,hwk->ijk", rows, columns, scores, optimize=True).argmax(-1)
@@ -157,7 +157,7 @@ def _scores(head: SegmentationHead, variables: Any, grids: Any) -> Any:
 def evaluate_head(
     head: SegmentationHead, variables: PyTree, grids: Float[np.ndarray, "n h w c"], data: MaskFolder
 ) -> Scores:
-    """Returns how well a head does on a split, at each mask's own size."""
+    """Evaluates a head on a split, at each mask's own size."""
     count = head.num_classes
     confusion = np.zeros((count, count), np.int64)
     for number, grid in enumerate(grids):

@@ -31,8 +31,8 @@ BATCH = ("data", "fsdp")  # the axes that split a batch
 # In the mesh's order: with ("tensor", "fsdp") for kernels and positions, XLA of jax 0.10.2 computes wrong tokens on a
 # mesh of 2 x 2 x 2 CPU devices; sharding_test.py would notice.
 _BOTH = ("fsdp", "tensor")
-_TOWER = "((image|text)/)?"  # of a model of images and texts
-AnyMesh = Mesh | AbstractMesh  # what shapes are split by may be a mesh of no devices
+_TOWER = "((image|text)/)?"  # of a two-tower model
+AnyMesh = Mesh | AbstractMesh  # shapes may be sharded by an abstract mesh
 
 # (pattern, axes, other axes ...): the first rule whose pattern matches a parameter's whole name wins, and of its axes
 # the first that divide the shape. Axes belong to the last axes of the shape.
@@ -143,7 +143,7 @@ def _names(path: Any) -> list[str]:
 
 
 def state_shardings(state: PyTree, mesh: AnyMesh, rules: Sequence[ShardingRule] | None = None) -> PyTree:
-    """Returns where each array of a training state lies: what belongs to a parameter lies as the parameter does.
+    """Returns the sharding of each array of a training state: optimiser moments are sharded as their parameters.
 
     `state` has `params` and perhaps `teacher` and `frozen`; any other leaf belongs to the parameter that its path ends
     with, if their shapes agree. The rest is on every device.
@@ -184,17 +184,17 @@ def data_share(mesh: Mesh) -> tuple[int, int]:
 
 
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Returns a batch on its devices, from the rows that are this process's share of it."""
+    """Returns a global batch on its devices, from this process's rows of it."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
 def place_params(params: PyTree, shardings: PyTree) -> PyTree:
-    """Returns parameters in host memory on their devices, each device getting no more than its own part."""
+    """Transfers parameters from host memory to devices, each device its own shard alone."""
 
     def place(value: Any, sharding: NamedSharding) -> jax.Array:
         value = np.asarray(value)
-        # a copy for each device: the CPU would take the memory as its own, and a donated state is overwritten
+        # a copy for each device: the CPU would alias the host's memory, and a donated state is overwritten
         return jax.make_array_from_callback(value.shape, sharding, lambda index: np.array(value[index]))
 
     return jax.tree.map(place, params, shardings)

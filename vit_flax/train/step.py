@@ -30,18 +30,18 @@ from vit_flax.train.optimizer import global_norm, learning_rate, make_optimizer,
 # 'image' uint8 (B, H, W, C); 'label' int32 (B,) or, with several labels an image, int8 (B, K) of 0 and 1. -1 pads a
 # batch of evaluation.
 Batch = Mapping[str, Array]
-MOST_SCALE = 100.0  # that logits of images and texts are multiplied by
-MAX_CONFUSION_CLASSES = 1000  # with more, eval_step counts no confusions
+MAX_LOGIT_SCALE = 100.0  # of the logits of images and texts
+MAX_CONFUSION_CLASSES = 1000  # with more, eval_step returns no confusion matrix
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a step updates (parameters, optimiser state, moving average), and a teacher's parameters."""
+    """The training state: parameters, optimiser state, moving average, and constant parameters."""
 
     step: Array  # int32, steps taken
     params: PyTree  # with config.lora only what is trained
     opt_state: PyTree
     ema: PyTree = None  # a tree like params
-    teacher: PyTree = None  # the parameters that config.teacher_model describes; they stay as they are
+    teacher: PyTree = None  # the constant parameters of config.teacher_model
     frozen: PyTree = None  # with config.lora all other parameters of the model
 
 
@@ -75,7 +75,7 @@ def init_params(key: Array, model: ModelConfig) -> PyTree:
 
 
 def init_state(key: Array, config: ResolvedConfig, params: PyTree = None, teacher: PyTree = None) -> TrainState:
-    """Returns the state before the first step; `params` stand in for random ones. Pure: may be jitted, eval_shape'd."""
+    """Returns the initial state; `params` replace random ones. Pure: may be jitted, eval_shape'd."""
     if params is None:
         params = init_params(key, config.model)
     if config.teacher_model is not None and teacher is None:
@@ -92,7 +92,7 @@ def init_state(key: Array, config: ResolvedConfig, params: PyTree = None, teache
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=make_optimizer(config, params).init(params),
-        # not the same buffers: a donated state must not hold one twice
+        # copied: a donated state must not hold one buffer twice
         ema=None if config.ema is None else jax.tree.map(jnp.copy, params),
         teacher=teacher,
         frozen=frozen,
@@ -128,7 +128,7 @@ def train_step(state: TrainState, batch: Batch, config: ResolvedConfig) -> tuple
     trained = trained_mask(config, state.params)
 
     def loss_of(params: PyTree, images: Array, labels: Array, key: Array) -> Array:
-        # no gradient is computed for what is frozen
+        # frozen parameters have no gradient
         params = jax.tree.map(lambda p, is_trained: p if is_trained else lax.stop_gradient(p), params, trained)
         if config.lora is not None and config.lora.dropout:
             params = beside_kernels(state.frozen, params, config.lora, config.scan)
@@ -141,7 +141,7 @@ def train_step(state: TrainState, batch: Batch, config: ResolvedConfig) -> tuple
     loss, gradients = accumulate(loss_of, state.params, images, labels, drop_key, config.accumulation)
     with jax.named_scope("optimizer"):
         updates, opt_state = make_optimizer(config, state.params).update(gradients, state.opt_state, state.params)
-        params: PyTree = limited(optax.apply_updates(state.params, updates), config)
+        params: PyTree = clip_logit_scale(optax.apply_updates(state.params, updates), config)
     step = state.step + 1
     with jax.named_scope("ema"):
         ema = state.ema if config.ema is None else update_ema(config.ema, state.ema, params, step)
@@ -153,14 +153,14 @@ def train_step(state: TrainState, batch: Batch, config: ResolvedConfig) -> tuple
     return state.replace(step=step, params=params, opt_state=opt_state, ema=ema), scalars
 
 
-def limited(params: PyTree, config: TrainConfig) -> PyTree:
-    """Returns parameters after a step; of softmax over images and texts, the logits' scale stays within 1 and 100.
+def clip_logit_scale(params: PyTree, config: TrainConfig) -> PyTree:
+    """Clamps the logits' scale of softmax contrastive training to 1..100; other parameters are returned as they are.
 
     Reference: arXiv 2103.00020, section 2.5; open_clip_train.train.
     """
     if config.loss.name != "contrastive":
         return params
-    return {**params, "logit_scale": jnp.clip(params["logit_scale"], 0.0, math.log(MOST_SCALE))}
+    return {**params, "logit_scale": jnp.clip(params["logit_scale"], 0.0, math.log(MAX_LOGIT_SCALE))}
 
 
 def compute_loss(
@@ -221,7 +221,7 @@ def _run(
     method: str = "__call__",
     rngs: dict[str, Array] | None = None,
 ) -> tuple[Any, Any]:
-    """Returns what a method gives and, with features, the tokens after blocks."""
+    """Returns a method's output and, with features, the tokens after blocks."""
     apply = partial(model.apply, {"params": params}, images, rngs=rngs)
     if not with_features:
         return apply(method=method), None
@@ -230,7 +230,7 @@ def _run(
 
 
 def _pair_loss(params: PyTree, images: Array, tokens: Array, rngs: dict[str, Array], config: TrainConfig) -> Array:
-    """Returns the loss of images with texts, of a batch that the devices of the mesh in use share."""
+    """Returns the contrastive loss of a batch, which may be sharded over the mesh in use."""
     model = train_model(config)
     embeddings: Any = model.apply({"params": params}, images, rngs=rngs, method="encode_images")
     texts: Any = model.apply({"params": params}, tokens, rngs=rngs, method="encode_texts")
@@ -262,7 +262,7 @@ def accumulate(
         return jax.value_and_grad(loss_of)(params, images, labels, key)
 
     def cut(x: Array) -> Array:
-        # every part takes rows from all over the batch, so that each device keeps its own
+        # every microbatch takes strided rows, so that each device keeps its own
         return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
@@ -298,7 +298,7 @@ def eval_step(params: PyTree, batch: Batch, config: TrainConfig) -> dict[str, Ar
         return sums | {"logits": logits, "labels": jnp.where(counts[:, None], labels, -1)}
     losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    # of equal logits the first wins, as in argmax
+    # ties go to the first, as in argmax
     rank = ((logits > own) | ((logits == own) & (jnp.arange(classes) < labels[:, None]))).sum(-1)
     sums = {
         "loss": jnp.where(counts, losses, 0).sum(),

@@ -13,7 +13,7 @@ from vit_flax.train.flops import peak_flops, training_flops
 
 
 class Throughput:
-    """Measures images per second and model FLOPs utilisation, evaluations and saves left out."""
+    """Measures images per second and model FLOPs utilisation (MFU), without evaluations and saves."""
 
     def __init__(self, config: ResolvedConfig) -> None:
         self.count = 0
@@ -22,15 +22,15 @@ class Throughput:
         self.measure_peak()
 
     def measure_peak(self) -> None:
-        """Measures again what the devices can do, where nobody told: other work may have disturbed it the last time."""
+        """Measures the peak FLOP/s again, where it is not known: other work may have disturbed the last time."""
         self._peak = max(self._peak, peak_flops(self._config) * jax.device_count())
 
     def restart(self) -> None:
-        """Begins to count anew."""
+        """Resets count and clock."""
         self.count, self._began, self._paused = 0, time.perf_counter(), 0.0
 
     def measure(self) -> dict[str, float | None]:
-        """Returns images_per_second and mfu since the last time, None when no step was counted.
+        """Returns images_per_second and mfu since the last call, None when no step was counted.
 
         Nor is a share above 1 told: the peak was measured while the machine did something else as well.
         """
@@ -44,7 +44,7 @@ class Throughput:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves out the time spent inside."""
+        """Excludes the time spent in the context."""
         began = time.perf_counter()
         yield
         self._paused += time.perf_counter() - began

@@ -27,9 +27,9 @@ from vit_flax.train.step import init_params
 
 logger = logging.getLogger(__name__)
 
-_HEADS = ("head", "head_dist")  # a new one where the number of classes differs
-_NEW = "fc_norm"  # with the classifier, where the checkpoint has none: it begins by normalising alone
-# what a checkpoint may have that a classifier of its family has not: pre-training's, or another pooling's
+_HEADS = ("head", "head_dist")  # initialised anew where the number of classes differs
+_NEW = "fc_norm"  # initialised with the classifier, where the checkpoint has none: identity gain and shift
+# parameters of a checkpoint that its family's classifier lacks: pre-training's, or another pooling's
 _LEFT = ("pre_logits", "mask_token", "attn_pool", "fc_norm")
 _SHOWN = 10
 
@@ -49,7 +49,7 @@ def initial_params(config: TrainConfig) -> PyTree:
     fresh = init_params(jax.random.key(config.seed), config.model)
     own: dict[str, Any] = flatten_dict(fresh, sep="/")  # pyright: ignore[reportAssignmentType]
     new = [path for path in own if path.split("/")[0] == _NEW and path not in loaded]
-    known = (*_HEADS, *_LEFT, *(["norm"] if new else []))  # which fc_norm takes the place of
+    known = (*_HEADS, *_LEFT, *(["norm"] if new else []))  # which fc_norm replaces
     problems = [f"not in the model: {path}" for path in loaded if path not in own and path.split("/")[0] not in known]
     for path, leaf in own.items():
         if path in loaded and loaded[path].shape == leaf.shape:
@@ -99,7 +99,7 @@ def teacher_params(config: TrainConfig) -> PyTree:
 
 
 def check_exportable(config: TrainConfig) -> None:
-    """Raises ConversionError when the layout asked for, or every layout, has no place for the model."""
+    """Raises ConversionError when the layout asked for, or every layout, cannot hold the model."""
     layout_to_write(config.model, config.export_layout)
 
 
@@ -111,7 +111,7 @@ def export_adapter(
     params: PyTree,
     preprocessing: Preprocessing | None = None,
 ) -> str:
-    """Writes the adapters of a run as peft has them, beside the merged weights; returns why not, or nothing.
+    """Exports a run's adapters in peft's format, beside the merged weights; returns the reason where it cannot.
 
     They are read back with the weights that the run began with, and left only where that gives `params`: what else the
     run changed (a resized table, say) is in no adapter.
@@ -145,14 +145,14 @@ def export_adapter(
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Returns whether arrays are one but for rounding."""
+    """Returns whether arrays are equal up to rounding."""
     return np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-5, atol=1e-6 * float(np.abs(b).max(initial=0)))
 
 
 def export(
     folder: Path, model: ModelConfig, params: PyTree, layout: str | None, preprocessing: Preprocessing | None = None
 ) -> list[str]:
-    """Writes model.safetensors and config.json into a folder, whole: what was there before is replaced at the end.
+    """Writes model.safetensors and config.json into a folder atomically: files there are replaced at the end.
 
     `preprocessing` is written beside them: how images are prepared, and the names of the classes. Returns what the
     layout's own library will not be told, a line each.
@@ -174,7 +174,7 @@ def exported_params(folder: Path) -> PyTree:
 
 
 def gather(params: PyTree) -> PyTree:
-    """Returns parameters in this process's memory, wherever they lie."""
+    """Gathers sharded parameters into this process's host memory."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

@@ -18,10 +18,10 @@ Range = tuple[float, float]  # bounds
 class AugmentConfig:
     """Augmentation of single training images."""
 
-    random_resized_crop: Range | None = None  # bounds of the crop's share of the area; None: resized whole
-    aspect_ratio: Range = (3 / 4, 4 / 3)  # bounds of the crop's width over height
-    shift_pixels: int = 0  # moved by up to so many pixels both ways, zeros moving in
-    flip: bool = False  # mirrored left to right half the time
+    random_resized_crop: Range | None = None  # range of the crop's share of the area; None: no crop
+    aspect_ratio: Range = (3 / 4, 4 / 3)  # range of the crop's width over height
+    shift_pixels: int = 0  # random translation by up to so many pixels, padded with zeros
+    flip: bool = False  # horizontal, with probability 1/2
     auto: str = "none"  # one of AUTO_AUGMENTS
     magnitude: float = 9.0  # of randaugment, 0..10
     magnitude_std: float = 0.5
@@ -66,7 +66,7 @@ class MixingConfig:
 
     @property
     def mixes(self) -> bool:
-        """Whether labels become soft."""
+        """Whether mixup or CutMix is on, which makes labels soft."""
         return self.prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
 

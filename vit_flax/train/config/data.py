@@ -28,16 +28,16 @@ class DataConfig:
     name: str = "digits"  # a source of vit_flax.train.data
     path: str | None = None  # file or folder; None for a source that needs none
     train_split: str = "train"
-    eval_split: str | None = None  # what the best weights are chosen on; None: 'val', or 'test' where there is no other
-    multi_label: bool = False  # an image has any number of classes, as the data say
-    sampler: str = "shuffle"  # 'balanced': drawn with replacement, every class as often, as WeightedRandomSampler
+    eval_split: str | None = None  # selects the best weights; None: 'val', or 'test' where there is no other
+    multi_label: bool = False  # multi-hot labels: an image has any number of classes
+    sampler: str = "shuffle"  # 'balanced': class-balanced sampling with replacement, as WeightedRandomSampler
     val_share: float = 0.2  # of every class, held out for evaluation where the data come without splits
     image_key: str | None = None  # column or feature of the image; None: found by its usual names
     label_key: str | None = None
     text_key: str | None = None  # of the text, where images have one
     # of texts: a folder, a sentencepiece file or hf://owner/name; None: the source's own
     tokenizer: str | None = None
-    image_size: tuple[int, int] | None = None  # (height, width) that images are brought to; None: the model's
+    image_size: tuple[int, int] | None = None  # (height, width) of the model's input; None: the model's
     batch_size: int = 128  # of all processes and accumulation steps together
     eval_batch_size: int | None = None  # None: batch_size
     augment: AugmentConfig = AugmentConfig()
@@ -48,13 +48,13 @@ class DataConfig:
     resize_size: tuple[int, int] | None = None  # (height, width) to resize to; None: the model's divided by crop_pct
     resizer: str = "pillow"
     fill: tuple[int, ...] | None = None
-    exif: bool = False  # photographs are turned as their EXIF data say; in training as well
+    exif: bool = False  # apply the EXIF orientation; in training as well
     pixel_range: tuple[float, float] | None = None  # black and white of pixels wider than 8 bits; in training as well
     mean: tuple[float, ...] = (0.5,)  # of the channels, pixels in 0..1; one number is for all channels
     std: tuple[float, ...] = (0.5,)
     workers: int = 0  # processes that read and augment; 0: threads of this one
     threads: int | None = None  # that read and augment, in each process; None: as many as it has cores, at most 16
-    prefetch: int = 2  # batches made ahead
+    prefetch: int = 2  # batches prefetched
     max_bad_share: float = 0.01  # the run stops when more of the images than this cannot be read
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from vit_flax.config.field_types import check_types
 from vit_flax.train.config.nested import freeze_lists
 
 LOSSES = ("softmax", "binary", "contrastive", "sigmoid")
-PAIR_LOSSES = ("contrastive", "sigmoid")  # of images and texts that belong together
+PAIR_LOSSES = ("contrastive", "sigmoid")  # contrastive, of image-text pairs
 DISTILLATIONS = ("none", "soft", "hard")
 BALANCED = "balanced"
 
@@ -31,7 +31,7 @@ class LossConfig:
     distillation: str = "none"  # 'hard' or 'soft': the distillation head learns from a teacher's logits, as DeiT
     distillation_alpha: float = 0.5
     distillation_tau: float = 1.0
-    # of what a teacher's intermediate features add to all this; 0: nothing
+    # weight of the distillation of a teacher's intermediate features; 0: none
     feature_weight: float = 0.0
     feature_layers: tuple[int, ...] = (-1,)  # blocks of the model whose features learn
     teacher_layers: tuple[int, ...] | None = None  # of the teacher's, one for each; None: those of the same numbers

@@ -61,7 +61,7 @@ def check_names(config_class: type, names: Mapping[str, object], prefix: str = "
 
 
 def suggest(config_class: type, name: str) -> list[str]:
-    """Returns the dotted paths that a name which is no field may stand for: the word itself first, then one like it."""
+    """Returns the dotted paths that an unknown name may mean: those of the same last part first, then similar ones."""
     paths = dotted_paths(config_class)
     last = name.split(".")[-1]
     if (path := SYNONYMS.get(last)) in paths:
@@ -125,7 +125,7 @@ def replace_dotted(config: T, changes: Mapping[str, object], prefix: str = "") -
 
 
 def _default(config_class: type, name: str) -> Any:
-    """Returns the nested config with its defaults that stands where a field may also be None."""
+    """Returns the default nested config of a field that may also be None."""
     nested = getattr(config_class, "NESTED", {})
     return nested[name]() if name in nested else None
 

@@ -33,9 +33,9 @@ class OptimizerConfig:
     eps: float = 1e-8
     momentum: float = 0.9  # of sgd, and of muon
     nesterov: bool = False
-    clip_norm: float | None = None  # of all gradients together
-    layer_decay: float | None = None  # the learning rate falls by this factor from a block to the one below
-    freeze: tuple[str, ...] = ()  # patterns of parameters that stay as they are
+    clip_norm: float | None = None  # the gradient's global norm
+    layer_decay: float | None = None  # layer-wise learning-rate decay: factor from a block to the one below
+    freeze: tuple[str, ...] = ()  # patterns of frozen parameters
     train: tuple[str, ...] = ()  # patterns of the only parameters trained; () means all that freeze leaves
 
     def __post_init__(self) -> None:

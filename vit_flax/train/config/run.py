@@ -71,17 +71,17 @@ class TrainConfig:
     early_stopping: EarlyStoppingConfig | None = None
     epochs: float | None = None  # one of epochs and steps
     steps: int | None = None
-    accumulation: int = 1  # parts that a batch is cut into, one after the other
+    accumulation: int = 1  # gradient accumulation: microbatches of a batch
     precision: str = "float32"  # of the matrix products; parameters are float32 always
     matmul_precision: str = "highest"  # of float32 products on TPU and GPU: a name of jax.lax.Precision
-    attention: str = "auto"  # who computes it: one of ATTENTION_BACKENDS
-    remat: str = "none"  # which activations are kept: one of REMAT_POLICIES
+    attention: str = "auto"  # one of ATTENTION_BACKENDS
+    remat: str = "none"  # rematerialisation of activations: one of REMAT_POLICIES
     scan: bool = False  # blocks as one scanned loop: compiles faster; state and checkpoints are the same
     mesh: MeshConfig = MeshConfig()
     sharding: Rules | None = None  # (pattern, axes) rules; None: vit_flax.train.sharding's own
     seed: int = 0
     init_from: str | None = None  # weights to start from, in any layout that vit_flax.load reads
-    init_layout: str | None = None  # of init_from; None: told by its tensors
+    init_layout: str | None = None  # of init_from; None: detected
     init_config: str | None = None  # a preset for what the tensors of init_from do not tell
     teacher: str | None = None  # weights of the teacher for distillation, and its model: a config or a preset's name
     teacher_model: ViTConfig | None = None
@@ -128,14 +128,14 @@ class TrainConfig:
 
     @property
     def image_model(self) -> ViTConfig:
-        """The model, of what is for models of images alone; TypeError where it is of images and texts."""
+        """The model as a ViTConfig; TypeError where it is a two-tower model."""
         if not isinstance(self.model, ViTConfig):
             raise TypeError("the model is of images and texts")
         return self.model
 
     @property
     def has_pairs(self) -> bool:
-        """Whether the model is of images and texts, and the data are images with a text each."""
+        """Whether the model has two towers, and the data are image-text pairs."""
         return isinstance(self.model, TwoTowersConfig)
 
     @property
@@ -155,7 +155,7 @@ class TrainConfig:
         return replace_dotted(self, changes)
 
     def resolve(self, num_examples: int, class_counts: Sequence[int] | None = None) -> ResolvedConfig:
-        """Returns the config for that many training images; an epoch's last part batch is left out.
+        """Returns the config for that many training images; an epoch's last, partial batch is dropped.
 
         Args:
             num_examples: images to train on.
@@ -190,7 +190,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResolvedConfig(TrainConfig):
-    """A config for data of a known size: its durations are in steps and its weights are numbers.
+    """A config for data of a known size: durations are in steps and class weights are numbers.
 
     The training step, the optimiser's schedule, the loop and the planner take this one; `TrainConfig.resolve` makes it.
     """
