@@ -13,7 +13,7 @@ from typing import BinaryIO, Self
 
 import numpy as np
 
-COPIED = 1 << 24  # bytes at a time
+COPIED = 1 << 24  # bytes per chunk
 
 
 class ArrayWriter:
@@ -45,7 +45,7 @@ class ArrayWriter:
         self._folder = Path()
 
     def __enter__(self) -> Self:
-        """Makes the folder of what is not finished."""
+        """Makes the temporary folder."""
         absolute = self.target.absolute()
         self._folder = Path(tempfile.mkdtemp(prefix=f".{absolute.name}-", dir=absolute.parent))
         return self
@@ -70,7 +70,7 @@ class ArrayWriter:
             self.shapes[name] = (self.shapes[name][0] + len(array), *self.shapes[name][1:])
 
     def _write_header(self, name: str) -> int:
-        """Writes the header at the file's begin and returns where it ends; NumPy leaves room for more rows."""
+        """Writes the header at the file's start and returns its end; NumPy leaves room for more rows."""
         file, dtype = self._files[name], self._dtypes[name]
         file.seek(0)
         told = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": self.shapes[name]}
@@ -80,7 +80,7 @@ class ArrayWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Puts what was written in its place, or takes it away after an error."""
+        """Moves the files into place, or removes them after an error."""
         try:
             for name, file in self._files.items():
                 size = file.seek(0, os.SEEK_END)

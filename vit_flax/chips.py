@@ -19,15 +19,15 @@ class Chip:
 
     flops: float  # bf16 operations of the matrix units, dense
     memory: float
-    bandwidth: float  # bytes between memory and chip
+    bandwidth: float  # memory bandwidth
     link: float  # to the other chips of the slice or host
     link_name: str = "ICI"
     per_host: int = 0  # chips that the link joins; 0: all
     network: float = math.inf  # to chips of other hosts
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of products that are not bf16
     options: tuple[tuple[str, str], ...] = ()  # of the topology: two cores that act as one device
-    kinds: tuple[str, ...] = ()  # how JAX's names of such devices begin
-    fast_memory: int = 0  # bytes beside a TPU's cores that kernels work in, as JAX's Pallas has it
+    kinds: tuple[str, ...] = ()  # prefix of JAX's device_kind
+    fast_memory: int = 0  # bytes of VMEM, as JAX's Pallas has it
 
     def compute_seconds(self, flops: Mapping[str, int]) -> float:
         """Returns how long products take at the least, by kind as in `vit_flax.plan.products`."""

@@ -17,16 +17,16 @@ from vit_flax.convert.rules import match_template, source_shapes
 from vit_flax.models import VisionTransformer
 from vit_flax.models.shapes import expected_shapes
 
-HEADS = ("head", "head_dist")  # the parameters' first names
+HEADS = ("head", "head_dist")  # top-level names of parameters
 _STD = 0.02  # of a new layer's weights, as vit_flax.models.linear has it
 
 
 @dataclasses.dataclass(frozen=True)
 class Replacement:
-    """What becomes of a checkpoint's classifier where the caller asks for another number of classes."""
+    """The replacement of a checkpoint's classifier by one of another number of classes."""
 
     rules: tuple[Rule | Drop, ...]  # the layout's, without the classifier's
-    fresh: Mapping[str, tuple[int, ...]]  # shape of every parameter that is made anew, by path
+    fresh: Mapping[str, tuple[int, ...]]  # shapes of newly initialised parameters, by path
     note: str
 
 
@@ -84,7 +84,7 @@ def _named(rules: Sequence[Rule], name: str) -> bool:
 def fresh_parameters(
     shapes: Mapping[str, tuple[int, ...]], dtype: DTypeLike = jnp.float32, seed: int = 0
 ) -> dict[str, PyTree]:
-    """Returns new parameters of layers by path: normal weights and no bias."""
+    """Initialises parameters of layers by path: normal weights, zero biases."""
     keys = jax.random.split(jax.random.key(seed), max(1, len(shapes)))
     return {
         path: jnp.zeros(shape, dtype) if path.endswith("bias") else _STD * jax.random.normal(key, shape, dtype)

@@ -23,7 +23,7 @@ def on_device(array: np.ndarray) -> jax.Array:
             "the tensors are float64, which JAX would cut to float32: call jax.config.update('jax_enable_x64', True) "
             "first, or cast them to float32 yourself"
         )
-    # always a copy: what was mapped from a file must not change with the file
+    # always a copy: an array must not change with the file that it was mapped from
     if not array.flags.c_contiguous:
         return jax.device_put(np.require(array, requirements="A")).block_until_ready()  # JAX transposes as it copies
     memory = np.empty(array.nbytes + _ALIGNMENT, np.uint8)

@@ -15,11 +15,11 @@ from vit_flax.config import ViTConfig
 
 
 class Device(Protocol):
-    """What is asked of a jax.Device."""
+    """The attributes of a jax.Device that are read."""
 
     @property
     def platform(self) -> str:
-        """Its kind: 'cpu', 'gpu', 'tpu'."""
+        """'cpu', 'gpu' or 'tpu'."""
         ...
 
     @property

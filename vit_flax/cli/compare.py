@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # float64 decides, and only the CPU has it everywhere
+    jax.config.update("jax_platforms", "cpu")  # float64 decides, which only the CPU always has
     jax.config.update("jax_enable_x64", True)
     from vit_flax.parity.digits import compare_digits
     from vit_flax.parity.page import format_page

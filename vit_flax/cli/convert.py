@@ -52,13 +52,13 @@ def run(options: argparse.Namespace) -> int:
     wish = wish_of(options)
     if wish.tower is None and options.layout is not None and not holds_text(get_layout(options.layout)):
         wish = dataclasses.replace(wish, tower="image")  # which is what that layout holds
-    checkpoint = open_checkpoint(options.source, wish)  # before JAX is imported: a bad file is told at once
+    checkpoint = open_checkpoint(options.source, wish)  # before JAX is imported: a bad file is reported at once
     tell_notes(checkpoint.notes)
 
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_x64", True)  # so that float64 tensors stay what they are
+    jax.config.update("jax_enable_x64", True)  # so that float64 tensors keep their dtype
     from vit_flax.models import VisionTransformer
     from vit_flax.pretrained import fit_layout, save
     from vit_flax.reading import read_model
@@ -97,5 +97,5 @@ def _preprocessing(
         if "image_size" in reading.wish.overrides or prepared.value.image_size is None:
             return prepared.value.for_model(reading.config.image_size, reading.config.in_chans), []
         return prepared.value, []
-    except ValueError as error:  # the weights are none the worse for it
+    except ValueError as error:  # the weights are written all the same
         return None, [f"how images are prepared is not written: {error}"]

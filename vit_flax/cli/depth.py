@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def draw(depth: np.ndarray) -> Image.Image:
-    """Returns a grey picture from black for the smallest number to white for the largest."""
+    """Returns a grey image, min-max scaled."""
     low, high = float(depth.min()), float(depth.max())
     scaled = (depth - low) / (high - low) if high > low else np.zeros_like(depth)
     return import_pillow().fromarray(np.round(255 * scaled).astype(np.uint8))

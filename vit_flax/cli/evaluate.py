@@ -69,21 +69,21 @@ def add_parser(commands: Commands) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What a model got right, by class."""
+    """Correct predictions, by class."""
 
-    correct: np.ndarray  # (classes,) images whose first guess was right
+    correct: np.ndarray  # (classes,) images whose top-1 prediction was right
     correct5: np.ndarray
     count: np.ndarray
     left_out: np.ndarray  # (labels,) images whose label is no class of the model
 
     @property
     def top1(self) -> float:
-        """Share of the images whose first guess was right."""
+        """Top-1 accuracy."""
         return float(self.correct.sum() / max(1, self.count.sum()))
 
     @property
     def top5(self) -> float:
-        """Share of the images whose label was among the first five guesses."""
+        """Top-5 accuracy."""
         return float(self.correct5.sum() / max(1, self.count.sum()))
 
 
@@ -115,7 +115,7 @@ def count_correct(
         truth, logits = truth[rows], logits[rows].astype(np.float32)
         logits = logits if zero_shot is None else zero_shot.logits(logits)
         own = logits[np.arange(len(rows)), truth][:, None]
-        # of equal logits the first wins, as in argmax
+        # ties go to the first, as in argmax
         rank = ((logits > own) | ((logits == own) & (np.arange(classes) < truth[:, None]))).sum(1)
         np.add.at(scores.count, truth, 1)
         np.add.at(scores.correct, truth[rank < 1], 1)

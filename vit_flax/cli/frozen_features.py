@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vit_flax.train.data.loader import Loader
 
 KNN_COUNTS, RETRIEVAL_COUNTS = (10, 20), (1, 5, 10)
-TRAIN = "train"  # the split whose images are neighbours, and train the probe
+TRAIN = "train"  # the split of the gallery, and of the probe's training
 
 
 def add_frozen_options(parser: argparse.ArgumentParser) -> None:
@@ -101,14 +101,14 @@ def check_frozen_options(options: argparse.Namespace) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A split's images as features, and where they are from."""
+    """The features of a split's images, and their source."""
 
     frozen: FrozenFeatures
     loader: Loader
 
 
 def run_frozen(options: argparse.Namespace, loaded: Loaded) -> int:
-    """Runs the evaluators that are asked for and returns the exit status."""
+    """Runs the chosen evaluators and returns the exit status."""
     started = time.perf_counter()
     test_loader = open_data(options, loaded, options.split, None)
     names = list(test_loader.source.class_names)

@@ -39,7 +39,7 @@ COMMANDS = (
 COMPUTING = {
     "compare", "train", "evaluate", "predict", "zeroshot", "features", "attention", "depth", "segment", "export",
 }  # fmt: skip
-INTERNAL = 70  # EX_SOFTWARE: a fault of this program, which says nothing about the input
+INTERNAL = 70  # EX_SOFTWARE: an internal error, which says nothing about the input
 EPILOG = """exit status: 0 done; 1 done, and the answer is no; 2 unusable input; 70 a fault of vit-flax itself
 (VIT_FLAX_DEBUG=1 shows the traceback of any error)"""
 
@@ -104,8 +104,8 @@ def _debug() -> None:
 
 
 def _leave_quietly() -> int:
-    """Returns the exit status of who writes to a pipe that nobody reads any more, as `head` leaves behind."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails again
+    """Returns the exit status of a process whose output is a closed pipe, as `head` leaves behind."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's flush at exit fails again
     return 141
 
 

@@ -42,7 +42,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--lay
 
 
 def wish_of(options: argparse.Namespace) -> Wish:
-    """Returns what the options of `add_checkpoint_options`, and of `add_tower_option`, say of the checkpoint."""
+    """Returns the wish of the options of `add_checkpoint_options` and `add_tower_option`."""
     return Wish(
         layout=options.source_layout,
         config=options.config,
@@ -76,7 +76,7 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
 
 
 def tell_notes(notes: Iterable[str]) -> None:
-    """Prints on stderr what a checkpoint's reader should know: what was left out, cast or applied."""
+    """Prints a checkpoint's notes to stderr: what was left out, cast or applied."""
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
@@ -89,12 +89,12 @@ def _grid(text: str) -> tuple[int, int]:
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Returns the numbers that stand in a text with commas between them."""
+    """Parses comma-separated numbers."""
     return _separated(text, float)
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """Returns the whole numbers that stand in a text with commas between them."""
+    """Parses comma-separated integers."""
     return _separated(text, int)
 
 
@@ -109,7 +109,7 @@ _JSON_WORDS = {"true": "True", "false": "False", "null": "None"}
 
 
 def assignment(text: str) -> tuple[str, object]:
-    """Returns name and value of FIELD=VALUE."""
+    """Parses FIELD=VALUE, a Python literal, JSON's true, false or null, or a word."""
     name, equals, value = text.partition("=")
     if not equals or not name.replace(".", "_").isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form FIELD=VALUE")

@@ -11,7 +11,7 @@ from vit_flax.config import PlainViTConfig
 from vit_flax.suggestions import nearest
 
 if TYPE_CHECKING:
-    Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # what `add_subparsers` returns
+    Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # of `add_subparsers`
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         """Returns the hint that a field of a config goes after --set; nothing where it is none."""
         options = options_of(self)
         field = name if "overrides" in options and name in PlainViTConfig.fields else None
-        if "changes" in options:  # train's, for which other libraries have other words
+        if "changes" in options:  # train's, for which other libraries have other names
             from vit_flax.train.config import TrainConfig
             from vit_flax.train.config.nested import suggest
             from vit_flax.train.config.synonyms import SYNONYMS

@@ -7,13 +7,13 @@ import time
 from types import TracebackType
 from typing import Self
 
-QUIET_SECONDS = 1.0  # what is done sooner needs no line
-EVERY = {True: 0.2, False: 30.0}  # seconds between two, on a terminal and elsewhere
+QUIET_SECONDS = 1.0  # shorter work has no line
+EVERY = {True: 0.2, False: 30.0}  # seconds between updates, on a terminal and elsewhere
 WIDTH = 24
 
 
 class Progress:
-    """Shows a bar, images a second and the time that is left; on a terminal in place, elsewhere a line now and then."""
+    """Shows a bar, images per second and the ETA; in place on a terminal, as occasional lines elsewhere."""
 
     def __init__(self, total: int, what: str = "images") -> None:
         self._total, self._what, self._done = total, what, 0
@@ -43,6 +43,6 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Takes the line away."""
+        """Clears the line."""
         if self._shown and self._terminal:
             print("\r\x1b[2K", end="", file=sys.stderr, flush=True)

@@ -52,13 +52,13 @@ def run_retrieval(options: argparse.Namespace) -> int:
         found = list(loaded.predictor.stream("logits", images()))
     finally:
         loader.close()
-    kept = np.asarray(rows) >= 0  # others pad the last batch, or cannot be read
+    kept = np.asarray(rows) >= 0  # others pad the last batch, or are unreadable
     embeddings = np.concatenate(found)[: len(rows)][kept]
     texts = [source.text(int(row)) for row in np.asarray(rows)[kept]]
     if not texts:
         raise ValueError(f"{source.name}: holds no image that can be read")
     unit = embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
-    groups = np.unique(texts, return_inverse=True)[1]  # images of one text are all right for it
+    groups = np.unique(texts, return_inverse=True)[1]  # every image of a text is a hit for it
     recall = recall_of_groups(unit, embed_texts(model, params, texts, tokenizer), groups, groups, RANKS)
     bad = {source.describe(index): reason for index, reason in loader.bad.items()}
     if options.json:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from vit_flax.cli.parser import Commands
 
-SHOWN, SIDE = 6, 160  # pictures of predictions, and the height of each in pixels
-SHAPES = "shapes"  # the data that is drawn here
+SHOWN, SIDE = 6, 160  # example images, and the height of each in pixels
+SHAPES = "shapes"  # the synthetic data
 DRAWN = {"train": 200, "val": 50}
 EXAMPLE = """example:
   vit-flax segment hf://facebook/dinov2-small rooms/ -o heads/rooms
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     count = max(train.count_classes(), val.count_classes())
     loaded = load_model(options)
     loaded.show_notes()
-    # a mask lies over the whole image, as it is stored
+    # a mask covers the whole image, as it is stored
     inner = loaded.predictor
     transform = loaded.transform.of_one_size(inner.model.config.image_size, "squash").replace(crop_pct=1.0, exif=False)
     predictor = Predictor(inner.model, inner.params, inner.batch_size, transform=transform)
@@ -129,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def draw(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Image.Image:
-    """Returns a picture with a row for each image: the image, its mask, what was predicted, in the same colours."""
+    """Returns an image grid with a row for each example: image, mask, prediction."""
     from vit_flax.preprocessing.decode import import_pillow
 
     module = import_pillow()
@@ -145,7 +145,7 @@ def draw(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Image.Image:
 
 
 def _colours() -> np.ndarray:
-    """Returns a colour for each number in 0..255: black, then hues far from each other; 255 is white."""
+    """Returns a palette of 256 colours: black, then well separated hues; 255 is white."""
     hues = (np.arange(256) * 0.618) % 1 * 6
     wheel = np.clip(np.abs((hues[:, None] + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     colours = np.round(60 + 195 * wheel).astype(np.uint8)

@@ -42,7 +42,7 @@ def options_of(parser: argparse.ArgumentParser) -> dict[str, str]:
 
 
 def _typed(value: str, comma: str) -> str:
-    """Returns what to type for a Python literal: a text without its quotes, a tuple without its brackets."""
+    """Returns a Python literal as typed on a command line: text without quotes, a tuple without brackets."""
     try:
         literal = ast.literal_eval(value)
     except (ValueError, SyntaxError):

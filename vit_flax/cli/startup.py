@@ -17,11 +17,11 @@ from vit_flax.host_memory import keep_host_memory
 # Device files of NVIDIA's GPUs (a machine's, Windows' under Linux, Jetson's) and of TPUs.
 _GPUS = ("nvidia*", "dxg", "nvhost*", "nvgpu*", "nvmap")
 _TPUS = ("accel*", "vfio/[0-9]*")
-_TPU_CHIPS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")  # on the PCI bus, maker 0x1ae0
+_TPU_CHIPS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")  # PCI device ids of vendor 0x1ae0
 
 
 def hide_absent_accelerators(devices: Path = Path("/dev"), bus: Path = Path("/sys/bus/pci/devices")) -> None:
-    """Keeps JAX from loading the libraries of a TPU or a GPU that this machine does not have.
+    """Keeps JAX from loading libtpu or a CUDA plugin where this machine has no such device.
 
     libtpu and the CUDA plugin write lines of warnings and tracebacks to standard error then, from C++, and JAX loads
     the plugin whatever JAX_PLATFORMS says. What the environment names is not hidden, nor libtpu where it names
@@ -40,7 +40,7 @@ def hide_absent_accelerators(devices: Path = Path("/dev"), bus: Path = Path("/sy
         return
     if not _is_there(devices, _TPUS) and not _has_tpu_chip(bus):
         _hide(["libtpu"])
-        os.environ.pop("TPU_LIBRARY_PATH", None)  # JAX sets it, and a process started from JAX's inherits it
+        os.environ.pop("TPU_LIBRARY_PATH", None)  # JAX sets it, and child processes inherit it
 
 
 def _is_there(devices: Path, patterns: Iterable[str]) -> bool:
@@ -65,7 +65,7 @@ def _hide(modules: Iterable[str]) -> None:
 
 
 def set_up_process() -> None:
-    """Sets up this process; call it before JAX is imported. A process that has it already is somebody else's."""
+    """Sets up this process before JAX is imported; one that has imported it is left as it is."""
     if "jax" in sys.modules:
         return
     folder = cache_folder()
@@ -76,7 +76,7 @@ def set_up_process() -> None:
 
 
 def cache_folder() -> Path | None:
-    """Returns the folder for compiled programs; None where the environment has one, wants none, or none can be made."""
+    """Returns the compilation cache's folder; None where the environment sets or forbids one, or none can be made."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or os.environ.get("VIT_FLAX_NO_CACHE", "0") != "0":
         return None
     try:
@@ -84,7 +84,7 @@ def cache_folder() -> Path | None:
         folder = root / "vit_flax" / "xla" / _processor()
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{os.getpid()}"
-        probe.touch()  # os.access says yes to root on a read-only file system
+        probe.touch()  # os.access succeeds for root on a read-only file system
         probe.unlink()
     except (OSError, RuntimeError):  # RuntimeError: there is no home
         return None
@@ -92,7 +92,7 @@ def cache_folder() -> Path | None:
 
 
 def _processor() -> str:
-    """Returns letters for this processor: a home may be shared, and code for a newer one crashes on an older one."""
+    """Returns a digest of this CPU's features: a home may be shared, and code for a newer CPU crashes on an older."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         told = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")

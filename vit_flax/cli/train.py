@@ -91,7 +91,7 @@ def build_config(recipe: str, changes: Mapping[str, object], out: str | None) ->
         if missing:
             raise ValueError(f"recipe {recipe} needs {' '.join(f'--set {name}=...' for name in missing)}")
         if "source" in parameters and "source" not in own:
-            # how the data are read tells how many classes there are
+            # the source's options determine its classes
             data = {name.partition(".")[2]: changes[name] for name in changes if name.startswith("data.")}
             own["source"] = {name: value for name, value in data.items() if "." not in name}
         config = function(**own)
@@ -102,7 +102,7 @@ def build_config(recipe: str, changes: Mapping[str, object], out: str | None) ->
 
 
 def _model_of(teacher: str) -> ViTConfig:
-    """Returns what a teacher's checkpoint is found to be.
+    """Returns the config of a teacher's checkpoint.
 
     Raises:
         ValueError: its files do not tell.
@@ -126,7 +126,7 @@ def _check_name(recipe: str, name: str, parameters: Mapping[str, Any]) -> None:
     from vit_flax.train.config.nested import dotted_paths, suggest
 
     head, dot, _ = name.partition(".")
-    if name in dotted_paths(TrainConfig) or (dot and head in ("model", "teacher_model")):  # of any family of models
+    if name in dotted_paths(TrainConfig) or (dot and head in ("model", "teacher_model")):  # of any family
         return
     said = f"recipe {recipe} has no {'field' if dot else 'parameter'} {name!r}"
     near = suggest(TrainConfig, name)
@@ -193,17 +193,17 @@ def _score(scores: Mapping[str, float]) -> str:
 
 
 def _keep_to_one_line() -> None:
-    """Keeps quiet about what Orbax's tasks and callbacks still raise once a checkpoint has failed: the run tells it."""
+    """Silences errors of Orbax's tasks and callbacks after a failed checkpoint, which the run reports itself."""
     if os.environ.get("VIT_FLAX_DEBUG"):
         return
     sys.unraisablehook = _of_a_callback
-    # nor were the coroutines begun that Orbax had made for the writes behind the one that failed
+    # Orbax had created coroutines for writes that the failure cancelled
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     logging.getLogger("asyncio").addFilter(lambda record: not _is_of_orbax(record))
 
 
 def _of_a_callback(left: Any) -> None:
-    # TensorStore calls back what waited for a write in an event loop that ended with the failure of another write
+    # TensorStore's callback of a write runs after the event loop was closed by another write's failure
     if not (isinstance(left.exc_value, RuntimeError) and str(left.exc_value) == "Event loop is closed"):
         sys.__unraisablehook__(left)
 
@@ -212,7 +212,7 @@ def _is_of_orbax(record: logging.LogRecord) -> bool:
     if not record.exc_info:
         return False
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(record.exc_info[2])]
-    # of several writes that fail at once Orbax awaits the first; TensorStore, in C++, tells the futures of the others
-    # as well, and what it tells has no frame but asyncio's
+    # of several failed writes Orbax awaits the first; TensorStore, in C++, sets the others' futures as well, whose
+    # errors have no frame but asyncio's
     in_cpp = all(f"{os.sep}asyncio{os.sep}" in file for file in files)
     return in_cpp or any(f"{os.sep}orbax{os.sep}" in file for file in files)

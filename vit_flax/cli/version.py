@@ -9,7 +9,7 @@ from importlib import metadata
 
 import vit_flax
 
-# distributions by the names that people know them by, in the order in which a report wants them
+# distributions by their usual names, in the report's order
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "optax", "torch", "timm", "transformers", "libtpu", "jax-cuda12-plugin")
 
 

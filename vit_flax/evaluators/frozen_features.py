@@ -15,7 +15,7 @@ from vit_flax.inference import Predictor
 
 @dataclasses.dataclass(frozen=True)
 class FrozenFeatures:
-    """Features of a split's images that could be read, in their order."""
+    """Features of a split's readable images, in their order."""
 
     features: Float[np.ndarray, "n d"]
     labels: Int[np.ndarray, " n"]
@@ -36,7 +36,7 @@ def frozen_features(
     numbers: Int[np.ndarray, " k"] | None = None,
     told: Callable[[int], None] = lambda _count: None,
 ) -> FrozenFeatures:
-    """Returns what the head would read of every image of a loader, whose batches are the predictor's.
+    """Returns the head's input for every image of a loader, whose batch size is the predictor's.
 
     Args:
         predictor: of the model.

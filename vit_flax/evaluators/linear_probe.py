@@ -18,7 +18,7 @@ LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e
 BATCH_SIZE = 1024
 STEPS = 12_500
 MOMENTUM = 0.9
-HELD_OUT = 0.1  # of the training images, to choose the learning rate where there is no validation split
+HELD_OUT = 0.1  # of the training images, held out to select the learning rate where there is no validation split
 TOLD = 500  # steps
 
 
@@ -30,13 +30,13 @@ class Probe:
     bias: Float[np.ndarray, " k"]
 
     def classify(self, features: Float[np.ndarray, "n d"]) -> Int[np.ndarray, " n"]:
-        """Returns the likeliest class of each image."""
+        """Returns the predicted class of each image."""
         return (features @ self.kernel + self.bias).argmax(1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """The probe of the best learning rate, and what each of them was worth."""
+    """The probe of the best learning rate, with every rate's accuracy."""
 
     probe: Probe
     learning_rate: float
@@ -53,7 +53,7 @@ def linear_probe(
     seed: int = 0,
     told: Callable[[int], None] = lambda _steps: None,
 ) -> Chosen:
-    """Trains a linear classifier, choosing the learning rate on validation images.
+    """Trains a linear classifier, its learning rate selected on validation images.
 
     SGD with momentum 0.9, no weight decay, a cosine to 0; learning rates are of 256 images and scaled to the batch.
     Without validation images a tenth of the training images chooses, and the best rate is trained once more on all.

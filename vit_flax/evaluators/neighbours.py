@@ -12,8 +12,8 @@ from jax import lax
 from jaxtyping import Float, Int
 
 METRICS = ("cosine", "euclidean")
-SCORES_BYTES = 256 * 2**20  # of one part's scores
-SPARE = 16  # candidates beyond those asked for: float32 may rank near ones in another order
+SCORES_BYTES = 256 * 2**20  # bytes of one chunk's scores
+SPARE = 16  # candidates beyond `count`: float32 may rank near ones in another order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Neighbours:
     """The nearest vectors of each query, the nearest first."""
 
     indices: Int[np.ndarray, "q k"]
-    scores: Float[np.ndarray, "q k"]  # float64: cosines, or distances with the sign turned
+    scores: Float[np.ndarray, "q k"]  # float64: cosine similarities, or negative distances
 
 
 def nearest(
@@ -56,7 +56,7 @@ def nearest(
     found = Neighbours(np.empty((len(queries), count), np.int64), np.empty((len(queries), count)))
     for first in range(0, len(queries), rows):
         part = queries[first : first + rows]
-        padded = np.pad(part, ((0, rows - len(part)), (0, 0))) if first else part  # one shape more at most
+        padded = np.pad(part, ((0, rows - len(part)), (0, 0))) if first else part  # at most one other shape
         candidates = np.sort(np.asarray(_candidates(jnp.asarray(padded, jnp.float32), on_device, wanted, metric)), 1)
         for row, (query, own) in enumerate(zip(part, candidates, strict=False), first):
             own = own[own != row] if without_self else own
@@ -67,7 +67,7 @@ def nearest(
 
 
 def unit(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """Returns vectors of length 1; those of length 0 stay as they are."""
+    """Returns L2-normalised vectors; zero vectors stay zero."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1)
 

@@ -20,14 +20,14 @@ QUERIES, COLUMNS = 8, 6
 
 
 def choose_queries(predicted: np.ndarray, labels: np.ndarray, count: int = QUERIES) -> np.ndarray:
-    """Returns images to show: half of them wrongly classified, where there are so many, spread over the classes."""
+    """Returns queries to show: half of them misclassified where there are as many, stratified by class."""
     wrong, right = (_spread(labels, np.flatnonzero((predicted == labels) == is_right)) for is_right in (False, True))
     taken = wrong[: count - min(len(right), count // 2)]
     return np.concatenate([right[: count - len(taken)], taken])
 
 
 def _spread(labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Returns rows in an order that has one of every class before the second of any."""
+    """Returns rows in a round-robin order over the classes."""
     turn = np.zeros(len(rows), np.int64)
     for label in np.unique(labels[rows]):
         own = labels[rows] == label

@@ -11,7 +11,7 @@ from vit_flax.evaluators.neighbours import nearest
 
 
 def recall_at(images: FrozenFeatures, counts: Sequence[int]) -> tuple[dict[int, float], int]:
-    """Returns the recall at each count, and how many images asked.
+    """Returns recall at each count, and the number of queries.
 
     Every image asks for its nearest ones, by cosine, among all others; recall at k is the share of those that have one
     of their own label among the first k. Images that are the only one of their label do not ask.

@@ -23,11 +23,11 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether the program is within what is allowed."""
-        return self.error <= self.allowed  # False for what is no number
+        """Whether the error is within the allowed one."""
+        return self.error <= self.allowed  # False for NaN
 
     def __str__(self) -> str:
-        """Says it in a few words."""
+        """Describes the comparison."""
         return f"off by {self.error:.1e} of {self.size:.1e}, {self.allowed:.1e} allowed"
 
 

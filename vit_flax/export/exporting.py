@@ -25,7 +25,7 @@ WRITERS: dict[str, Writer] = {".onnx": onnx_file.write, ".stablehlo": stablehlo_
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What was written, and how near it is to the model."""
+    """The files that were written, and their comparisons with the model."""
 
     files: tuple[Path, ...]
     names: tuple[str, ...]  # of the outputs
@@ -94,7 +94,7 @@ def export_model(
         wrong = [f"{name}: {found}" for name, found in zip(program.names, comparisons, strict=True) if not found.agrees]
         if wrong:
             raise ValueError(f"{path}: the program is not the model, so nothing is written ({'; '.join(wrong)})")
-        files = sorted(beside.iterdir(), key=lambda file: file.name == path.name)  # the program itself comes last
+        files = sorted(beside.iterdir(), key=lambda file: file.name == path.name)  # the program last
         for file in files:
             os.replace(file, path.parent / file.name)
     finally:

@@ -18,7 +18,7 @@ from vit_flax.export.program import Program
 OPSET = 21
 INPUT = "images"
 _IR_VERSION = 10  # the one that belongs to the opset; readers of older years know it
-_MOST = 2**31 - 2**20  # bytes of a protocol buffer; what is larger keeps its tensors in a file beside it
+_MOST = 2**31 - 2**20  # bytes of a protocol buffer; larger models keep their tensors in a file beside it
 _BFLOAT16, _FLOAT = 16, 1
 
 

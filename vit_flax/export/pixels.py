@@ -14,7 +14,7 @@ from vit_flax.preprocessing.evaluation import Preprocessing
 
 
 def prepare_pixels(value: Preprocessing, raw_size: tuple[int, int], channels: int) -> Callable[[Array], Array]:
-    """Returns the function of uint8 images (B, H, W, C) of `raw_size` that gives what the model reads.
+    """Returns the preprocessing of uint8 images (B, H, W, C) of `raw_size` as a JAX function.
 
     Bytes are resized in integers, with the weights that Pillow or torch has: the result is theirs to the bit.
     """
@@ -62,7 +62,7 @@ def _resizing(value: Preprocessing, old: int, new: int) -> Callable[[Array, int]
 
     def resize(x: Array, axis: int) -> Array:
         sums = _along(x, jnp.asarray(whole), axis) + (1 << bits >> 1)
-        # of what is not negative, a division is a shift; and what is negative becomes 0
+        # a shift divides what is not negative, and negatives become 0
         return jnp.minimum(jax.lax.div(jnp.maximum(sums, 0), jnp.int32(1 << bits)), 255)
 
     return resize

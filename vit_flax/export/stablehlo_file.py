@@ -13,11 +13,11 @@ from vit_flax.export.metadata import metadata
 from vit_flax.export.program import Program
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
-_MOST = 2**31 - 2**20  # bytes: jax.export's own format counts them in 31 bits
+_MOST = 2**31 - 2**20  # bytes: jax.export's format has 31-bit sizes
 
 
 def write(path: Path, program: Program) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """Writes the program, and what it says of itself beside it; returns the function that the file holds.
+    """Writes the program, with its metadata beside it; returns the function that the file holds.
 
     Raises:
         ImportError: flatbuffers is not installed, which jax.export writes with.

@@ -22,7 +22,7 @@ A, B = "lora_a", "lora_b"
 
 
 def begin(key: Array, params: PyTree, config: LoraConfig) -> tuple[PyTree, PyTree]:
-    """Returns what is trained of a model's parameters, and what is frozen; together they compute what the model did.
+    """Returns initial trained parameters, adapters among them, and the frozen ones; the model's outputs stay the same.
 
     Raises:
         ValueError: a pattern of the config matches no layer.
@@ -50,11 +50,11 @@ def begin(key: Array, params: PyTree, config: LoraConfig) -> tuple[PyTree, PyTre
 
 
 def merged(frozen: PyTree, trained: PyTree, config: LoraConfig) -> PyTree:
-    """Returns the parameters of the model, with the adapters in its kernels: W + A B alpha / r."""
+    """Merges adapters into the kernels: W + A B alpha / r."""
     flat, products = parts(frozen, trained, config)
     for kernel, pairs in products.items():
         a, b = jnp.concatenate([a for a, _ in pairs], -1), jnp.concatenate([b for _, b in pairs])
-        # TPUs would round the operands: they are parameters, and the product is small
+        # in full precision: TPUs would round the operands, which are parameters, and the product is small
         change: Any = jnp.tensordot(a, b, 1, precision=lax.Precision.HIGHEST)
         flat[kernel] = (flat[kernel] + change).astype(flat[kernel].dtype)
     return unflatten_dict(flat, sep="/")

@@ -33,9 +33,9 @@ class LoraConfig:
     ranks: tuple[tuple[str, int], ...] = ()  # (pattern, rank) of targets that have another; the first that matches
     alphas: tuple[tuple[str, float], ...] = ()  # likewise
     rslora: bool = False  # by alpha / sqrt(rank) instead: arXiv 2312.03732
-    dropout: float = 0.0  # of what goes into an adapter, token by token, in training
+    dropout: float = 0.0  # dropout of an adapter's input in training
     bias: str = "none"  # which biases are trained, one of BIASES; 'lora_only': those of the targets
-    modules_to_save: tuple[str, ...] | str = ("head(_dist)?",)  # patterns of modules that are trained whole
+    modules_to_save: tuple[str, ...] | str = ("head(_dist)?",)  # patterns of modules that are trained in full
 
     def __post_init__(self) -> None:
         """Checks every value."""
@@ -61,13 +61,13 @@ class LoraConfig:
         return next((rank for pattern, rank in self.ranks if matches(pattern, name)), self.rank)
 
     def scale(self, name: str, rank: int) -> float:
-        """Returns what the product of an adapter's two matrices of that rank is multiplied by."""
+        """Returns the scale of an adapter's product: alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
         alpha = next((alpha for pattern, alpha in self.alphas if matches(pattern, name)), self.alpha)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Returns whether a pattern is of that name, or of its end after a slash."""
+    """Returns whether a pattern matches a name, or its end after a slash."""
     return re.fullmatch(rf"(.*/)?({pattern})", name) is not None
 
 
@@ -80,7 +80,7 @@ def _rules(name: str, value: object) -> tuple[tuple[str, Any], ...]:
 
 def _patterns(name: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str):
-        # not inside of brackets, where a comma is the expression's own
+        # not inside brackets, where a comma is the regular expression's
         value = re.split(r",(?![^({\[]*[)}\]])", value) if value else ()
     if not isinstance(value, tuple | list) or not all(isinstance(pattern, str) for pattern in value):
         raise ValueError(f"lora.{name} must be patterns of layers, got {value!r}")

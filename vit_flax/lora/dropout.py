@@ -44,7 +44,7 @@ def beside_kernels(frozen: PyTree, trained: PyTree, config: LoraConfig, scan: bo
 
 @contextmanager
 def applied_with_dropout(rate: float) -> Iterator[None]:
-    """Makes models applied inside add what the adapters of `beside_kernels` make of the layers' inputs.
+    """Makes models applied in the context add the outputs of the adapters of `beside_kernels`.
 
     Each adapter leaves out its own share of the inputs, token by token, in an apply with rngs={"dropout": key}.
 

@@ -32,7 +32,7 @@ from vit_flax.models import VisionTransformer
 from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.reading import Reading, read_model
 
-# moves of kernels that leave the inputs and the outputs of a layer apart
+# operations on kernels that keep a layer's inputs and outputs separate axes
 _MOVES = (DENSE.name, CONV.name, "(out, in) each -> (in, sum of outs)", "(out, C p p) -> (p, p, C, out)")
 _MEMORY = "_memory"
 
@@ -118,7 +118,7 @@ def write_adapter(
 
 
 class _Names:
-    """What a layout calls the parameters."""
+    """Names of parameters in a layout."""
 
     def __init__(self, layout: Layout, config: ViTConfig) -> None:
         self.layout, self.rules, self.prefix = layout, layout.rules(config), layout.prefix(config)

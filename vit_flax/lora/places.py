@@ -15,7 +15,7 @@ _PARTS: dict[str, dict[str, tuple[int, int, int]]] = {
     "fc1": {"gate": (0, 1, 2), "value": (1, 2, 2)},
 }
 _HEADS = ("head", "head_dist")
-# what the layers are called elsewhere: peft's examples, transformers, timm
+# layers' names in peft's examples, transformers and timm
 _ELSEWHERE = {
     "q_proj": "q", "k_proj": "k", "v_proj": "v", "query": "q", "key": "k", "value": "v", "query_key_value": "qkv",
     "o_proj": "attn/proj", "out_proj": "attn/proj", "up_proj": "fc1", "down_proj": "fc2", "gate_proj": "gate",
@@ -44,7 +44,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What a config trains of a model."""
+    """The trained parameters that a config selects."""
 
     places: tuple[Place, ...]
     whole: frozenset[str]  # paths of parameters that are trained themselves
@@ -67,7 +67,7 @@ def find_place(name: str, shapes: Shapes) -> Place | None:
 
 
 def _is_fused(kernel: str, fused: str, shapes: Shapes) -> bool:
-    # a perceptron's first layer makes gates and values where it is twice as wide as the second takes
+    # an MLP is gated where its first layer is twice as wide as the second's input
     second = shapes.get(kernel.replace("/fc1/", "/fc2/"), (0,))
     return fused != "fc1" or shapes[kernel][-1] == 2 * second[0]
 
@@ -80,7 +80,7 @@ def all_places(shapes: Shapes) -> list[Place]:
 
 
 def choose(config: LoraConfig, shapes: Shapes) -> Choice:
-    """Returns what a config trains of a model whose parameters have these shapes, by path.
+    """Selects the trained parameters of a model whose parameters have these shapes, by path.
 
     Raises:
         ValueError: a pattern matches nothing (the nearest names are suggested) or is no regular expression, or a layer
@@ -151,7 +151,7 @@ def _select(field: str, patterns: Iterable[str], names: Collection[str]) -> set[
 
 
 def _hint(pattern: str, names: Collection[str]) -> str:
-    """Returns what a pattern may have meant, else what there is: without the numbers of blocks."""
+    """Returns the names that a pattern may have meant, or all names, without block numbers."""
     known = {}
     for name in names:
         parts = name.split("/")

@@ -16,9 +16,9 @@ MAX_LEVEL = 10.0
 
 
 class Geometry(NamedTuple):
-    """What the operations that move pixels need."""
+    """Parameters of geometric operations."""
 
-    fill: int | tuple[int, ...]  # colour of what moves in
+    fill: int | tuple[int, ...]  # colour of pixels beyond the border
     interpolation: str  # 'bilinear' or 'bicubic'
 
 
@@ -60,7 +60,7 @@ def _rotate(image: Image.Image, level: float, rng: random.Random, geometry: Geom
 
 
 def _enhance(name: str, increasing: bool) -> Operation:
-    """Returns the operation that blends with a version without colour, contrast, light or sharpness."""
+    """Returns the operation that blends with an image without colour, contrast, brightness or sharpness."""
 
     def operation(image: Image.Image, level: float, rng: random.Random, geometry: Geometry) -> Image.Image:
         from PIL import ImageEnhance
@@ -82,7 +82,7 @@ def _imageops(name: str) -> Operation:
 
 
 def _posterize(bits_of_level: Callable[[float], int]) -> Operation:
-    """Returns the operation that keeps so many of the 8 bits; Pillow's own refuses to keep none, which is black."""
+    """Returns the operation that keeps so many of the 8 bits; Pillow's refuses 0 bits, which are black."""
 
     def operation(image: Image.Image, level: float, rng: random.Random, geometry: Geometry) -> Image.Image:
         lost = 8 - bits_of_level(level)
@@ -177,7 +177,7 @@ def apply_operation(name: str, image: Image.Image, level: float, rng: random.Ran
 def rand_augment(
     image: Image.Image, rng: random.Random, geometry: Geometry, magnitude: float, magnitude_std: float, num_ops: int
 ) -> Image.Image:
-    """Returns the image after `num_ops` operations drawn with replacement, each of which happens half the time."""
+    """Applies `num_ops` operations drawn with replacement, each with probability 1/2."""
     for name in rng.choices(RAND_AUGMENT, k=num_ops):
         if rng.random() < 0.5:
             image = apply_operation(name, image, rng.gauss(magnitude, magnitude_std), rng, geometry)
@@ -185,7 +185,7 @@ def rand_augment(
 
 
 def follow_policy(image: Image.Image, rng: random.Random, geometry: Geometry, policy: Policy) -> Image.Image:
-    """Returns the image after one of the policy's rows."""
+    """Applies one of the policy's rows."""
     for name, probability, level in rng.choice(policy):
         if rng.random() < probability:
             image = apply_operation(name, image, level, rng, geometry)

@@ -26,10 +26,10 @@ class BadImageError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """What a file says besides its pixels, and whether it is followed."""
+    """Decoding options: EXIF orientation, and the range of wide pixels."""
 
-    exif: bool = False  # turned as its EXIF orientation says: transformers does so, torchvision and timm do not
-    pixel_range: tuple[float, float] | None = None  # black and white of wider pixels, beyond which they are clipped
+    exif: bool = False  # apply the EXIF orientation: transformers does, torchvision and timm do not
+    pixel_range: tuple[float, float] | None = None  # range of wider pixels that maps to 0..255, clipped beyond
 
 
 def import_pillow() -> Any:
@@ -89,7 +89,7 @@ def open_image(
                 )
             elif image.mode not in CONVERTED:
                 raise BadImageError(f"mode {image.mode!r} is not turned into RGB without a colour profile: convert it")
-            return image.convert(TARGETS[channels])  # decodes as well
+            return image.convert(TARGETS[channels])  # which decodes, too
     except BadImageError:
         raise
     except FileNotFoundError:
@@ -101,7 +101,7 @@ def open_image(
 
 
 def _narrowed(image: Any, pixel_range: tuple[float, float]) -> Any:
-    """Returns wide grey pixels as bytes, the range's ends being 0 and 255."""
+    """Maps wide grey pixels to bytes, the range's ends to 0 and 255."""
     black, white = pixel_range
     scaled = (np.asarray(image, np.float64) - black) * (255 / (white - black))
     return import_pillow().fromarray(np.round(np.clip(np.nan_to_num(scaled), 0, 255)).astype(np.uint8))
@@ -119,7 +119,7 @@ def to_image(array: np.ndarray) -> Image.Image:
 
 
 def match_channels(array: np.ndarray, channels: int) -> np.ndarray:
-    """Returns (height, width) or (height, width, 1, 3 or 4) uint8 with the number of channels asked for.
+    """Converts (height, width) or (height, width, 1, 3 or 4) uint8 to the given number of channels.
 
     Raises:
         BadImageError: it is no such array.

@@ -51,7 +51,7 @@ _FILTERS: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {
 
 
 def byte_weights(old: int, new: int, interpolation: str) -> tuple[Int32[np.ndarray, "new old"], int]:
-    """Returns the weights by which bytes are resized along an axis, and how many bits of them are after the point."""
+    """Returns the fixed-point weights of one axis for bytes, and the number of their fraction bits."""
     support, function = _FILTERS[interpolation]
     scale = old / new
     stretch = max(scale, 1.0)
@@ -67,14 +67,14 @@ def byte_weights(old: int, new: int, interpolation: str) -> tuple[Int32[np.ndarr
 
 
 def nearest(old: int, new: int) -> np.ndarray:
-    """Returns the row that each row of the result is, as Pillow itself has it."""
+    """Returns the source row of each output row, as Pillow computes it."""
     module = import_pillow()
     rows = module.fromarray(np.arange(old, dtype=np.int32)[:, None])
     return np.asarray(rows.resize((1, new), module.Resampling.NEAREST))[:, 0]
 
 
 def goes_down_first(old: tuple[int, int], new: tuple[int, int], interpolation: str) -> bool:
-    """Returns whether the installed Pillow resizes (height, width) down before across, as later versions may.
+    """Returns whether the installed Pillow resizes rows before columns, as later versions may.
 
     Found by resizing an image both ways.
 

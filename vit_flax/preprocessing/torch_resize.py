@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float32, Int32
 
-_BLOCK = 32  # rows of the result computed together: they draw on nearly the same rows of the image
+_BLOCK = 32  # output rows computed together: they read nearly the same input rows
 _MAX_BITS = 22
 
 
@@ -48,7 +48,7 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.n
     if interpolation == "nearest":
         rows, columns = (nearest(old, new) for old, new in zip(image.shape[:2], size, strict=True))
         return np.ascontiguousarray(image[rows][:, columns])
-    if image.shape[1] != size[1]:  # first across, as torch does
+    if image.shape[1] != size[1]:  # columns first, as torch does
         image = _resize_rows(image.swapaxes(0, 1), size[1], interpolation).swapaxes(0, 1)
     if image.shape[0] != size[0]:
         image = _resize_rows(image, size[0], interpolation)
@@ -56,7 +56,7 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.n
 
 
 def nearest(old: int, new: int) -> np.ndarray:
-    """Returns the row that each row of the result is."""
+    """Returns the source row of each output row."""
     scale = np.float32(old) / np.float32(new)
     positions = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * scale
     return np.minimum(np.floor(positions).astype(np.int64), old - 1)
@@ -80,7 +80,7 @@ def _resize_rows(image: np.ndarray, new: int, interpolation: str) -> np.ndarray:
         for row, (begin, values) in enumerate(zip(first[chosen] - low, weights[chosen], strict=True)):
             count = min(len(values), high - low - begin)
             band[row, begin : begin + count] = values[:count]
-        sums = band @ flat[low:high].astype(np.float64)  # of integers, where bytes are counted: exact
+        sums = band @ flat[low:high].astype(np.float64)  # integer sums for bytes: exact
         if counts_bytes:
             sums = np.clip(np.floor((sums + (1 << bits >> 1)) / (1 << bits)), 0, 255)
         result[chosen] = sums
@@ -107,20 +107,20 @@ def _weights(old: int, new: int, interpolation: str, dtype: np.dtype) -> tuple[n
 
 
 def _whole_weights(old: int, new: int, interpolation: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns what `_weights` does, in whole numbers, and how many bits of them are after the point."""
+    """Returns `_weights` in fixed point, and the number of fraction bits."""
     first, weights = _weights(old, new, interpolation, np.dtype(float))
     bits = _precision(float(weights.max()))
     return first, np.trunc(weights * (1 << bits) + np.where(weights < 0, -0.5, 0.5)), bits
 
 
 def byte_weights(old: int, new: int, interpolation: str) -> tuple[Int32[np.ndarray, "new old"], int]:
-    """Returns the weights by which bytes are resized along an axis, and how many bits of them are after the point."""
+    """Returns the fixed-point weights of one axis for bytes, and the number of their fraction bits."""
     first, weights, bits = _whole_weights(old, new, interpolation)
     return _matrix(first, weights, old).astype(np.int32), bits
 
 
 def float_weights(old: int, new: int, interpolation: str) -> Float32[np.ndarray, "new old"]:
-    """Returns the weights by which floats are resized along an axis."""
+    """Returns the weights of one axis for floats."""
     return _matrix(*_weights(old, new, interpolation, np.dtype(np.float32)), old).astype(np.float32)
 
 
@@ -133,7 +133,7 @@ def _matrix(first: np.ndarray, weights: np.ndarray, old: int) -> np.ndarray:
 
 
 def _precision(largest: float) -> int:
-    """Returns how many bits after the point keep the largest weight below 2 ** 15."""
+    """Returns the number of fraction bits that keeps the largest weight below 2 ** 15."""
     bits = 0
     while bits < _MAX_BITS and int(0.5 + largest * (1 << (bits + 1))) < 1 << 15:
         bits += 1
