@@ -12,8 +12,8 @@ class DropRates:
     They act only where `apply` is given a key: `rngs={"dropout": key}`. Names are timm's.
     """
 
-    drop_path_rate: float = 0.0  # stochastic depth of the last block, image by image; rises linearly from 0
-    attn_drop_rate: float = 0.0  # of the attention's weights
+    drop_path_rate: float = 0.0  # stochastic depth of the last block, per image; rises linearly from 0
+    attn_drop_rate: float = 0.0  # of the attention weights
     proj_drop_rate: float = 0.0  # after each linear layer of the attention's output and of the MLP
     pos_drop_rate: float = 0.0  # of the tokens after positions are added
     drop_rate: float = 0.0  # of the pooled features before the head
@@ -30,5 +30,5 @@ class DropRates:
         return tuple(self.drop_path_rate * i / max(1, depth - 1) for i in range(depth))
 
 
-# nothing is left out
+# no dropout, no stochastic depth
 NO_DROPS = DropRates()

@@ -20,8 +20,8 @@ class Part:
     The linen side is the class that `vit_flax.models.parts` names for it.
     """
 
-    spared: ClassVar[tuple[str, ...]] = ()  # last names of parameters that weight decay spares
-    fixed: ClassVar[tuple[str, ...]] = ()  # and of those that are stored, never trained
+    spared: ClassVar[tuple[str, ...]] = ()  # last names of parameters that are exempt from weight decay
+    fixed: ClassVar[tuple[str, ...]] = ()  # last names of parameters that are stored, never trained
     stem: ClassVar[tuple[str, ...]] = ()  # patterns of parameter paths that layer-wise learning rates count as the stem
     sharding: ClassVar[tuple[ShardingRule, ...]] = ()  # rules before those of vit_flax.train.sharding
 

@@ -9,7 +9,7 @@ from vit_flax.config.field_types import check_types
 from vit_flax.config.position import TextMask
 from vit_flax.config.vit import ViTConfig
 
-# what of a text becomes its embedding
+# poolings of a text's tokens
 TEXT_POOLS = ("eos", "argmax", "last", "first", "avg", "max", "map")
 
 
@@ -22,7 +22,7 @@ class TextConfig:
     """
 
     vocab_size: int = 49408
-    context_length: int = 77  # most tokens a text may have
+    context_length: int = 77  # maximum tokens of a text
     embed_dim: int = 512
     depth: int = 12
     num_heads: int = 8
@@ -30,7 +30,7 @@ class TextConfig:
     activation: str = "gelu"
     norm_eps: float = 1e-5
     init_values: float | None = None  # first value of LayerScale; None: no LayerScale
-    causal: bool = True  # a token attends to itself and to those before it alone
+    causal: bool = True  # causal attention mask
     # the token that stands for the text: 'eos' the first that is eos_token_id, 'argmax' the first of the highest
     # number, 'last', 'first'; or all of them: 'avg', 'max', 'map' (from a learned query)
     pool: str = "argmax"
@@ -44,7 +44,7 @@ class TextConfig:
             require_int(name, getattr(self, name), minimum=1)
         require_int("output_dim", self.output_dim, minimum=0)
         require_choice("pool", self.pool, TEXT_POOLS)
-        _ = self.blocks  # which checks what is the blocks'
+        _ = self.blocks  # whose construction checks them
         check_types(self)
         if self.pool == "eos":
             require_int("eos_token_id", self.eos_token_id, minimum=0)
@@ -53,7 +53,7 @@ class TextConfig:
 
     @property
     def blocks(self) -> ViTConfig:
-        """What the blocks are built from, which are those of a Vision Transformer."""
+        """The config of the blocks, which are those of a Vision Transformer."""
         return ViTConfig(
             embed_dim=self.embed_dim, depth=self.depth, num_heads=self.num_heads, mlp_ratio=self.mlp_ratio,
             activation=self.activation, norm_eps=self.norm_eps, init_values=self.init_values,
@@ -67,7 +67,7 @@ class TextConfig:
 
     @property
     def width(self) -> int:
-        """Width of what comes out."""
+        """Width of the embedding."""
         return self.output_dim or self.embed_dim
 
     def replace(self, **changes: object) -> TextConfig:

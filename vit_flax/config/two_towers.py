@@ -14,7 +14,7 @@ from vit_flax.config.text import TextConfig
 from vit_flax.config.vit import ViTConfig
 from vit_flax.suggestions import suggest
 
-TEXT = "text_"  # what stands before a text tower's field where those of both towers are in one mapping
+TEXT = "text_"  # prefix of a text tower's fields where those of both towers are in one mapping
 LOGIT_BIAS = "logit_bias"
 _WIDTH = TextConfig().width  # of the embeddings, unless a config says another
 _TEXT_FIELDS = tuple(field.name for field in dataclasses.fields(TextConfig))
@@ -62,7 +62,7 @@ class TwoTowersFamily:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TwoTowersConfig:
-    """Architecture of a model of images and texts: what both towers are, and how their embeddings are compared.
+    """Architecture of a two-tower model: both towers, and how their embeddings are compared.
 
     The image tower's head is its projection into the shared space. Its fields and properties are read as the config's
     own, the text tower's with `text_` before them: `config.image_size`, `config.text_depth`.
@@ -86,7 +86,7 @@ class TwoTowersConfig:
 
     @property
     def image_width(self) -> int:
-        """Width of what comes out of the image tower."""
+        """Width of the image tower's embedding."""
         image = self.image
         return image.num_classes or image.embed_dim * (2 if image.global_pool == "token_avg" else 1)
 

@@ -18,7 +18,7 @@ from vit_flax.models.qkv import split_qkv
 
 
 class AttentionPool(nn.Module):
-    """Gathers all tokens into one vector: a learned query attends to them, then an MLP with a skip around it.
+    """Pools tokens by attention of a learned query, then a residual MLP.
 
     Queries, keys and values share one kernel, as they do in most checkpoints.
 
@@ -59,7 +59,7 @@ class AttentionPool(nn.Module):
 
 
 class QueryPool(nn.Module):
-    """Gathers all tokens into one vector: a learned query, which no layer projects, attends to them.
+    """Pools tokens by attention of a learned query that no layer projects.
 
     Reference: transformers' Aimv2AttentionPoolingHead, arXiv 2411.14402.
     """

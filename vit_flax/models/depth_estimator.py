@@ -17,7 +17,7 @@ from vit_flax.models.vision_transformer import VisionTransformer
 
 
 class DepthEstimator(nn.Module):
-    """Estimates the depth of every pixel; larger is nearer where the depth is relative, metres where it is metric.
+    """Estimates depth: relative (larger is nearer) or metric, in metres.
 
     Reference: transformers' DepthAnythingForDepthEstimation.
     """

@@ -23,7 +23,7 @@ SUB_NORM_EPS = 1e-5
 
 
 class DiffMixing(nn.Module):
-    """Mixes values by the difference of two softmaxes, the second weighted by a learned number.
+    """Attends by the difference of two softmaxes, the second weighted by a learned lambda.
 
     Every head has two queries and two keys of half its width. What the weight starts from depends on the `index` of the
     block, and so does the factor of the result.
@@ -61,7 +61,7 @@ class DiffMixing(nn.Module):
 
 
 class DiffAttention(nn.Module):
-    """Differential attention between its two projections.
+    """Differential attention with its input and output projections.
 
     Reference: timm.layers.DiffAttention.
     """
@@ -113,5 +113,5 @@ class DiffParallelScalingBlock(ParallelScalingBlock):
         self.out_proj = self._linear(self.config.embed_dim)
 
     def mix(self, q: Array, k: Array, v: Array, hidden: Float[Array, "b n h"]) -> Float[Array, "b n d"]:
-        """Returns what the block adds."""
+        """Returns the residual branch."""
         return self.out_proj(jnp.concatenate([self.mixing(q, k, v), hidden], axis=-1))

@@ -16,7 +16,7 @@ Grid = Float[Array, "b h w c"]
 
 
 class Reassemble(nn.Module):
-    """Projects a grid of tokens and changes its size.
+    """Projects a feature map and resizes it.
 
     Reference: transformers' DepthAnythingReassembleLayer.
     """
@@ -34,13 +34,13 @@ class Reassemble(nn.Module):
             self.resize = Convolution(self.features, 3, int(1 / self.factor), precision=self.precision)
 
     def __call__(self, x: Grid) -> Grid:
-        """Returns the grid in its new size."""
+        """Returns the resized feature map."""
         x = self.projection(x)
         return x if self.factor == 1 else self.resize(x)
 
 
 class Residual(nn.Module):
-    """Adds two convolutions of a grid to it, each after a ReLU.
+    """The residual convolution unit: two convolutions, each after a ReLU, with a skip.
 
     Reference: transformers' DepthAnythingPreActResidualLayer.
     """
@@ -49,7 +49,7 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Grid) -> Grid:
-        """Returns the grid."""
+        """Returns the feature map."""
         out = x
         for name in ("convolution1", "convolution2"):
             out = Convolution(x.shape[-1], precision=self.precision, name=name)(jax.nn.relu(out))
@@ -57,7 +57,7 @@ class Residual(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Joins a grid to what was joined before, and enlarges the sum.
+    """Fuses a feature map with the coarser fused one, and upsamples the sum.
 
     Reference: transformers' DepthAnythingFeatureFusionLayer.
     """
@@ -72,7 +72,7 @@ class Fusion(nn.Module):
         self.residual_layer2 = Residual(self.precision)
 
     def __call__(self, x: Grid, other: Grid | None, size: tuple[int, int]) -> Grid:
-        """Returns the joined grid in the given size; the first layer, which joins nothing, has those weights too."""
+        """Returns the fused map in the given size; the first layer has nothing to fuse, yet the same parameters."""
         if other is not None or self.is_initializing():
             grid = (x.shape[1], x.shape[2])
             own = self.residual_layer1(x if other is None else resize_maps(other, grid, corners=False))
@@ -81,7 +81,7 @@ class Fusion(nn.Module):
 
 
 class DptNeck(nn.Module):
-    """Joins grids of features from the last to the first, each twice as large as the one before.
+    """Fuses feature maps from the last to the first, each twice as large as the one before.
 
     Reference: transformers' DepthAnythingNeck; arXiv 2103.13413.
     """
@@ -90,7 +90,7 @@ class DptNeck(nn.Module):
     precision: Precision = Precision()
 
     def setup(self) -> None:
-        """Builds a reassembling layer, a convolution and a fusion for each grid."""
+        """Builds a reassemble layer, a convolution and a fusion layer for each feature map."""
         cfg, policy = self.config, self.precision
         pairs = zip(cfg.neck_sizes, cfg.factors, strict=True)
         self.reassemble = [Reassemble(size, factor, policy) for size, factor in pairs]
@@ -98,7 +98,7 @@ class DptNeck(nn.Module):
         self.fusion = [Fusion(cfg.fusion_size, policy) for _ in cfg.layers]
 
     def __call__(self, grids: Sequence[Grid]) -> Grid:
-        """Returns the joined grid."""
+        """Returns the fused feature map."""
         made = zip(self.reassemble, self.convs, grids, strict=True)
         grids = [conv(reassemble(grid)) for reassemble, conv, grid in made][::-1]
         joined = None
@@ -111,7 +111,7 @@ class DptNeck(nn.Module):
 
 
 class DepthHead(nn.Module):
-    """Reads a depth from every cell of a grid, enlarged to the image.
+    """Predicts depth from a feature map, upsampled to the image.
 
     Reference: transformers' DepthAnythingDepthEstimationHead.
     """

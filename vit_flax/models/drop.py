@@ -17,7 +17,7 @@ def is_dropping(module: nn.Module, rate: float | Array) -> bool:
 
 
 def dropout(module: nn.Module, x: Array, rate: float) -> Array:
-    """Returns `x` with single numbers set to 0 and the others scaled up, or `x` itself.
+    """Applies dropout: single elements are set to 0 and the others scaled up.
 
     Reference: torch.nn.Dropout.
     """
@@ -25,7 +25,7 @@ def dropout(module: nn.Module, x: Array, rate: float) -> Array:
 
 
 def drop_path(module: nn.Module, x: Float[Array, "b n d"], rate: float | Array) -> Float[Array, "b n d"]:
-    """Returns a residual branch set to 0 for some images of the batch and scaled up for the others, or `x` itself.
+    """Applies stochastic depth: a residual branch is set to 0 for some images of the batch, scaled up for the others.
 
     Reference: timm.layers.DropPath; arXiv 1603.09382.
     """
@@ -33,14 +33,14 @@ def drop_path(module: nn.Module, x: Float[Array, "b n d"], rate: float | Array) 
 
 
 def _drop(module: nn.Module, x: Array, rate: float | Array, shape: tuple[int, ...]) -> Array:
-    # a number and a traced rate, in 64-bit mode or not, draw the same bits
+    # float32, so that constant and traced rates draw the same bits, in 64-bit mode or not
     share = 1 - jnp.asarray(rate, jnp.float32)
     kept = jax.random.bernoulli(module.make_rng("dropout"), share, shape)
-    wide = accumulator_dtype(x.dtype)  # the share, rounded to bfloat16, would be off by up to 0.4 %
+    wide = accumulator_dtype(x.dtype)  # bfloat16 would round the keep probability by up to 0.4 %
     return (x * (kept / share.astype(wide)).astype(wide)).astype(x.dtype)
 
 
 def refuse_drops(kind: str, drop: DropRates, *names: str) -> None:
-    """Raises ValueError when a block of this kind has no place for one of the rates that are set."""
+    """Raises ValueError for a rate that is set and that this type of block does not implement."""
     if found := [f"{name}={getattr(drop, name)}" for name in names if getattr(drop, name)]:
         raise ValueError(f"block {kind!r} has no place for {', '.join(found)}")

@@ -15,7 +15,7 @@ _INIT = nn.initializers.normal(0.02)
 
 
 class Convolution(nn.Module):
-    """Convolves with an odd kernel, the border padded with zeros so that stride 1 keeps the size.
+    """Convolves with an odd kernel and zero padding that keeps the size at stride 1.
 
     Reference: torch.nn.Conv2d(kernel_size, stride, padding=kernel_size // 2).
     """
@@ -28,7 +28,7 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
-        """Returns the convolved grid."""
+        """Returns the convolved feature map."""
         side, dtype = self.kernel_size, self.precision.params
         kernel = self.param("kernel", _INIT, (side, side, x.shape[-1], self.features), dtype)
         operand = self.precision.operand_dtype(x, kernel)
@@ -46,7 +46,7 @@ class Convolution(nn.Module):
 
 
 class Enlargement(nn.Module):
-    """Makes `factor` x `factor` cells of every cell.
+    """A transposed convolution whose kernel is its stride: every cell becomes `factor` x `factor` cells.
 
     Reference: torch.nn.ConvTranspose2d(kernel_size=factor, stride=factor).
     """
@@ -57,7 +57,7 @@ class Enlargement(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
-        """Returns the enlarged grid."""
+        """Returns the upsampled feature map."""
         (batch, height, width, chans), factor, dtype = x.shape, self.factor, self.precision.params
         kernel = self.param("kernel", _INIT, (factor, factor, chans, self.features), dtype)
         operand = self.precision.operand_dtype(x, kernel)
@@ -69,7 +69,7 @@ class Enlargement(nn.Module):
 
 
 def resize_maps(x: Float[Array, "b h w c"], size: tuple[int, int], corners: bool) -> Float[Array, "b i j c"]:
-    """Resizes grids bilinearly, without antialias; `corners`: the corners' centres stay where they are.
+    """Resizes feature maps bilinearly, without antialias; `corners` is torch's align_corners.
 
     Reference: torch.nn.functional.interpolate(mode="bilinear", align_corners=corners).
     """

@@ -11,7 +11,7 @@ from vit_flax.models.precision import target
 
 
 def fence(x: Array) -> Array:
-    """Returns `x`, stored once on the CPU; elsewhere it is no operation at all.
+    """Returns `x`, materialised once on the CPU; elsewhere it is no operation.
 
     XLA:CPU fuses an elementwise producer into every consumer, also into the transposed copies that feed the gradients
     of kernels, where it is then computed in strided order. A conditional is the one thing it does not fuse through.

@@ -19,7 +19,7 @@ OUTPUT_FORMATS = ("NHWC", "NLC")
 
 @dataclasses.dataclass(frozen=True)
 class Intermediates:
-    """What is wanted of a model's blocks: arguments of `VisionTransformer.forward_intermediates`, where they are told.
+    """A request for intermediate features: arguments of `VisionTransformer.forward_intermediates`, documented there.
 
     Raises:
         ValueError: there is no such format.

@@ -47,7 +47,7 @@ def head_shards() -> int:
 
 
 def on_each_device(function: Callable[..., Array], arrays: Sequence[Array], axes: tuple[str | None, ...]) -> Array:
-    """Calls a function with each device's own part of the arrays, which are split alike and as the result is.
+    """Calls a function under jax.shard_map, arguments and result sharded alike.
 
     `axes` says of each axis whether it is of 'images', of 'heads' (one after the other, perhaps with their columns) or
     of neither.

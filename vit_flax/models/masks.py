@@ -7,7 +7,7 @@ from vit_flax.config import FIXED_POS_EMBEDS, ModelConfig, TwoTowersConfig, ViTC
 
 
 def no_weight_decay(config: ViTConfig) -> set[str]:
-    """Returns the parameters that weight decay spares.
+    """Returns the parameters that are exempt from weight decay.
 
     Reference: ViT_Backbone.no_weight_decay() of the tutorial; timm spares the other prefix tokens, a learned
     position table, learned frequencies of rotation and tables of relative position bias as well.
@@ -44,5 +44,5 @@ def trainable_mask(config: ModelConfig, params: PyTree) -> PyTree:
 
 
 def _of_towers(params: PyTree, image: PyTree, text: PyTree, others: bool) -> PyTree:
-    """Returns the masks of two towers, and `others` for what compares them."""
+    """Returns the masks of two towers, and `others` for the logits' scale and bias."""
     return {name: {"image": image, "text": text}.get(name, others) for name in params}

@@ -12,7 +12,7 @@ from vit_flax.models.precision import Precision
 
 
 class NormedPatchEmbed(nn.Module):
-    """Cuts images into patches, row by row, normalises each, projects it and normalises the token.
+    """Patch embedding with a norm before and after the projection.
 
     A patch's numbers are ordered row, column, channel.
 

@@ -17,7 +17,7 @@ from vit_flax.models.qkv import merge_heads, split_qkv
 
 
 class ParallelScalingBlock(nn.Module):
-    """Adds attention and MLP of the same normalised tokens; one layer makes the hidden layer, q, k and v.
+    """Adds attention and MLP of the same normalised tokens; one fused projection gives hidden layer, q, k and v.
 
     Reference: timm's ParallelScalingBlock; ViT-22B, arXiv 2302.05442.
     """
@@ -45,7 +45,7 @@ class ParallelScalingBlock(nn.Module):
 
     @nn.nowrap
     def setup_mixing(self) -> None:
-        """Builds what follows the first layer."""
+        """Builds the layers after the fused projection."""
         self.attn_out_proj, self.mlp_out_proj = self._linear(self.config.embed_dim), self._linear(self.config.embed_dim)
 
     @nn.nowrap
@@ -67,7 +67,7 @@ class ParallelScalingBlock(nn.Module):
         return x + drop_path(self, y if cfg.init_values is None else self.ls(y), self.drop_path)
 
     def mix(self, q: Array, k: Array, v: Array, hidden: Float[Array, "b n h"]) -> Float[Array, "b n d"]:
-        """Returns what the block adds."""
+        """Returns the residual branch."""
         cfg = self.config
         if cfg.qk_norm:
             q, k = self.q_norm(q).astype(v.dtype), self.k_norm(k).astype(v.dtype)

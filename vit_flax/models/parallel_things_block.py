@@ -48,7 +48,7 @@ class Branch(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        """Returns what the branch adds."""
+        """Returns the residual branch."""
         cfg = self.config
         x = NORM_LAYERS[cfg.norm_layer](cfg.norm_eps, self.precision, name="norm")(x)
         build = build_attention if self.layer == "attn" else build_mlp

@@ -74,7 +74,7 @@ def build_patch_embed(config: ViTConfig, precision: Precision) -> PatchEmbed:
 
 
 class PatchProjection(nn.Module):
-    """Convolves with a stride of one patch, as the matrix product that this is."""
+    """Convolves with a stride of one patch, as a matrix product."""
 
     patch_size: tuple[int, int]
     features: int

@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from vit_flax.models.placed import custom_vjp
 
-# of float32 products: in full unless the caller says otherwise, for the default of TPU and of recent GPUs is not
+# of float32 products: full precision unless the caller says otherwise, which TPUs' and recent GPUs' default is not
 HIGHEST = lax.Precision.HIGHEST
 
 GPUS = ("gpu", "cuda", "rocm")  # platforms
@@ -29,7 +29,7 @@ class Target:
 
     platform: str | None = None  # 'cpu', 'tpu', 'gpu'; None: whatever the program is lowered for
     devices: int = 1
-    kind: str = ""  # what JAX calls such a device, where that is known
+    kind: str = ""  # JAX's device_kind, where it is known
 
 
 # part of the key of every jit cache, so that what was traced for one machine is never run on another
@@ -37,7 +37,7 @@ _target = jax.make_user_context(Target())
 
 
 def compiled_for(platform: str | None, devices: int = 1, kind: str = "") -> AbstractContextManager[None]:
-    """Makes models traced in this context store and compute what is best on that platform.
+    """Makes models traced in this context choose dtypes and kernels for that platform.
 
     See `Precision.of` and `attention_backend`; by `kind`, a device's `device_kind`, kernels know its fast memory.
     """
@@ -70,7 +70,7 @@ class Precision:
 
     @classmethod
     def of(cls, dtype: DTypeLike | None, param_dtype: DTypeLike, precision: PrecisionLike | Precision) -> Precision:
-        """Returns the value of a model's fields; `precision` is of float32 products, or a whole Precision.
+        """Returns the policy of a model's fields; `precision` is of float32 products, or a whole Precision.
 
         Where bfloat16 is multiplied it is stored too, unless the target is a CPU: memory is what bounds a TPU or GPU,
         and a CPU's products are faster with results in float32. The residual stream stays float32: in bfloat16 logits
@@ -85,7 +85,7 @@ class Precision:
 
     @property
     def wide(self) -> Precision:
-        """The same, but what layers hand on is float32 or wider: for the last ones."""
+        """The same policy with activations stored in float32 or wider: for the last layers."""
         return dataclasses.replace(self, stored=None, stream=None)
 
     def operand_dtype(self, *operands: Array) -> DTypeLike:

@@ -11,7 +11,7 @@ from vit_flax.models.precision import Precision
 
 
 def relative_positions(grid_size: tuple[int, int]) -> np.ndarray:
-    """Returns which row of a table belongs to every query (first axis) and key, the class token being first.
+    """Returns the table's row for every query (first axis) and key, the class token first.
 
     The rows are those of the (2 H - 1) x (2 W - 1) steps from key to query, then three: class token to patch, patch to
     class token, class token to itself.
@@ -34,7 +34,7 @@ def relative_rows(grid_size: tuple[int, int]) -> int:
 
 
 class RelativePositionBias(nn.Module):
-    """Looks up what is added to the logits of every head, query and key.
+    """Looks up the bias of every head, query and key.
 
     Reference: timm.models.beit.RelativePositionBias; transformers' BeitRelativePositionBias.
     """
@@ -52,7 +52,7 @@ class RelativePositionBias(nn.Module):
 
 
 class RelativePositions(Positions):
-    """Adds to the logits what the block's own table, the model's shared one, or both say.
+    """Adds biases of the block's own table, of the model's shared one, or of both to the logits.
 
     Reference: timm.models.beit.Attention and Beit; transformers' BeitModel; arXiv 2106.08254.
     """

@@ -28,7 +28,7 @@ def rotary_frequencies(head_dim: int, theta: float) -> np.ndarray:
 
 
 def rotary_axes(cfg: ViTConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for every patch what its two coordinates are multiplied by frequencies as, rounded to float32.
+    """Returns the two coordinates of every patch that frequencies multiply, rounded to float32.
 
     'dinov3': 2 pi times the patch centre's place in -1..1; else the patch's number in its row or column, counted from
     `rope_grid_offset` and stretched so that the grid has the size of `rope_ref_grid`.
@@ -69,7 +69,7 @@ def mixed_angles(cfg: ViTConfig, freqs: Float[Array | np.ndarray, "2 l h f"]) ->
 
 
 def rotate(x: Float[Array, "b h p e"], angles: Array | np.ndarray, half: bool) -> Float[Array, "b h p e"]:
-    """Turns pairs of channels by their angle: j with j + e/2 if `half`, else 2 j with 2 j + 1."""
+    """Rotates pairs of channels by their angles: j with j + e/2 if `half`, else 2 j with 2 j + 1."""
     numpy = np if isinstance(angles, np.ndarray) else jnp
     angles = numpy.concatenate([angles, angles], axis=-1) if half else numpy.repeat(angles, 2, axis=-1)
     cos, sin = (jnp.asarray(table, x.dtype) for table in (numpy.cos(angles), numpy.sin(angles)))

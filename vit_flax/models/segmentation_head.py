@@ -9,12 +9,12 @@ from jaxtyping import Array, Float
 from vit_flax.models.feature_maps import Convolution
 from vit_flax.models.precision import Precision
 
-STATISTICS = "batch_stats"  # the collection of what batches had on average
+STATISTICS = "batch_stats"  # the collection of running statistics
 MOMENTUM, EPSILON = 0.1, 1e-5  # torch's
 
 
 class BatchNorm(nn.Module):
-    """Normalises each channel by its mean and variance over batch and places, or by those of training.
+    """Batch normalisation: by the batch's statistics in training, by running ones in evaluation.
 
     Reference: torch.nn.BatchNorm2d.
     """
@@ -23,7 +23,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w c"]:
-        """Returns the normalised grid; in training the averages in `STATISTICS` move, if they are mutable."""
+        """Returns the normalised feature map; in training updates `STATISTICS`, if mutable."""
         shape, dtype = x.shape[-1:], self.precision.params
         mean = self.variable(STATISTICS, "mean", jnp.zeros, shape, dtype)
         var = self.variable(STATISTICS, "var", jnp.ones, shape, dtype)
@@ -41,7 +41,7 @@ class BatchNorm(nn.Module):
 
 
 class SegmentationHead(nn.Module):
-    """Gives every patch a score for each class: a linear layer of its normalised token.
+    """Classifies every patch: batch norm and a linear layer of its token.
 
     Reference: BNHead of DINOv2's evaluation of semantic segmentation, arXiv 2304.07193.
     """
@@ -55,5 +55,5 @@ class SegmentationHead(nn.Module):
         self.conv_seg = Convolution(self.num_classes, 1, precision=self.precision)
 
     def __call__(self, grids: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w k"]:
-        """Returns the scores of patches."""
+        """Returns the logits of patches."""
         return self.conv_seg(self.bn(grids, train))

@@ -28,7 +28,7 @@ def expected_shapes(model: VisionTransformer | TextTransformer | TwoTowers) -> S
         return _traced_shapes(model, depth)
     one, two = _traced_shapes(model, 1), _traced_shapes(model, 2)
     if any(two[path] != shape for path, shape in one.items()):
-        return _traced_shapes(model, depth)  # what is outside of the blocks knows how many there are
+        return _traced_shapes(model, depth)  # layers outside the blocks know the depth
     blocks = {path.partition("/")[2]: shape for path, shape in one.items() if path.startswith("blocks_0/")}
     rest = {path: shape for path, shape in one.items() if not path.startswith("blocks_0/")}
     return rest | {f"blocks_{i}/{path}": shape for i in range(depth) for path, shape in blocks.items()}

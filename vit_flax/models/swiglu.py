@@ -14,7 +14,7 @@ from vit_flax.models.precision import Precision, recomputed
 
 
 class SwiGLU(nn.Module):
-    """Multiplies values with activated gates, both linear in the token, and projects the product back.
+    """The gated MLP: a linear projection of activated gates times values.
 
     One layer makes both: the first half of `fc1`'s output is the gate, the second the value.
 

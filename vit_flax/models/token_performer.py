@@ -17,7 +17,7 @@ EPSILON = 1e-8  # keeps the division by the summed weights finite
 
 
 class TokenPerformer(nn.Module):
-    """Attends over tokens, in time linear in their number, while narrowing them to `features`, then adds an MLP.
+    """Attends over tokens in linear time, by random features, while narrowing them to `features`, then adds an MLP.
 
     exp(q k) is estimated by products of positive random features. Those are drawn once, stored with the parameters and
     never trained: weights are right for their own features only. The attention has one head and adds its values back.

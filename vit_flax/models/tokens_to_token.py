@@ -17,23 +17,23 @@ from vit_flax.models.token_performer import TokenPerformer
 
 
 def soft_split(images: Float[Array, "b h w c"], kernel: int) -> Float[Array, "b i j d"]:
-    """Cuts images into overlapping windows of `kernel` pixels, stride (k+1)//2, zero padding (k+1)//4.
+    """Cuts images into overlapping patches of `kernel` pixels, stride (k+1)//2, zero padding (k+1)//4.
 
-    A window's numbers are ordered channel, row, column, as torch.nn.Unfold's.
+    A patch's values are ordered channel, row, column, as torch.nn.Unfold's.
 
     Reference: the tutorial's Tokens2Token.soft_split0..2.
     """
     batch, height, width, chans = images.shape
     rows, columns = softsplit_size(height, kernel), softsplit_size(width, kernel)
     # (B, H, W, C) -> (B, rows, k, W, C) -> (B, rows, k, columns, k, C)
-    x = _windows(_windows(images, 1, rows, kernel), 3, columns, kernel)
+    x = _unfold_axis(_unfold_axis(images, 1, rows, kernel), 3, columns, kernel)
     return reshape(x.transpose(0, 1, 3, 5, 2, 4), batch, rows, columns, chans * kernel * kernel)
 
 
-def _windows(x: Array, axis: int, count: int, kernel: int) -> Array:
-    """Splits an axis into `count` overlapping windows: it becomes two axes (count, kernel)."""
+def _unfold_axis(x: Array, axis: int, count: int, kernel: int) -> Array:
+    """Unfolds an axis into `count` overlapping pieces: it becomes two axes (count, kernel)."""
     stride, padding = (kernel + 1) // 2, (kernel + 1) // 4
-    # a window is never longer than two strides: it is one run of `stride` numbers and the next, no gather needed
+    # a piece is never longer than two strides: one run of `stride` values and the next, without a gather
     length = (count + 1) * stride
     after = max(0, length - padding - x.shape[axis])
     x = jnp.pad(x, [(padding, after) if i == axis else (0, 0) for i in range(x.ndim)])

@@ -14,12 +14,12 @@ from vit_flax.models.precision import HIGHEST, Precision
 from vit_flax.models.text_transformer import TextTransformer
 from vit_flax.models.vision_transformer import VisionTransformer
 
-SCALE = math.log(1 / 0.07)  # first value of the logits' scale, a logarithm, as in CLIP
+SCALE = math.log(1 / 0.07)  # initial log scale of the logits, as in CLIP
 SIGMOID_SCALE, SIGMOID_BIAS = math.log(10), -10.0  # and as in SigLIP
 
 
 class TwoTowers(nn.Module):
-    """Compares images with texts.
+    """A two-tower model: logits of images and texts.
 
     Entry points for `apply`: the call itself (logits), `method="encode_images"` and `method="encode_texts"`
     (embeddings of length 1).
@@ -41,7 +41,7 @@ class TwoTowers(nn.Module):
         return Precision.of(self.dtype, self.param_dtype, self.precision)
 
     def setup(self) -> None:
-        """Builds the towers, and what makes logits of their embeddings."""
+        """Builds the towers, and the logits' scale and bias."""
         cfg = self.config
         runtime = (self.dtype, self.param_dtype, self.precision, self.drop, self.remat, self.scan)
         self.image = VisionTransformer(cfg.image, *runtime)
@@ -75,15 +75,15 @@ class TwoTowers(nn.Module):
     def encode_images(
         self, images: Array, mask: Array | None = None, spatial_shapes: Array | None = None
     ) -> Float[Array, "i e"]:
-        """Returns the images' embeddings, of length 1."""
+        """Returns the images' embeddings, L2-normalised."""
         return _unit(self.image(images, mask, spatial_shapes))
 
     def encode_texts(self, tokens: Int[Array, "t n"], mask: Array | None = None) -> Float[Array, "t e"]:
-        """Returns the texts' embeddings, of length 1."""
+        """Returns the texts' embeddings, L2-normalised."""
         return _unit(self.text(tokens, mask))
 
     def compare(self, images: Float[Array, "i e"], texts: Float[Array, "t e"]) -> Float[Array, "i t"]:
-        """Returns the logits of embeddings of length 1: products, scaled, with the bias if there is one."""
+        """Returns the logits of L2-normalised embeddings: scaled products, with the bias if there is one."""
         logits = jnp.matmul(images, texts.T, precision=self.policy.products) * jnp.exp(self.logit_scale)
         return logits + self.logit_bias if self.config.logit_bias else logits
 
