@@ -16,7 +16,8 @@ from parity_tests.peers import import_transformers
 from parity_tests.random_weights import randomise
 from vit_flax.parity.tolerances import FLOAT64_RELATIVE
 from vit_flax.train.config import DataConfig, LossConfig, OptimizerConfig, ScheduleConfig, TrainConfig
-from vit_flax.train.step import init_state, train_step
+from vit_flax.train.state import init_state
+from vit_flax.train.step import train_step
 
 transformers = import_transformers()
 

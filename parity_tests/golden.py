@@ -22,10 +22,10 @@ import jax
 
 from vit_flax.cli.main import main
 from vit_flax.presets import get_preset
+from vit_flax.train.batch import batch_shapes
 from vit_flax.train.compilation import abstract_state, compile_step
 from vit_flax.train.config import DataConfig, TrainConfig
 from vit_flax.train.sharding import make_mesh
-from vit_flax.train.step import batch_shapes
 
 FILE = Path(__file__).parent / "stored" / "golden.json"
 STEPS = 20

@@ -29,7 +29,8 @@ from vit_flax.parity.tolerances import FLOAT32_LOGITS, FLOAT64_RELATIVE, FLOAT64
 from vit_flax.recipes.adapting import classifier_of
 from vit_flax.train.config import DataConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from vit_flax.train.optimizer import make_optimizer
-from vit_flax.train.step import TrainState, compute_loss, model_params, train_step
+from vit_flax.train.state import TrainState, model_params
+from vit_flax.train.step import compute_loss, train_step
 from vit_flax.train.weights import export_adapter, initial_params
 
 transformers = import_transformers()

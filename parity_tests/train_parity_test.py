@@ -17,8 +17,10 @@ from vit_flax.models import build_model
 from vit_flax.parity.tolerances import FLOAT64_RELATIVE, FLOAT64_ROUNDING
 from vit_flax.recipes.small import digits
 from vit_flax.train.config import AugmentConfig, EmaConfig, ResolvedConfig, TrainConfig
+from vit_flax.train.eval_step import eval_step
 from vit_flax.train.optimizer import learning_rate
-from vit_flax.train.step import eval_step, init_state, train_step
+from vit_flax.train.state import init_state
+from vit_flax.train.step import train_step
 
 NO_RANDOMNESS = {"data.augment": AugmentConfig()}
 TINY = {**NO_RANDOMNESS, "model.embed_dim": 16, "model.depth": 2, "model.num_heads": 2, "data.batch_size": 32}

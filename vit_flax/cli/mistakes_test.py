@@ -13,7 +13,7 @@ from vit_flax.config import ViTConfig
 from vit_flax.models import build_model
 from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.pretrained import save
-from vit_flax.train.step import init_params
+from vit_flax.train.state import init_params
 
 CONFIG = ViTConfig(image_size=(8, 8), patch_size=(4, 4), embed_dim=8, depth=1, num_heads=2, num_classes=2)
 PHOTO = "photos/train/a/0.png"

@@ -21,7 +21,7 @@ from vit_flax.recipes import RECIPES, get_recipe
 from vit_flax.train.config import TrainConfig
 from vit_flax.train.config.nested import dotted_paths
 from vit_flax.train.config.synonyms import SYNONYMS
-from vit_flax.train.step import init_params
+from vit_flax.train.state import init_params
 
 # A task whose exception no code of Python's raised, one that Orbax's code raised, and one of nobody's.
 LEFT_BEHIND = """

@@ -14,7 +14,9 @@ from jaxtyping import PyTree
 
 from vit_flax.models import attention_backend
 from vit_flax.models.precision import compiled_for
+from vit_flax.train.batch import batch_shapes
 from vit_flax.train.config import ResolvedConfig
+from vit_flax.train.eval_step import eval_step
 from vit_flax.train.sharding import (
     AnyMesh,
     batch_sharding,
@@ -24,7 +26,8 @@ from vit_flax.train.sharding import (
     sharding_rules,
     state_shardings,
 )
-from vit_flax.train.step import TrainState, batch_shapes, eval_step, init_params, init_state, model_params, train_step
+from vit_flax.train.state import TrainState, init_params, init_state, model_params
+from vit_flax.train.step import train_step
 
 
 def abstract_state(config: ResolvedConfig, mesh: AnyMesh) -> TrainState:

@@ -21,7 +21,8 @@ from vit_flax.pretrained import load, save
 from vit_flax.train.config import config_from_dict, config_from_json
 from vit_flax.train.feature_distillation import PROJECTIONS, feature_loss, init_projections
 from vit_flax.train.loop import Run
-from vit_flax.train.step import compute_loss, init_params, init_state
+from vit_flax.train.state import init_params, init_state
+from vit_flax.train.step import compute_loss
 
 pytestmark = [
     pytest.mark.usefixtures("compiling_once"),

@@ -16,7 +16,7 @@ from vit_flax.train.optimizer import trained_mask
 from vit_flax.train.plots import draw_confusion, draw_curves
 from vit_flax.train.runlog import LOG, read_log
 from vit_flax.train.scoring import Scores, score_name
-from vit_flax.train.step import TrainState
+from vit_flax.train.state import TrainState
 
 RESULTS = "results.json"
 

@@ -22,9 +22,8 @@ class Scores:
 
     numbers: dict[str, float | int]  # loss, count, and accuracy and accuracy5 or mean_average_precision
     per_class: np.ndarray  # (K,) accuracy, or average precision; NaN for a class without images
-    confusion: np.ndarray | None = (
-        None  # (K, K) counts, a row a label; None: too many classes, or several labels an image
-    )
+    # (K, K) counts, a row a label; None: too many classes, or several labels an image
+    confusion: np.ndarray | None = None
 
     def describe(self) -> str:
         """Describes the main metrics."""

@@ -3,114 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from vit_flax.config import NO_DROPS, ModelConfig, TwoTowersConfig
-from vit_flax.lora.adapters import begin, merged
+from vit_flax.config import NO_DROPS, TwoTowersConfig
 from vit_flax.lora.dropout import applied_with_dropout, beside_kernels
-from vit_flax.models import TwoTowers, VisionTransformer, build_model
+from vit_flax.models import VisionTransformer
 from vit_flax.models.kernel_sharding import mesh_in_use
+from vit_flax.train.batch import Batch, normalise_batch
 from vit_flax.train.config import LossConfig, ResolvedConfig, TrainConfig
 from vit_flax.train.contrastive import sigmoid_contrastive, softmax_contrastive
 from vit_flax.train.ema import update_ema
-from vit_flax.train.feature_distillation import PROJECTIONS, feature_loss, init_projections, tokens_after
-from vit_flax.train.losses import batch_weights, binary_cross_entropy, classification_loss, distillation_loss
+from vit_flax.train.feature_distillation import PROJECTIONS, feature_loss, tokens_after
+from vit_flax.train.losses import batch_weights, classification_loss, distillation_loss
 from vit_flax.train.mixing import mix
+from vit_flax.train.modules import teacher_model, train_model
 from vit_flax.train.optimizer import global_norm, learning_rate, make_optimizer, trained_mask
+from vit_flax.train.state import TrainState, model_params
 
-# 'image' uint8 (B, H, W, C); 'label' int32 (B,) or, with several labels an image, int8 (B, K) of 0 and 1. -1 pads a
-# batch of evaluation.
-Batch = Mapping[str, Array]
 MAX_LOGIT_SCALE = 100.0  # of the logits of images and texts
-MAX_CONFUSION_CLASSES = 1000  # with more, eval_step returns no confusion matrix
-
-
-class TrainState(flax.struct.PyTreeNode):
-    """The training state: parameters, optimiser state, moving average, and constant parameters."""
-
-    step: Array  # int32, steps taken
-    params: PyTree  # with config.lora only what is trained
-    opt_state: PyTree
-    ema: PyTree = None  # a tree like params
-    teacher: PyTree = None  # the constant parameters of config.teacher_model
-    frozen: PyTree = None  # with config.lora all other parameters of the model
-
-
-def train_model(config: TrainConfig) -> VisionTransformer | TwoTowers:
-    """Returns the linen module that a config trains: its compute dtype, drop rates, remat policy and scan set."""
-    return build_model(config.model, **_runtime(config), drop=config.drop, remat=config.remat, scan=config.scan)
-
-
-def _runtime(config: TrainConfig) -> dict[str, Any]:
-    precision = lax.Precision[config.matmul_precision.upper()]
-    return {"dtype": jnp.bfloat16 if config.precision == "bf16" else None, "precision": precision}
-
-
-def batch_shapes(config: TrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes and dtypes of a whole batch, as jax.ShapeDtypeStruct."""
-    size = config.data.batch_size
-    images = jax.ShapeDtypeStruct((size, *config.image_size, config.model.in_chans), jnp.uint8)
-    classes = config.model.num_classes
-    labels = ((size, classes), jnp.int8) if config.data.multi_label else ((size,), jnp.int32)
-    if isinstance(config.model, TwoTowersConfig):
-        labels = ((size, config.model.text.context_length), jnp.int32)
-    return {"image": images, "label": jax.ShapeDtypeStruct(*labels)}
-
-
-def init_params(key: Array, model: ModelConfig) -> PyTree:
-    """Returns random parameters, float32."""
-    images = jnp.zeros((1, *model.image_size, model.in_chans), jnp.float32)
-    if isinstance(model, TwoTowersConfig):
-        return build_model(model).init(key, images, jnp.zeros((1, model.text.context_length), jnp.int32))["params"]
-    return build_model(model).init(key, images)["params"]
-
-
-def init_state(key: Array, config: ResolvedConfig, params: PyTree = None, teacher: PyTree = None) -> TrainState:
-    """Returns the initial state; `params` replace random ones. Pure: may be jitted, eval_shape'd."""
-    if params is None:
-        params = init_params(key, config.model)
-    if config.teacher_model is not None and teacher is None:
-        teacher = init_params(key, config.teacher_model)
-    frozen: PyTree = None
-    if config.lora is not None:
-        params, frozen = begin(jax.random.fold_in(key, 1), params, config.lora)
-    if config.loss.feature_weight:
-        assert config.teacher_model is not None
-        count = len(config.loss.feature_layers)
-        projections = init_projections(jax.random.fold_in(key, 2), config.image_model, config.teacher_model, count)
-        params = {**params, PROJECTIONS: projections} if projections else params
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=make_optimizer(config, params).init(params),
-        # copied: a donated state must not hold one buffer twice
-        ema=None if config.ema is None else jax.tree.map(jnp.copy, params),
-        teacher=teacher,
-        frozen=frozen,
-    )
-
-
-def model_params(params: PyTree, frozen: PyTree, config: TrainConfig) -> PyTree:
-    """Returns the whole model's parameters from those that are trained (or their average) and the frozen ones."""
-    params = {name: tree for name, tree in params.items() if name != PROJECTIONS}
-    return params if config.lora is None else merged(frozen, params, config.lora)
-
-
-def normalise_batch(images: Array, config: TrainConfig) -> Float[Array, "b h w c"]:
-    """Returns images with pixels in 0..1 (or 0..255 as uint8) as the model takes them."""
-    if images.dtype == jnp.uint8:
-        images = images.astype(jnp.float32) / 255
-    mean, std = (jnp.asarray(value, images.dtype) for value in (config.data.mean, config.data.std))
-    return (images - mean) / std
 
 
 def train_step(state: TrainState, batch: Batch, config: ResolvedConfig) -> tuple[TrainState, dict[str, Array]]:
@@ -199,7 +117,7 @@ def compute_loss(
         return classification_loss(logits, labels, numbers, weights)
     assert config.teacher_model is not None
     teacher_layers = numbers.teacher_layers or numbers.feature_layers
-    taught, targets = run(build_model(config.teacher_model, **_runtime(config)), teacher, layers=teacher_layers)
+    taught, targets = run(teacher_model(config), teacher, layers=teacher_layers)
     if is_distilled:
         own = classification_loss(logits[0], labels, numbers, weights)
         distilled = distillation_loss(logits[1], taught, numbers.distillation, numbers.distillation_tau)
@@ -274,51 +192,3 @@ def accumulate(
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, _ = lax.scan(add, zero, (cut(images), cut(labels), jnp.arange(parts)))
     return jax.tree.map(lambda leaf: leaf / parts, total)
-
-
-def eval_step(params: PyTree, batch: Batch, config: TrainConfig) -> dict[str, Array]:
-    """Returns sums over a batch: loss, correct, correct5, count, and confusion (K, K), label by row.
-
-    Rows with a negative label count nowhere. The loss is the cross-entropy, whatever is trained with. With several
-    labels an image it is each class's own, and instead of what is correct there are the rows' `logits` and `labels`,
-    float32 and int8 (B, K): what ranks the images of an evaluation needs all of them.
-    """
-    classes = config.model.num_classes
-    if isinstance(config.model, TwoTowersConfig):
-        return _embed_pairs(params, batch, config)
-    model = build_model(config.model, **_runtime(config), scan=config.scan)
-    logits: Any = model.apply({"params": params}, normalise_batch(batch["image"], config))
-    counts = batch["label"] >= 0
-    labels = jnp.maximum(batch["label"], 0)
-    if config.data.multi_label:
-        logits = logits.astype(jnp.float32)
-        counts = counts.all(-1)
-        losses = jax.vmap(lambda own, hot: binary_cross_entropy(own[None], hot[None]))(logits, labels)
-        sums = {"loss": jnp.where(counts, losses, 0).sum(), "count": counts.sum()}
-        return sums | {"logits": logits, "labels": jnp.where(counts[:, None], labels, -1)}
-    losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1)[:, 0]
-    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    # ties go to the first, as in argmax
-    rank = ((logits > own) | ((logits == own) & (jnp.arange(classes) < labels[:, None]))).sum(-1)
-    sums = {
-        "loss": jnp.where(counts, losses, 0).sum(),
-        "correct": (counts & (rank < 1)).sum(),
-        "correct5": (counts & (rank < 5)).sum(),
-        "count": counts.sum(),
-    }
-    if classes <= MAX_CONFUSION_CLASSES:
-        confusion = jnp.zeros((classes, classes), jnp.int32)
-        sums["confusion"] = confusion.at[labels, logits.argmax(-1)].add(counts.astype(jnp.int32))
-    return sums
-
-
-def _embed_pairs(params: PyTree, batch: Batch, config: TrainConfig) -> dict[str, Array]:
-    """Returns the embeddings of a batch's images and texts (B, E), and its `texts`, -1 in rows that count nowhere.
-
-    What is to be found among all of an evaluation needs all of them.
-    """
-    model = build_model(config.model, **_runtime(config), scan=config.scan)
-    images: Any = model.apply({"params": params}, normalise_batch(batch["image"], config), method="encode_images")
-    texts: Any = model.apply({"params": params}, jnp.maximum(batch["label"], 0), method="encode_texts")
-    scale = jnp.exp(params["logit_scale"])
-    return {"image_embeddings": images, "text_embeddings": texts, "texts": batch["label"], "logit_scale": scale}

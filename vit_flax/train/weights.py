@@ -23,7 +23,7 @@ from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.pretrained import load, save
 from vit_flax.reading import Reading, read_model
 from vit_flax.train.config import TrainConfig
-from vit_flax.train.step import init_params
+from vit_flax.train.state import init_params
 
 logger = logging.getLogger(__name__)
 
