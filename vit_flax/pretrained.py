@@ -68,7 +68,9 @@ def from_state_dict(
             unexpected, ambiguous or misshapen (the message lists them all).
         ValueError: a field does not exist, or values do not fit each other.
     """
-    return _build(tensors, layout, config, overrides, entry, resample, source_grid, tower)
+    wish = Wish(layout=layout, config=config, overrides=overrides, entry=entry, resample=resample,
+                source_grid=source_grid, tower=tower)  # fmt: skip
+    return _build(tensors, wish)
 
 
 def load(
@@ -94,28 +96,12 @@ def load(
 
     Arguments and errors are those of `from_state_dict`; a config stored with the weights counts after `config`.
     """
-    return _build(path, layout, config, overrides, entry, resample, source_grid, tower)
+    wish = Wish(layout=layout, config=config, overrides=overrides, entry=entry, resample=resample,
+                source_grid=source_grid, tower=tower)  # fmt: skip
+    return _build(path, wish)
 
 
-def _build(
-    source: str | os.PathLike[str] | Mapping[str, Any],
-    layout: str | None,
-    config: str | ModelConfig | Mapping[str, object] | None,
-    overrides: dict[str, object],
-    entry: str | None,
-    resample: str | None,
-    source_grid: tuple[int, int] | None,
-    tower: str | None,
-) -> tuple[Any, Params]:
-    wish = Wish(
-        layout=layout,
-        config=config,
-        overrides=overrides,
-        entry=entry,
-        resample=resample,
-        source_grid=source_grid,
-        tower=tower,
-    )
+def _build(source: str | os.PathLike[str] | Mapping[str, Any], wish: Wish) -> tuple[Any, Params]:
     reading = read_model(open_checkpoint(source, wish), wish)
     reading.log_notes()
     return reading.build()

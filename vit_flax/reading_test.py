@@ -29,7 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_nothing_is_found_out_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts the steps of a reading."""
     calls: Counter[str] = Counter()
     for name in ("read_beside", "find_layout", "resolve_config", "find_resizes", "expected_shapes", "plan"):
         kept = getattr(reading, name)
@@ -39,7 +41,19 @@ def test_nothing_is_found_out_twice(folder: Path, monkeypatch: pytest.MonkeyPatc
             return kept(*arguments)
 
         monkeypatch.setattr(reading, name, counted)
+    return calls
+
+
+def test_nothing_is_found_out_twice(folder: Path, calls: Counter[str]) -> None:
     vit_flax.load(folder / "a.safetensors", image_size=48)
+    assert set(calls.values()) == {1}
+    assert len(calls) == 6
+
+
+@pytest.mark.parametrize("command", ["inspect", "convert"])
+def test_nor_by_a_command(command: str, folder: Path, calls: Counter[str]) -> None:
+    asked = [command, str(folder / "a.safetensors"), *(part.format(folder) for part in COMMANDS[command])]
+    assert main([*asked, "--set", "image_size=48"]) == 0
     assert set(calls.values()) == {1}
     assert len(calls) == 6
 
@@ -60,10 +74,11 @@ def test_every_command_takes_every_wish(command: str, folder: Path, capsys: pyte
     assert "source_grid=(3, 5) has 15 patches; the position table has 16" in capsys.readouterr().err
 
 
-def test_the_mode_that_is_asked_for_is_the_one_that_is_taken(folder: Path) -> None:
+def test_the_mode_that_is_asked_for_is_the_one_that_is_taken(folder: Path, calls: Counter[str]) -> None:
     found = []
     for mode in ("bilinear", "bicubic"):
         asked = ["features", str(folder / "a.safetensors"), str(folder / "a.png"), "-o", str(folder / f"{mode}.npz")]
         assert main([*asked, "--set", "image_size=48", "--resample", mode]) == 0
         found.append(np.load(folder / f"{mode}.npz")["features"])
     assert np.abs(found[0] - found[1]).max() > FLOAT32_SEEN
+    assert set(calls.values()) == {2}  # once a command
