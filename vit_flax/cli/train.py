@@ -70,6 +70,7 @@ def build_config(recipe: str, changes: Mapping[str, object], out: str | None) ->
     Raises:
         ValueError: no such recipe or key (the nearest is suggested), or a parameter of the recipe is missing.
     """
+    from vit_flax.config.field_types import check_arguments
     from vit_flax.recipes import get_recipe
     from vit_flax.train.config import config_from_json
 
@@ -94,6 +95,7 @@ def build_config(recipe: str, changes: Mapping[str, object], out: str | None) ->
             # the source's options determine its classes
             data = {name.partition(".")[2]: changes[name] for name in changes if name.startswith("data.")}
             own["source"] = {name: value for name, value in data.items() if "." not in name}
+        check_arguments(function, own)
         config = function(**own)
         changes = {name: value for name, value in changes.items() if name not in own}
     name = os.path.basename(recipe).removesuffix(".json")

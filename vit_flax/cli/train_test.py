@@ -152,3 +152,6 @@ def test_jsons_words_are_values_and_other_words_are_no_truth(tmp_path: Path) -> 
         assert value in (False, None)
     with pytest.raises(ValueError, match=r"data\.augment\.flip must be True or False, got 'no'"):
         build_config("digits", dict([assignment("data.augment.flip=no")]), str(tmp_path))
+    for told, said in (("folder=2024", "folder must be text, got 2024"), ("multi_label=no", "must be True or False")):
+        with pytest.raises(ValueError, match=said):
+            build_config("finetune", {"checkpoint": "m", "folder": "f", **dict([assignment(told)])}, str(tmp_path))

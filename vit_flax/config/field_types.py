@@ -1,10 +1,11 @@
-"""Types of a config's fields against their annotations: of what a command line or a file gives, 'false' is true."""
+"""Types of a config's fields against their annotations: text such as 'false' would count as true."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import types
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
@@ -19,12 +20,22 @@ _PLURALS = {int: "integers", float: "numbers", str: "texts"}
 def check_types(config: DataclassInstance, prefix: str = "") -> None:
     """Raises ValueError for the first field whose value is not of the annotated type; an integer is a number, too."""
     for name, hint in _hints(type(config)).items():
-        value = getattr(config, name)
-        if not _is_of(value, hint):
-            quoted = ""
-            if _is_of("", hint) and _is_of(value, float):
-                quoted = f'; as text it is "{value}", on a command line \'"{value}"\''
-            raise ValueError(f"{prefix}{name} must be {_described(hint)}, got {value!r}{quoted}")
+        _check(prefix + name, getattr(config, name), hint)
+
+
+def check_arguments(function: Callable[..., object], arguments: Mapping[str, object]) -> None:
+    """Raises ValueError for the first argument that is not of the type that the function's signature says."""
+    hints = get_type_hints(function)
+    for name, value in arguments.items():
+        _check(name, value, hints[name])
+
+
+def _check(name: str, value: object, hint: Any) -> None:
+    if not _is_of(value, hint):
+        quoted = ""
+        if _is_of("", hint) and _is_of(value, float):
+            quoted = f'; as text it is "{value}", on a command line \'"{value}"\''
+        raise ValueError(f"{name} must be {_described(hint)}, got {value!r}{quoted}")
 
 
 @functools.cache
@@ -44,7 +55,7 @@ def _is_of(value: object, hint: Any) -> bool:
         return len(value) == len(wanted) and all(map(_is_of, value, wanted))
     if hint in (int, float):
         return isinstance(value, int | float if hint is float else int) and not isinstance(value, bool)
-    return hint is Any or isinstance(value, hint)
+    return hint is Any or isinstance(value, get_origin(hint) or hint)
 
 
 def _described(hint: Any) -> str:
