@@ -24,4 +24,9 @@ def _plain(name: str) -> str:
 def suggest(name: str, known: Iterable[str], otherwise: str = "", count: int = 1) -> str:
     """Returns "did you mean 'x'?" with the nearest of the known names, or `otherwise` where none is near."""
     near = nearest(name, known, count)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else otherwise
+    return did_you_mean(near) if near else otherwise
+
+
+def did_you_mean(names: Iterable[str]) -> str:
+    """Returns "did you mean 'x' or 'y'?"."""
+    return f"did you mean {' or '.join(map(repr, names))}?"

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vit_flax.cli.options import assignment
-from vit_flax.suggestions import nearest
+from vit_flax.suggestions import did_you_mean, nearest
 
 if TYPE_CHECKING:
     from vit_flax.cli.parser import Commands
@@ -142,7 +142,7 @@ def _check_name(recipe: str, name: str, parameters: Mapping[str, Any]) -> None:
     if like and not (near and near[0].split(".")[-1] == name):
         near = like
     if near:
-        raise ValueError(f"{said}; did you mean {' or '.join(map(repr, near))}?")
+        raise ValueError(f"{said}; {did_you_mean(near)}")
     names = [*parameters, *(field.name for field in dataclasses.fields(TrainConfig))]
     raise ValueError(f"{said}; there are {', '.join(dict.fromkeys(names))}")
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from vit_flax.lora.config import ALL_LINEAR, LoraConfig, matches
-from vit_flax.suggestions import nearest
+from vit_flax.suggestions import did_you_mean, nearest
 
 # Parts of fused layers: (first, last, of how many equal ones) of the columns.
 _PARTS: dict[str, dict[str, tuple[int, int, int]]] = {
@@ -160,6 +160,6 @@ def _hint(pattern: str, names: Collection[str]) -> str:
     meant = _ELSEWHERE.get(last)
     near = [meant] if meant in known else nearest(pattern, known, 2) or nearest(last, known, 2)
     if near:
-        return f"did you mean {' or '.join(map(repr, near))}?"
+        return did_you_mean(near)
     plain = dict.fromkeys(re.sub(r"^blocks_\d+/", "", name) for name in names)
     return "layers are " + ", ".join(list(plain)[:_SHOWN])

@@ -9,7 +9,7 @@ from typing import TypeVar
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
-from vit_flax.suggestions import nearest
+from vit_flax.suggestions import did_you_mean, nearest
 
 T = TypeVar("T")
 _SHOWN = 10
@@ -70,7 +70,7 @@ def _hint(pattern: str, paths: Sequence[str]) -> str:
     unknown = [word for word in re.findall(r"[A-Za-z_][A-Za-z_0-9]{2,}", pattern) if word not in words]
     near = dict.fromkeys(found for word in unknown for found in nearest(word, words))
     tops = f"they begin with {', '.join(sorted({path.split('/')[0] for path in paths}))}"
-    return f"did you mean {' or '.join(map(repr, near))}? {tops}" if near else tops
+    return f"{did_you_mean(near)} {tops}" if near else tops
 
 
 def _compile(pattern: str) -> re.Pattern[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vit_flax.config import ModelConfig, PlainViTConfig, TwoTowersConfig, ViTConfig
-from vit_flax.suggestions import nearest
+from vit_flax.suggestions import did_you_mean, nearest
 from vit_flax.train.config.synonyms import SYNONYMS
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ def check_names(config_class: type, names: Mapping[str, object], prefix: str = "
     for name in names:
         if name not in fields:
             near = suggest(config_class, str(name))
-            quoted = " or ".join(repr(prefix + path) for path in near)
-            hint = f"did you mean {quoted}?" if near else f"fields: {', '.join(fields)}"
+            hint = did_you_mean(prefix + path for path in near) if near else f"fields: {', '.join(fields)}"
             raise ValueError(f"{config_class.__name__} has no field {prefix + str(name)!r}; {hint}")
 
 
