@@ -22,12 +22,12 @@ def show() -> bool:
 
     with quiet():
         jax.config.update("jax_platforms", "cpu")  # or the plugin asks for CUDA's libraries
-        jax.devices()  # which looks for plugins, once
+        jax.devices()  # which discovers plugins, once
         for name in _PLUGINS:
             module = sys.modules.get(name)
             if module is None or getattr(module, "__file__", None):
                 continue
-            del sys.modules[name]  # a stand-in: JAX has not seen the plugin
+            del sys.modules[name]  # a placeholder: JAX has not loaded the plugin
             for extension in _EXTENSIONS:
                 if sys.modules.get(extension) is None:
                     sys.modules.pop(extension, None)

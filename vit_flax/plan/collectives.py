@@ -1,4 +1,4 @@
-"""What devices exchange in a compiled program: bytes, in which groups, over which link, and how long at its rate."""
+"""Collectives of a compiled program: bytes, device groups, links, and time at the link's published rate."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vit_flax.plan.hlo import Array, Computation, Operation
 
 @dataclasses.dataclass(frozen=True)
 class Exchange:
-    """One collective, once: of one device."""
+    """One execution of a collective, on one device."""
 
     kind: str
-    bytes: int  # the larger of what it takes and what it gives
-    group: int  # devices that exchange with each other
-    hosts: int  # that such a group spans, as far as hosts are further apart than devices
+    bytes: int  # the larger of operands and result
+    group: int  # devices of a replica group
+    hosts: int  # hosts that a group spans, where the network is slower than the link
     link: str
-    seconds: float  # no exchange is faster at the link's published rate
+    seconds: float  # lower bound at the link's published rate
 
 
 def exchange(computation: Computation, operation: Operation, chip: Chip, devices: int, kind: str) -> Exchange:
@@ -32,7 +32,7 @@ def exchange(computation: Computation, operation: Operation, chip: Chip, devices
                               for array in computation[name].arrays]  # fmt: skip
     taken, result = _logical(given), _logical(operation.arrays)
     if operation.opcode.endswith("-start") and result > taken:
-        result -= taken if len(operation.arrays) > len(given) else 0  # the operands stand in the result as well
+        result -= taken if len(operation.arrays) > len(given) else 0  # the result tuple holds the operands as well
     size = max(taken, result)
     groups = groups_of(operation.attributes, devices)
     group = max((len(members) for members in groups), default=1)
@@ -41,7 +41,7 @@ def exchange(computation: Computation, operation: Operation, chip: Chip, devices
     share = _share(kind, group)
     seconds, link = size * share / chip.link, chip.link_name
     if spans > 1:
-        # each host gets what it lacks through its devices' own ways out, all of the group's on it at once
+        # each host receives through the network adapters of all its devices in the group at once
         local = max(1, group // spans)
         seconds = max(seconds, size * _share(kind, spans) / local / chip.network)
         link += " and between hosts"
@@ -53,14 +53,14 @@ def _logical(found: Sequence[Array]) -> int:
 
 
 def _share(kind: str, group: int) -> float:
-    """Returns how much of the bytes every device receives at the least."""
+    """Returns the least share of the bytes that every device receives."""
     if kind in ("collective-permute", "collective-broadcast"):
         return 1.0
     return (2 if kind == "all-reduce" else 1) * (group - 1) / group
 
 
 def groups_of(attributes: str, devices: int) -> list[list[int]]:
-    """Returns the groups of devices that exchange, from any of the forms in which programs name them."""
+    """Parses replica groups, in any of XLA's text forms."""
     if found := re.search(r"source_target_pairs=\{((?:\{[\d,]*\},?)*)\}", attributes):
         return [_numbers(pair) for pair in re.findall(r"\{([\d,]*)\}", found[1])]
     if found := re.search(r"replica_groups=\{((?:\{[\d,]*\},?)+)\}", attributes):
@@ -78,7 +78,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _iota(text: str) -> list[list[int]]:
-    """Reads [groups, size]<=[shape]T(order): the numbers from 0, laid out in `shape`, transposed, cut."""
+    """Parses the iota form [groups, size]<=[shape]T(order)."""
     found = re.match(r"\[([\d,]+)\](?:<=\[([\d,]+)\](?:T\(([\d,]+)\))?)?", text)
     if found is None:
         return []
@@ -99,7 +99,7 @@ def _transposed(flat: list[int], shape: Sequence[int], order: Sequence[int]) -> 
 
 
 def _by_axes(axes: str, ids: str | None, chosen: Sequence[str]) -> list[list[int]]:
-    """Reads mesh['a'=2,'b'=4] {'b'}: groups along the named axes of a mesh of the devices in order, or as `ids` say.
+    """Parses mesh['a'=2,'b'=4] {'b'}: groups along named axes of a mesh of the devices in order, or of `ids`.
 
     A part of an axis, 'a':(1)2, is taken as the whole axis cut likewise.
     """

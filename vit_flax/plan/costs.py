@@ -1,4 +1,4 @@
-"""What one run of a compiled program costs on a chip: computing, moving, exchanging, operation by operation."""
+"""Roofline costs of one run of a compiled program: compute, memory traffic, collectives, operation by operation."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Line:
 
     name: str
     flops: int = 0
-    bytes: int = 0  # read and written, wherever they lie
-    device_bytes: int = 0  # of them through the device's memory
+    bytes: int = 0  # read and written, in any memory
+    device_bytes: int = 0  # of them through the device's main memory
     compute_seconds: float = 0.0
     move_seconds: float = 0.0
-    seconds: float = 0.0  # of each operation the slower of the two
+    seconds: float = 0.0  # per operation, the slower of compute and traffic
     runs: int = 0
 
 
@@ -46,14 +46,14 @@ class Costs:
 
     lines: dict[str, Line] = dataclasses.field(default_factory=dict)
     exchanges: dict[tuple[str, int, str], Total] = dataclasses.field(default_factory=dict)
-    copy_seconds: float = 0.0  # copies made ahead, as far as what runs meanwhile leaves the memory no time for them
-    exchange_seconds: float = 0.0  # all collectives, if nothing ran beside them
-    exposed_seconds: float = 0.0  # of them what nothing runs beside
-    uncounted: set[str] = dataclasses.field(default_factory=set)  # kernels whose products are not known
+    copy_seconds: float = 0.0  # prefetching copies that concurrent operations do not hide
+    exchange_seconds: float = 0.0  # all collectives, without overlap
+    exposed_seconds: float = 0.0  # of them what is not overlapped
+    uncounted: set[str] = dataclasses.field(default_factory=set)  # kernels whose FLOPs are not known
 
     @property
     def flops(self) -> int:
-        """Operations of all products."""
+        """FLOPs of all products."""
         return sum(line.flops for line in self.lines.values())
 
     @property
@@ -63,25 +63,25 @@ class Costs:
 
     @property
     def device_bytes(self) -> int:
-        """Of them those that cross the device's memory."""
+        """Bytes through the device's main memory."""
         return sum(line.device_bytes for line in self.lines.values())
 
     @property
     def operation_seconds(self) -> float:
-        """The sum over operations of the slower of computing and moving."""
+        """The sum over operations of the slower of compute and memory traffic."""
         return sum(line.seconds for line in self.lines.values())
 
     @property
     def seconds(self) -> float:
-        """No step is faster at the published rates."""
+        """Lower bound of a step at the published rates."""
         return self.operation_seconds + self.copy_seconds + self.exposed_seconds
 
 
 @dataclasses.dataclass
 class _Clock:
-    """What is under way while operations run: copies that the memory has time for, collectives on their link."""
+    """Asynchronous work beside the operations: copies within the memory's idle time, collectives on their links."""
 
-    copies: dict[str, float] = dataclasses.field(default_factory=dict)  # seconds left
+    copies: dict[str, float] = dataclasses.field(default_factory=dict)  # remaining seconds
     exchanges: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0  # of operations
     moving: float = 0.0  # of them the memory is busy

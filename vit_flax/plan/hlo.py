@@ -1,4 +1,4 @@
-"""A compiled program's text, read: its computations, how often each runs, and the arrays of a type as they lie."""
+"""Parses a compiled program's HLO text: computations, how often each runs, and arrays with their layouts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CONTAINERS = {"while": ("body",), "call": ("to_apply",), "async-start": ("calls
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a type: its size as it lies in memory, tiles filled up, and the memory it lies in."""
+    """An array of a type: its size in memory, padded to whole tiles, and its memory space."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -34,7 +34,7 @@ class Operation:
     opcode: str
     operands: tuple[str, ...]
     attributes: str
-    arguments: str  # what stands between the parentheses
+    arguments: str  # between the parentheses
     is_root: bool
 
     @property
@@ -43,7 +43,7 @@ class Operation:
         return arrays(self.type)
 
     def attribute(self, name: str) -> str:
-        """Returns what a name such as 'calls' or 'body' is set to; '' if it is not."""
+        """Returns the value of an attribute such as 'calls' or 'body'; '' where it has none."""
         found = re.search(rf"\b{name}=%?([\w.\-]+)", self.attributes)
         return found[1] if found else ""
 
@@ -54,7 +54,7 @@ class Operation:
 
     @property
     def op_name(self) -> str:
-        """Where in the traced program it comes from; '' if the compiler made it."""
+        """The op_name of its metadata; '' for operations that the compiler added."""
         found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
         return found[1].replace("\\'", "'") if found else ""
 
@@ -92,7 +92,7 @@ class Program:
         return [(operation.attribute(name), trips) for name in names]
 
     def trips(self, loop: Operation) -> int:
-        """Returns how often a loop runs: as the compiler knows it, or by the number its counter is compared with.
+        """Returns a loop's trip count: known to the compiler, or the constant that its counter is compared with.
 
         The counter starts at 0; where the compiler has unrolled a loop it takes larger steps.
         """
@@ -119,7 +119,7 @@ class Program:
         for operation in self.computations.get(name, {}).values():
             if operation.opcode == "constant" and re.fullmatch(r"\d+", operation.arguments):
                 yield int(operation.arguments)
-            elif called := operation.attribute("calls"):  # GPUs compare in a fusion
+            elif called := operation.attribute("calls"):  # on GPUs the comparison is in a fusion
                 yield from self._constants(called)
 
     def runs(self) -> list[tuple[str, int]]:
@@ -157,13 +157,13 @@ def arrays(type_text: str) -> tuple[Array, ...]:
 
 
 def _filled(shape: tuple[int, ...], layout: str) -> int:
-    """Returns the elements that an array takes in memory: its last axes are filled up to whole tiles."""
+    """Returns the elements of an array in memory: its minor axes are padded to whole tiles."""
     order, _, rest = layout.partition(":")
     tile = re.search(r"T\(([\d,]+)\)", rest)
     if tile is None or not shape:
         return math.prod(shape)
     sizes = [int(n) for n in tile[1].split(",")]
-    axes = [int(n) for n in order.split(",") if n]  # the fastest first
+    axes = [int(n) for n in order.split(",") if n]  # minor to major
     filled = list(shape)
     for axis, size in zip(axes, reversed(sizes), strict=False):
         filled[axis] = -(-filled[axis] // size) * size
@@ -171,7 +171,7 @@ def _filled(shape: tuple[int, ...], layout: str) -> int:
 
 
 def _split(rest: str) -> tuple[str, str]:
-    """Returns what stands before the parenthesis that closes an operation's arguments, and what after it."""
+    """Splits a line at the parenthesis that closes an operation's operands."""
     depth = 1
     for found in re.finditer(r"[()]", rest):
         depth += 1 if found[0] == "(" else -1

@@ -9,7 +9,7 @@ from vit_flax.plan.hlo import Computation, Operation, Program
 
 _NOT_A_MODULE = re.compile(r".*[().\[\]<>].*|while|body|cond|closed_call|checkpoint|rematted_computation|branch_\d+.*|"
                            r"custom_vjp_call.*|custom_jvp_call.*|pjit|core_call|shard_map|scan|remat.*")  # fmt: skip
-_NO_PASS = ("other", "optimizer", "images", "ema")  # they are not differentiated
+_NO_PASS = ("other", "optimizer", "images", "ema")  # which are not differentiated
 _BLOCK = re.compile(r"(blocks?|layers?|encoderblock)(_\d+)?$|encoderblock_\d+")
 
 
@@ -52,7 +52,7 @@ def label_of(program: Program, computation: Computation, operation: Operation) -
         if name:
             return label(name)
     seen = operation
-    for _ in range(8):  # what a copy copies
+    for _ in range(8):  # the operand of a copy
         if not seen.operands or seen.operands[0] not in computation:
             break
         seen = computation[seen.operands[0]]

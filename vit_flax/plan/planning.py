@@ -35,24 +35,24 @@ class Plan:
     remat: str
     scan: bool
     fits: bool
-    memory: float  # of the chip, as published
+    memory: float  # the chip's published memory
     missing_bytes: int  # how much more memory the step needs than there is; 0 if it fits
     memory_bytes: dict[str, int]  # by kind; empty when the compiler gave up before
     total_bytes: int  # what the step needs; by the compiler's message when it gave up
     state_bytes: int
-    model_flops: int  # of forward and backward pass, nothing recomputed
-    step_flops: int | None  # of all products of the compiled program
-    bytes_accessed: int | None  # read and written by all operations, wherever the bytes lie
+    model_flops: int  # FLOPs of forward and backward pass, without rematerialisation
+    step_flops: int | None  # FLOPs of all products of the compiled program
+    bytes_accessed: int | None  # read and written by all operations, in any memory
     device_bytes: int | None  # of them through the device's main memory
-    step_seconds: float | None  # no step is faster at the published rates: the sum of the next three
-    operation_seconds: float | None  # of every operation the slower of computing its products and moving its bytes
-    copy_seconds: float | None  # copies ahead that nothing hides
-    exposed_seconds: float | None  # collectives, as far as nothing runs beside them
-    hidden_seconds: float | None  # collectives that something runs beside: not in the sum
-    mfu: float | None  # model_flops over what the chip could do in step_seconds: no step has more
+    step_seconds: float | None  # lower bound at the published rates: the sum of the next three
+    operation_seconds: float | None  # per operation, the slower of compute and memory traffic
+    copy_seconds: float | None  # prefetching copies that are not hidden
+    exposed_seconds: float | None  # collectives that are not overlapped
+    hidden_seconds: float | None  # collectives that are overlapped: not in the sum
+    mfu: float | None  # MFU's upper bound: model_flops over the chip's peak in step_seconds
     lines: list[dict[str, Any]]  # operations by the model's own names, the dearest first
     collectives: list[dict[str, Any]]  # by kind, group and link
-    notes: list[str]  # what the figures leave out
+    notes: list[str]  # limits of the figures
     compile_seconds: float
 
 
@@ -89,7 +89,7 @@ def plan(config: ResolvedConfig, topology: str) -> Plan:
     model_flops = training_flops(config) * config.data.batch_size // chips
     if compiled is not None:
         kinds = memory_kinds(compiled)
-        needed = sum(kinds.values()) - 2 * kinds["aliased"]  # an aliased output lies in its argument's memory
+        needed = sum(kinds.values()) - 2 * kinds["aliased"]  # an aliased output shares its argument's memory
         missing = max(0, needed - int(chip.memory))
         step = costs(Program(compiled.as_text()), chip, chips)
         if step.uncounted:
@@ -142,7 +142,7 @@ def memory_kinds(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def _out_of_memory(message: str, state_bytes: int) -> tuple[int, int]:
-    """Returns the bytes that a step needs and lacks, by the compiler's message; (0, 0) if it says something else."""
+    """Parses the bytes that a step needs and lacks from the compiler's message; (0, 0) for other messages."""
     if "RESOURCE_EXHAUSTED" not in message:
         return 0, 0
     pattern = r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"

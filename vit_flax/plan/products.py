@@ -9,12 +9,12 @@ from collections import Counter
 
 from vit_flax.plan.hlo import Computation, Operation, Program
 
-# what a product's operands are and how exactly they are multiplied, on which its rate depends
+# dtype and precision of a product's operands, on which its rate depends
 Flops = Counter[str]  # 'bf16', 'f32:default', 'f32:high', 'f32:highest', 'f64'
 
 
 def count(program: Program, computation: Computation, operation: Operation) -> Flops:
-    """Returns the operations (two a multiply-add) that one run of an operation takes in products, by kind."""
+    """Returns the FLOPs (two a multiply-add) of an operation's products, by kind."""
     if operation.opcode in ("dot", "convolution"):
         return Flops({_kind(computation, operation): FLOPS[operation.opcode](computation, operation)})
     if operation.opcode == "custom-call":
@@ -27,7 +27,7 @@ def count(program: Program, computation: Computation, operation: Operation) -> F
 
 
 def uncounted(operation: Operation) -> str:
-    """Returns the name of a kernel whose products cannot be read from the text; '' for every other operation."""
+    """Returns the name of a kernel whose FLOPs cannot be derived from the text; '' for every other operation."""
     target = _target(operation)
     if operation.opcode != "custom-call" or target in _MOVE or target.startswith(("__cublas", "__cudnn$conv")):
         return ""
@@ -71,7 +71,7 @@ def _dot(computation: Computation, operation: Operation) -> int:
 
 
 def _convolution(computation: Computation, operation: Operation) -> int:
-    """Counts what meets: not the zeros between spread elements, by which TPUs write batches of products, nor the edge.
+    """Counts multiplications of a convolution, without dilation's zeros (TPUs' batched products) and padding.
 
     Of each spatial axis, the pairs of an output's and a kernel's position that meet an element of the input.
     """
@@ -136,7 +136,7 @@ def _library(computation: Computation, operation: Operation) -> Flops:
 
 
 def _estimate(operation: Operation) -> int:
-    """Returns what the author of a Pallas kernel said it takes."""
+    """Returns the FLOPs of a Pallas kernel's own cost estimate."""
     found = re.search(r'"cost_estimate":\s*(\{[^}]*\})', operation.attributes)
     return int(float(json.loads(found[1]).get("flops", 0))) if found else 0
 
@@ -156,7 +156,7 @@ def _attention(operation: Operation) -> int:
 
 
 def _attention_flops(computation: Computation, operation: Operation) -> int:
-    """Reads (..., N, E) queries and keys, the widest of the operands."""
+    """Returns the FLOPs by the shapes (..., N, E) of queries and keys, the widest operands."""
     number = _attention(operation)
     shapes = [_shape(computation, name) for name in operation.operands]
     wide = [shape for shape in shapes if len(shape) >= 3]

@@ -23,7 +23,7 @@ GPU_LIMITS: tuple[str, ...] = (
     "JAX takes 75 % of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says more",
 )
 
-CUDNN = (9, 8)  # the version that programs are compiled for
+CUDNN = (9, 8)  # CUDA's version that programs are compiled for
 # What the compiler asks about a GPU (XLA's GpuTargetConfigProto). The same for all: limits of compute capability 8.0
 # and later. Reference: CUDA C++ Programming Guide, 'Technical Specifications per Compute Capability'.
 _COMMON = """threads_per_block_limit: 1024
@@ -126,7 +126,7 @@ def _described(platform: str, name: str, options: Mapping[str, Any], topology: s
 
 
 def target_config(chip: str) -> str:
-    """Returns what the compiler asks about a GPU, as the text of XLA's GpuTargetConfigProto."""
+    """Returns a GPU's description for the compiler, as XLA's GpuTargetConfigProto in text form."""
     fields = dict(_GPUS[chip])
     name, (major, minor) = fields.pop("name"), fields.pop("capability")
     own = "\n".join(f"{key}: {value}" for key, value in fields.items())

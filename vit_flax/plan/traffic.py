@@ -6,7 +6,7 @@ import re
 
 from vit_flax.plan.hlo import Array, Computation, Operation, Program, root
 
-# no work of their own: names for what is there, or containers whose insides are counted
+# no traffic of their own: aliases, or containers whose computations are counted
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
         "while", "call", "conditional", "async-start", "async-update", "async-done", "opt-barrier", "domain",
         "add-dependency", "copy-done", "slice-done", "dynamic-slice-done", "send-done", "recv-done"}  # fmt: skip
@@ -17,12 +17,12 @@ _FREE_CALLS = ("ConcatBitcast", "AllocateBuffer")
 
 
 def is_collective(operation: Operation) -> bool:
-    """Whether it exchanges data with other devices."""
+    """Whether it is a collective."""
     return _COLLECTIVE.match(operation.opcode) is not None
 
 
 def moved(program: Program, computation: Computation, operation: Operation) -> tuple[int, int]:
-    """Returns the bytes that one run reads and writes: wherever they lie, and of them those in the device's memory.
+    """Returns the bytes that one run reads and writes: in any memory, and in the device's main memory.
 
     A slice is read alone, and what is updated in place is written alone, also inside a fusion. Of a fusion only what it
     takes and gives is counted.
@@ -66,7 +66,7 @@ def _is_free_call(operation: Operation) -> bool:
 
 
 def _without_workspace(operation: Operation, results: list[Array]) -> list[Array]:
-    """Leaves out the scratch memory that libraries are given: nobody reads it."""
+    """Drops libraries' workspaces, which are not traffic."""
     is_library = re.search(r'custom_call_target="__(cublas|cudnn)', operation.attributes)
     if is_library and len(results) > 1 and results[-1].dtype in ("s8", "u8") and len(results[-1].shape) == 1:
         return results[:-1]
@@ -111,14 +111,14 @@ def read(program: Program, computation: Computation, users: dict[str, list[Opera
         elif user.opcode == "bitcast":
             total += read(program, computation, users, user.name)
         elif (user.opcode == "tuple" and user.is_root) or is_collective(user):
-            continue  # handed on; a collective is counted as what it is
+            continue  # passed on; a collective is counted by itself
         elif user.opcode == "fusion":
             called = program.computations.get(user.attribute("calls"), {})
             inner = [op for op in called.values() if op.opcode == "parameter"]
             names = [op.name for op in inner if user.operands[int(op.arguments)] == name]
             inner_users = _users(called)
             total += sum(read(program, called, inner_users, parameter) for parameter in names)
-            if _origin(called, root(called).name) in names:  # under another shape alone, and read further on
+            if _origin(called, root(called).name) in names:  # a bitcast, read by its users
                 total += read(program, computation, users, user.name)
         else:
             total += whole
@@ -128,7 +128,7 @@ def read(program: Program, computation: Computation, users: dict[str, list[Opera
 
 
 def _in_place(computation: Computation, users: dict[str, list[Operation]], update: Operation) -> bool:
-    """Whether an update goes into the result as it is, so that its other elements stay where they are."""
+    """Whether a dynamic-update-slice is in place, so that the other elements are not copied."""
     if update.is_root:
         return True
     return all(
@@ -155,12 +155,12 @@ def written(program: Program, computation: Computation, name: str) -> int:
 
 
 def _origin(computation: Computation, name: str) -> str:
-    """Returns the name of what an operation is another shape of."""
+    """Returns the name of the array that an operation is a bitcast of."""
     while computation[name].opcode == "bitcast":
         name = computation[name].operands[0]
     return name
 
 
 def _is_given(computation: Computation, update: Operation) -> bool:
-    """Whether what is updated was handed to the computation, and so is there already."""
+    """Whether the updated array is a parameter of the computation, and so exists already."""
     return computation[_origin(computation, update.operands[0])].opcode == "parameter"
