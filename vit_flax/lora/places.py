@@ -158,7 +158,7 @@ def _hint(pattern: str, names: Collection[str]) -> str:
         known |= {"/".join(parts[i:]): None for i in range(len(parts))}
     last = re.split(r"[/.]|\\\.", pattern.removesuffix(".weight").removesuffix("/kernel"))[-1]
     meant = _ELSEWHERE.get(last)
-    near = [meant] if meant in known else nearest(pattern, known, 2) or nearest(last, known, 2)
+    near = [meant] if meant and meant in known else nearest(pattern, known, 2) or nearest(last, known, 2)
     if near:
         return did_you_mean(near)
     plain = dict.fromkeys(re.sub(r"^blocks_\d+/", "", name) for name in names)

@@ -43,7 +43,7 @@ class Preset:
     licence: str | None = None  # of the weights
 
 
-def vit(width: int, depth: int, heads: int, patch: int, image: int, **fields: Any) -> ViTConfig:
+def vit(width: int, depth: int, heads: int, patch: int, image: int, **fields: object) -> ViTConfig:
     """Returns the config of a row; `fields` are what differs from a plain ViT."""
     size = {"patch_size": (patch, patch), "image_size": (image, image)}
     return ViTConfig(embed_dim=width, depth=depth, num_heads=heads, **size, **fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class ArrayRecords:
     decoding: Decoding | None = None  # what is followed of what files say besides pixels
 
     def __init__(
-        self, name: str, records: Any, keys: tuple[str, str], classes: list[str], channels: int,
+        self, name: str, records: Sequence[bytes], keys: tuple[str, str], classes: list[str], channels: int,
         several: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         self.name, self.records, self.keys = name, records, keys
