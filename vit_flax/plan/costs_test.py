@@ -152,7 +152,8 @@ backend_config={"gemm_backend_config":\
 dim_labels=b01f_01io->b01f, custom_call_target="__cudnn$convForward"
   %mystery = bf16[64,16]{1,0} custom-call(%x), custom_call_target="tpu_custom_call"
   %q = bf16[6,197,64]{2,1,0} parameter(4)
-  %heads = bf16[6,197,64]{2,1,0} custom-call(%q, %q, %q), custom_call_target="tpu_custom_call", \
+  %blocks = s8[6,2,2]{2,1,0} parameter(5)
+  %heads = bf16[6,197,64]{2,1,0} custom-call(%blocks, %blocks, %q, %q, %q), custom_call_target="tpu_custom_call", \
 metadata={op_name="jit(f)/attn/splash_mha_fwd_residuals"}
   ROOT %out = bf16[64,16]{1,0} get-tuple-element(%gemm), index=0
 }

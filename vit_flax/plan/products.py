@@ -156,10 +156,10 @@ def _attention(operation: Operation) -> int:
 
 
 def _attention_flops(computation: Computation, operation: Operation) -> int:
-    """Returns the FLOPs by the shapes (..., N, E) of queries and keys, the widest operands."""
+    """Reads (..., N, E) queries and keys, the first of the operands; what tells of masks and lengths are integers."""
     number = _attention(operation)
-    shapes = [_shape(computation, name) for name in operation.operands]
-    wide = [shape for shape in shapes if len(shape) >= 3]
+    arrays = [array for name in operation.operands for array in _arrays(computation, name)[:1]]
+    wide = [array.shape for array in arrays if len(array.shape) >= 3 and array.dtype in ("bf16", "f16", "f32")]
     if not number or len(wide) < 2:
         return 0
     queries, keys = wide[0], wide[1]
