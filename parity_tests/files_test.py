@@ -112,6 +112,9 @@ class TestRead:
             "random": (np.random.default_rng(0).random(700), np.dtype("float32"), np.float32, int, torch.float32),
             "when": datetime.datetime(2026, 1, 1),
             "space": types.SimpleNamespace(a=1),
+            "torch": torch.__version__,  # of a type of torch's own
+            "buffer": bytearray(b"x"),
+            "rest": ...,
             "last": collections.deque([1, 2], 5),
             "bytes": b"abc",
             "settings": {None: 1, (0.9, 0.999): 2, 1.5: 3},

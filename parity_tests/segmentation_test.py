@@ -158,3 +158,14 @@ def test_mistakes_in_a_folder_are_told_in_one_line(mistake, says, backbone, tmp_
         (tmp_path / "data" / "classes.txt").write_text("one\ntwo\n")
     assert main(["segment", backbone, data, "-o", str(tmp_path / "out"), *ARGUMENTS]) == 2
     assert says in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_mistake_leaves_no_drawn_shapes_in_the_way(backbone, tmp_path, capsys) -> None:
+    target = tmp_path / "out"
+    for checkpoint, more, says in (
+        (str(tmp_path / "nowhere.npz"), [], "no such file"),
+        (backbone, ["--layers", "9"], "no block 9"),
+    ):
+        assert main(["segment", checkpoint, "shapes", "-o", str(target), *ARGUMENTS, *more]) == 2
+        assert says in capsys.readouterr().err
+        assert not target.exists()

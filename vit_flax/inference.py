@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, overload
@@ -371,13 +371,17 @@ def attention_maps(
     Raises:
         ValueError: there is no such block.
     """
-    depth = model.config.depth
-    chosen = range(depth) if layers is None else layers
-    if wrong := [index for index in chosen if not -depth <= index < depth]:
-        raise ValueError(f"no layer {wrong[0]}: the model has {depth}, numbered 0 to {depth - 1}")
+    run = attention_function(model, layers)
+    return {number: np.asarray(array) for number, array in run(params, images).items()}
+
+
+def attention_function(
+    model: VisionTransformer, layers: Sequence[int] | None = None
+) -> Callable[[PyTree, PyTree], dict[int, jax.Array]]:
+    """Returns the compiled function of (parameters, images) that gives what `attention_maps` does."""
+    numbers = taken_blocks(layers, model.config.depth)
     # whose blocks say what they see, in queries and keys that are not rounded
     plain = model.clone(scan=False, remat=NO_REMAT, precision=model.policy.wide)
-    numbers = sorted({index % depth for index in chosen})
     places = {f"blocks_{number}": number for number in numbers}
 
     def run(params: PyTree, images: PyTree) -> dict[int, Any]:
@@ -390,7 +394,7 @@ def attention_maps(
                 weights[places[path[0]]].extend(arrays)
         return {number: jnp.concatenate(arrays, axis=1) for number, arrays in weights.items()}
 
-    return {number: np.asarray(array) for number, array in jax.jit(run)(params, images).items()}
+    return jax.jit(run)
 
 
 def attention_rollout(model: VisionTransformer, params: PyTree, images: np.ndarray | Patches) -> np.ndarray:

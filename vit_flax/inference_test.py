@@ -145,7 +145,7 @@ def test_attention_rollout(model: tuple[VisionTransformer, Any]) -> None:
         attention_rollout(differential, params, IMAGES[:1])
     maps = attention_maps(differential, params, IMAGES[:1], layers=[-1])
     assert maps[CONFIG.depth - 1].shape == (1, CONFIG.num_heads, 7, 7)
-    with pytest.raises(ValueError, match="no layer 9"):
+    with pytest.raises(ValueError, match="no block 9"):
         attention_maps(differential, params, IMAGES[:1], layers=[9])
 
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_flax.cli.images import add_model_options, load_model
+from vit_flax.array_writer import ArrayWriter
+from vit_flax.cli.images import add_model_options, explain_bad, image_files, load_model, refuse_all_bad
+from vit_flax.cli.progress import Progress
 from vit_flax.preprocessing.decode import BadImageError, import_pillow
 from vit_flax.preprocessing.naflex import to_patches
 
@@ -17,16 +19,20 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vit_flax.cli.parser import Commands
+    from vit_flax.config import ViTConfig
+    from vit_flax.preprocessing.evaluation import Preprocessing
 
 SIDE = 448  # pixels of the picture's height, at least
 BAR = 96  # pixels of the colour bar's width
 MARGIN = 24
 NUM_PARALLEL = 2  # attentions in a block of two
+MOST = 1 << 28  # bytes of weights that are computed together
 COLOURS = ((0, 0, 10), (85, 15, 110), (185, 55, 85), (250, 140, 10), (252, 255, 165))  # even steps of brightness
 EXAMPLE = """example:
   vit-flax attention vit.safetensors --config vit_tiny_patch16_224 photo.jpg -o attention.png
   vit-flax attention vit.safetensors --config vit_tiny_patch16_224 photo.jpg -o last.png --layer -1 --head 0
-  vit-flax attention vit.safetensors --config vit_tiny_patch16_224 photo.jpg -o maps.npz"""
+  vit-flax attention vit.safetensors --config vit_tiny_patch16_224 photo.jpg -o maps.npz
+  vit-flax attention vit.safetensors --config vit_tiny_patch16_224 photos/ --layer -1 -o maps"""
 
 
 def add_parser(commands: Commands) -> None:
@@ -38,14 +44,15 @@ def add_parser(commands: Commands) -> None:
         "through all blocks (rollout), in colours from the least patch to the most. With --layer it is the attention "
         "of that block, with --head that of one of its heads. Where there is no class token, it is the mean over the "
         "queries of all patches. A .npz file gets the weights (heads, queries, keys) of each block as 'layer_0' and "
-        "so on, prefix tokens first.",
+        "so on, prefix tokens first. Of several images, or with a new folder for .npy files, images are the first axis "
+        "and 'images' has their paths; they go to the disk as they come.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add_model_options(parser)
-    parser.add_argument("image", help="image file")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="picture, or .npz file, to write")
+    parser.add_argument("images", nargs="+", help="image file; for weights also several, and folders of them")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="picture, .npz file or folder to write")
     parser.add_argument("--layer", type=int, metavar="N", help="block, from 0, or negative from the end (default: all)")
     parser.add_argument("--head", type=int, metavar="N", help="head of that block, from 0 (default: mean of all)")
     parser.set_defaults(run=run)
@@ -53,30 +60,112 @@ def add_parser(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    from vit_flax.inference import attention_maps
-
     target = Path(options.output)
-    if not target.absolute().parent.is_dir():
-        raise ValueError(f"{target}: its folder does not exist")
     if options.head is not None and options.layer is None:
         raise ValueError("--head N is of one block: say which with --layer N (-1 is the last)")
+    several = len(options.images) > 1 or Path(options.images[0]).is_dir()
+    if target.suffix == "" or (several and target.suffix == ".npz"):
+        return _write_weights(options, ArrayWriter(target))
+    if several:
+        raise ValueError(f"{target}: is of one image; of several, -o FILE.npz or a new folder gets the weights")
+    return _show_one(options, target)
+
+
+def _write_weights(options: argparse.Namespace, writer: ArrayWriter) -> int:
+    """Writes the weights of any number of images, batch by batch."""
+    from vit_flax.inference import attention_function
+
+    images = image_files(options.images)
+    loaded = load_model(options)
+    predictor, config = loaded.predictor, loaded.predictor.model.config
+    _check_numbers(options, config)
+    loaded.show_notes()
+    compute = attention_function(predictor.model, _layers(options))
+    size = max(1, min(options.batch_size, MOST // _num_bytes(config, options.layer is not None)))
+    bad: dict[int, str] = {}
+    with Progress(len(images)) as progress, writer:
+        for first in range(0, len(images), size):
+            rows: list[np.ndarray] = []
+            for index in range(first, min(first + size, len(images))):
+                try:
+                    rows.append(loaded.transform(images[index]))
+                except BadImageError as error:
+                    bad[index] = str(error)
+                progress.advance(1)
+            if not rows:
+                continue
+            batch: Any = _one_batch(rows, size, loaded.transform)
+            found = compute(predictor.params, batch)
+            arrays = {f"layer_{n}": np.asarray(maps[: len(rows), _heads(options)]) for n, maps in found.items()}
+            if isinstance(batch, tuple):
+                arrays["spatial_shapes"] = batch[2][: len(rows)]
+            writer.append(arrays)
+        refuse_all_bad(bad, images)
+        writer.append({"images": np.asarray([path for index, path in enumerate(images) if index not in bad])})
+    shapes = {name: list(shape) for name, shape in writer.shapes.items() if name != "images"}
+    if options.json:
+        told: dict[str, Any] = {"file": options.output, "shapes": shapes, "notes": loaded.notes}
+        print(json.dumps({**told, "bad": {images[index]: reason for index, reason in bad.items()}}))
+    else:
+        listed = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in shapes.items())
+        print(f"wrote {options.output}: {listed}")
+    if bad:
+        explain_bad(bad, images, "attention")
+    return 1 if bad else 0
+
+
+def _one_batch(rows: list[np.ndarray], size: int, transform: Preprocessing) -> Any:
+    """Returns prepared images as one batch of `size`, the last of them repeated.
+
+    Raises:
+        ValueError: they are of different sizes.
+    """
+    filled = [*rows, *[rows[-1]] * (size - len(rows))]
+    if transform.patch_size is not None:
+        return to_patches(filled, transform.patch_size, transform.max_num_patches)
+    if len({row.shape for row in rows}) > 1:
+        raise ValueError("images of different sizes have different numbers of tokens: write each size apart")
+    return np.stack(filled)
+
+
+def _num_bytes(config: ViTConfig, of_one: bool) -> int:
+    """Returns how much the weights of one image take, of one block or all."""
+    tokens = config.num_patches + config.num_prefix_tokens
+    return 4 * tokens**2 * config.num_heads * NUM_PARALLEL * (1 if of_one else config.depth)
+
+
+def _layers(options: argparse.Namespace) -> list[int] | None:
+    return None if options.layer is None else [options.layer]
+
+
+def _heads(options: argparse.Namespace) -> slice:
+    return slice(None) if options.head is None else slice(options.head, options.head + 1 or None)
+
+
+def _show_one(options: argparse.Namespace, target: Path) -> int:
+    """Writes the picture of one image, or its weights."""
+    from vit_flax.inference import attention_maps
+
+    if not target.absolute().parent.is_dir():
+        raise ValueError(f"{target}: its folder does not exist")
+    if target.suffix != ".npz" and target.suffix.lower() not in import_pillow().registered_extensions():
+        raise ValueError(f"{target}: unknown suffix; use .png or .jpg for a picture, .npz for the weights")
     loaded = load_model(options)
     transform, predictor = loaded.transform, loaded.predictor
     _check_numbers(options, predictor.model.config)
+    (file,) = options.images
     try:
-        image = transform.crop(options.image)
+        image = transform.crop(file)
     except BadImageError as error:
-        raise ValueError(f"{options.image}: {error}") from error
+        raise ValueError(f"{file}: {error}") from error
     loaded.show_notes()
-    prepared: Any = transform(options.image)[None]
+    prepared: Any = transform(file)[None]
     if transform.patch_size is not None:
         prepared = to_patches(list(prepared), transform.patch_size, None)
     told: dict[str, Any] = {"file": str(target), "layer": options.layer, "head": options.head}
     if target.suffix == ".npz":
-        layers = None if options.layer is None else [options.layer]
-        maps = attention_maps(predictor.model, predictor.params, prepared, layers)
-        chosen = slice(None) if options.head is None else slice(options.head, options.head + 1 or None)
-        arrays = {f"layer_{number}": weights[0, chosen] for number, weights in maps.items()}
+        maps = attention_maps(predictor.model, predictor.params, prepared, _layers(options))
+        arrays = {f"layer_{number}": weights[0, _heads(options)] for number, weights in maps.items()}
         np.savez(target, **arrays)  # pyright: ignore[reportArgumentType]
         shapes = {name: list(array.shape) for name, array in arrays.items()}
         if options.json:
@@ -95,7 +184,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_numbers(options: argparse.Namespace, config: Any) -> None:
+def _check_numbers(options: argparse.Namespace, config: ViTConfig) -> None:
     """Raises ValueError where there is no such block or head."""
     heads = config.num_heads * (NUM_PARALLEL if config.block == "parallel_things" else 1)
     for name, value, count in (("layer", options.layer, config.depth), ("head", options.head, heads)):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_flax.cli.options import CHECKPOINT, add_checkpoint_options, tell_notes, wish_of
+from vit_flax.cli.options import CHECKPOINT, add_checkpoint_options, spelled_notes, tell_notes, wish_of
 from vit_flax.convert import open_checkpoint
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _run_checkpoint(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.json}: its folder does not exist")
     wish = wish_of(options)
     checkpoint = open_checkpoint(options.checkpoint, wish)
-    tell_notes(checkpoint.notes)
+    tell_notes(spelled_notes(checkpoint.notes, options))
 
     import jax
 

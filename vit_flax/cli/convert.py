@@ -8,7 +8,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_flax.cli.options import CHECKPOINT, add_checkpoint_options, add_tower_option, tell_notes, wish_of
+from vit_flax.cli.options import (
+    CHECKPOINT,
+    add_checkpoint_options,
+    add_tower_option,
+    preset_of,
+    spelled_notes,
+    tell_notes,
+    wish_of,
+)
 from vit_flax.cli.parser import known_layout
 from vit_flax.convert import get_layout, holds_text, layout_to_write, open_checkpoint
 from vit_flax.convert.orbax_folder import SUFFIX as ORBAX
@@ -53,7 +61,8 @@ def run(options: argparse.Namespace) -> int:
     if wish.tower is None and options.layout is not None and not holds_text(get_layout(options.layout)):
         wish = dataclasses.replace(wish, tower="image")  # which is what that layout holds
     checkpoint = open_checkpoint(options.source, wish)  # before JAX is imported: a bad file is reported at once
-    tell_notes(checkpoint.notes)
+    opened = spelled_notes(checkpoint.notes, options)
+    tell_notes(opened)
 
     import jax
 
@@ -67,17 +76,18 @@ def run(options: argparse.Namespace) -> int:
     target = options.layout or reading.layout.name
     if Path(options.target).suffix == ORBAX:
         target = layout_to_write(reading.config, options.layout, options.target).name
-    preprocessing, notes = _preprocessing(checkpoint, reading, options.config)
+    preprocessing, notes = _preprocessing(checkpoint, reading, preset_of(options))
     notes = [*reading.checkpoint.notes[len(checkpoint.notes) :], *notes]
     model, params = reading.build()
     if isinstance(model, VisionTransformer):
         model, params, done = fit_layout(model, params, target)
         notes += done
     notes += save(options.target, model, params, target, preprocessing)
+    notes = spelled_notes(notes, options)
     tell_notes(notes)
     if options.json:
         found = {"source": checkpoint.source, "target": options.target, "tensors": len(checkpoint.shapes)}
-        found |= {"from": reading.layout.name, "to": target, "notes": [*checkpoint.notes, *notes]}
+        found |= {"from": reading.layout.name, "to": target, "notes": [*opened, *notes]}
         print(json.dumps(found, indent=1))
     else:
         print(f"wrote {options.target}: {len(checkpoint.shapes)} tensors from {reading.layout.name} to {target}")

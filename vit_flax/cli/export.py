@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit_flax.cli.images import add_label_option, add_model_options, load_model
-from vit_flax.cli.options import whole_numbers
+from vit_flax.cli.options import height_and_width, whole_numbers
 
 if TYPE_CHECKING:
     from vit_flax.cli.parser import Commands
@@ -48,17 +48,13 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--norm", action="store_true", help="apply the final norm to --output intermediates")
     parser.add_argument(
-        "--raw-size", type=_size, metavar="HxW", help="take uint8 images of this size and prepare them inside"
+        "--raw-size",
+        type=height_and_width,
+        metavar="HxW",
+        help="take uint8 images of this size and prepare them inside",
     )
     add_label_option(parser)
     parser.set_defaults(run=run)
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, cross, width = text.partition("x")
-    if not (cross and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form HEIGHTxWIDTH, for example 480x640")
-    return int(height), int(width)
 
 
 def run(options: argparse.Namespace) -> int:

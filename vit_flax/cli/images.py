@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from vit_flax.cli.options import CHECKPOINT, add_checkpoint_options, numbers, tell_notes, wish_of
+from vit_flax.cli.options import (
+    CHECKPOINT,
+    add_checkpoint_options,
+    numbers,
+    preset_of,
+    spelled_notes,
+    tell_notes,
+    wish_of,
+)
 from vit_flax.cli.progress import Progress
 from vit_flax.convert import open_checkpoint
 from vit_flax.preprocessing import labels
@@ -160,7 +168,7 @@ def load_model(options: argparse.Namespace, tower: str = "image") -> Loaded:
     """
     wish = dataclasses.replace(wish_of(options), float32=True, tower=tower)
     checkpoint = open_checkpoint(options.checkpoint, wish)  # before JAX: a bad file is told at once
-    tell_notes(checkpoint.notes)
+    tell_notes(spelled_notes(checkpoint.notes, options))
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     prepared = _prepared(options, checkpoint)
@@ -172,7 +180,7 @@ def load_model(options: argparse.Namespace, tower: str = "image") -> Loaded:
     from vit_flax.reading import read_model
 
     reading, sized = read_model(checkpoint, wish), None
-    notes, shown = list(reading.checkpoint.notes), len(checkpoint.notes)
+    notes, shown = spelled_notes(reading.checkpoint.notes, options), len(checkpoint.notes)
     if options.preprocessing is None:
         sized = _resized_for(prepared, reading, wish)
     if sized is not None:
@@ -208,7 +216,7 @@ def _prepared(options: argparse.Namespace, checkpoint: Checkpoint) -> Prepared:
     if options.preprocessing is not None:
         return Prepared(with_labels(read_file(Path(options.preprocessing)), checkpoint), options.preprocessing)
     try:
-        return find_preprocessing(checkpoint, options.config)
+        return find_preprocessing(checkpoint, preset_of(options))
     except ValueError as error:
         raise ValueError(f"{error}; --preprocessing FILE follows another file instead") from error
 
@@ -280,7 +288,7 @@ def _with_names(value: Preprocessing, options: argparse.Namespace, reading: Read
         if classes and not is_projection(reading):
             notes.append(f"{len(value.class_names)} names are told for {classes} classes: classes are numbers")
         return value.replace(class_names=None, class_descriptions=None)
-    if value.class_names is None and labels.is_imagenet(reading.checkpoint.config or {}, options.config, classes):
+    if value.class_names is None and labels.is_imagenet(reading.checkpoint.config or {}, preset_of(options), classes):
         if found := labels.imagenet_names():
             return value.replace(class_names=found[0], class_descriptions=found[1])
         notes.append("classes are those of ImageNet-1k: their names come from timm's lists, pip install timm")

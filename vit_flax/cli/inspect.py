@@ -6,8 +6,16 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from vit_flax.cli.options import CHECKPOINT, add_checkpoint_options, add_tower_option, format_table, tell_notes, wish_of
-from vit_flax.cli.spelling import options_of, spelled
+from vit_flax.cli.options import (
+    CHECKPOINT,
+    add_checkpoint_options,
+    add_tower_option,
+    format_table,
+    spelled_notes,
+    tell_notes,
+    wish_of,
+)
+from vit_flax.cli.spelling import spelled
 from vit_flax.convert import open_checkpoint
 
 if TYPE_CHECKING:
@@ -33,14 +41,13 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     add_checkpoint_options(parser)
     add_tower_option(parser)
-    parser.set_defaults(run=run, spelling=options_of(parser))
+    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     wish = wish_of(options)
     checkpoint = open_checkpoint(options.source, wish)
-    tell_notes(checkpoint.notes)
 
     import jax
 
@@ -48,9 +55,10 @@ def run(options: argparse.Namespace) -> int:
     from vit_flax.reading import read_model
 
     reading = read_model(checkpoint, wish)
-    tell_notes(reading.checkpoint.notes[len(checkpoint.notes) :])
     found = reading.to_dict()
     found["problems"] = [spelled(problem, options.spelling) for problem in found["problems"]]
+    found["notes"] = spelled_notes(found["notes"], options)
+    tell_notes(found["notes"])
     if options.json:
         print(json.dumps(found, indent=1))
         return 1 if found["problems"] else 0
@@ -63,7 +71,9 @@ def run(options: argparse.Namespace) -> int:
     if found["config"]:
         rows = [(name, json.dumps(value), found["origins"][name]) for name, value in found["config"].items()]
         print("\n" + format_table([("config", "value", "origin"), *rows]))
-    fates = [(t["name"], " x ".join(map(str, t["shape"])), t["fate"]) for t in found["tensors"]]
+    fates = [
+        (t["name"], " x ".join(map(str, t["shape"])), spelled(t["fate"], options.spelling)) for t in found["tensors"]
+    ]
     print("\n" + format_table([("tensor", "shape", "fate"), *fates]))
     if found["problems"]:
         print("\ncannot be loaded like this:")

@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no command {arguments[0]!r}; {near}")
     options, unknown = parser.parse_known_args(arguments)
     command = commands[options.command]
+    options.spelling = options_of(command)
     if unknown:
         command.refuse(unknown)
     try:
@@ -70,8 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _leave_quietly()
     except (ValueError, OSError, ImportError) as error:  # ConversionError is a ValueError
         _debug()
-        fields = "--set model." if options.command in ("train", "plan") else "--set "
-        print(f"{command.prog}: {spelled(explain(error), options_of(command), fields)}", file=sys.stderr)
+        model = "model." if options.command in ("train", "plan") else ""
+        print(f"{command.prog}: {spelled(explain(error), options.spelling, model)}", file=sys.stderr)
         return 2
     except Exception as error:
         _debug()

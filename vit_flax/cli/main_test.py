@@ -140,7 +140,10 @@ def test_arguments_become_options() -> None:
         "the model has in_chans=3": "the model has in_chans=3",  # a fact, no advice
     }.items():
         assert spelled(message, options) == expected
-    assert spelled("pass `depth=2`", options, "--set model.") == "pass --set model.depth=2"
+    # of `train`, whose recipes have parameters of their own
+    told = spelled("pass `depth=2`, `layout='deit'` or `source_grid=(2, 3)`", {}, "model.")
+    assert told == "pass --set model.depth=2, --set layout=deit or --set source_grid=2,3"
+    assert spelled("`entry` and `depth` are not `of`", options) == "--entry and `depth` are not `of`"
 
 
 def test_an_internal_failure_is_neither_yes_nor_no(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,10 +6,13 @@ import argparse
 import ast
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TypeVar
 
 from vit_flax.cli.parser import known_layout
-from vit_flax.convert import TOWERS, Wish
+from vit_flax.cli.spelling import spelled
+from vit_flax.convert import TOWERS, ConversionError, Wish
+from vit_flax.convert.folder import read_json
 
 _T = TypeVar("_T")
 CHECKPOINT = "weights: a file (.safetensors, .npz, .msgpack, .pth, .pt, .bin, .ckpt), a folder or hf://owner/name"
@@ -25,10 +28,15 @@ def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--lay
         help="layout of the tensors (default: told by their names); `vit-flax list layouts` lists them",
     )
     parser.add_argument("--entry", help="weights to take where a training checkpoint holds several: teacher, say")
-    parser.add_argument("--config", metavar="PRESET", help="preset that tells what tensors cannot")
+    parser.add_argument(
+        "--config", type=_config, metavar="PRESET", help="preset, or a config.json, that tells what tensors cannot"
+    )
     parser.add_argument("--resample", metavar="MODE", help="how positions and patch kernels are resized")
     parser.add_argument(
-        "--source-grid", type=_grid, metavar="HxW", help="the checkpoint's grid of patches, where that is not square"
+        "--source-grid",
+        type=height_and_width,
+        metavar="HxW",
+        help="the checkpoint's grid of patches, where that is not square",
     )
     parser.add_argument(
         "--set",
@@ -75,15 +83,40 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def preset_of(options: argparse.Namespace) -> str | None:
+    """Returns the name of the preset that --config gives; None where it is a file, or absent."""
+    return options.config if isinstance(options.config, str) else None
+
+
+def _config(text: str) -> str | dict[str, object]:
+    """Returns a preset's name as it is, and what a .json file holds."""
+    if not text.endswith(".json"):
+        return text
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text}: no such file")
+    try:
+        found = read_json(path)
+    except ConversionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return {name: value for name, value in found.items() if name != "layout" or "model_config" not in found}
+
+
+def spelled_notes(notes: Iterable[str], options: argparse.Namespace) -> list[str]:
+    """Returns notes on a checkpoint with the command's own options in them."""
+    return [spelled(note, options.spelling) for note in notes]
+
+
 def tell_notes(notes: Iterable[str]) -> None:
     """Prints a checkpoint's notes to stderr: what was left out, cast or applied."""
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _grid(text: str) -> tuple[int, int]:
+def height_and_width(text: str) -> tuple[int, int]:
+    """Returns the numbers of HEIGHTxWIDTH."""
     height, cross, width = text.partition("x")
-    if not (cross and height.isdecimal() and width.isdecimal()):
+    if not (cross and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form HEIGHTxWIDTH, for example 14x14")
     return int(height), int(width)
 

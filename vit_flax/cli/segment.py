@@ -60,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     from vit_flax.convert import write_checkpoint
     from vit_flax.inference import Predictor
+    from vit_flax.models.intermediates import taken_blocks
     from vit_flax.train.data.drawn_shapes import write_shapes
     from vit_flax.train.data.mask_folder import MaskFolder
     from vit_flax.train.segmentation import (
@@ -79,13 +80,18 @@ def run(options: argparse.Namespace) -> int:
         epochs=options.epochs, learning_rate=options.learning_rate, seed=options.seed, layers=options.layers
     )
     source = Path(options.data)
-    if options.data == SHAPES and not source.exists():
+    is_drawn = options.data == SHAPES and not source.exists()
+    if is_drawn:
         source = target / SHAPES
+    else:
+        MaskFolder.open(source, "train")  # before the model: a mistake is told at once
+    loaded = load_model(options)
+    taken_blocks(config.layers, loaded.predictor.model.config.depth)
+    loaded.show_notes()
+    if is_drawn:  # when nothing can be wrong any more, for the folder would be in the next one's way
         write_shapes(source, DRAWN, seed=options.seed)
     train, val = (MaskFolder.open(source, split) for split in ("train", "val"))
     count = max(train.count_classes(), val.count_classes())
-    loaded = load_model(options)
-    loaded.show_notes()
     # a mask covers the whole image, as it is stored
     inner = loaded.predictor
     transform = loaded.transform.of_one_size(inner.model.config.image_size, "squash").replace(crop_pct=1.0, exif=False)

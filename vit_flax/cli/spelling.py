@@ -12,28 +12,34 @@ import re
 import shlex
 from collections.abc import Mapping
 
+from vit_flax.config import FAMILIES
+
 _ARGUMENT = re.compile(r"`(\w+)=([^`]*)`")
+_NAME = re.compile(r"`(\w+)`")
 # Keywords of `vit_flax.load` whose option has a destination of another name.
 _DESTINATIONS = {"layout": "source_layout"}
+_FIELDS = frozenset(name for family in FAMILIES.values() for name in family.fields)
 
 
-def spelled(message: str, options: Mapping[str, str], fields: str = "--set ") -> str:
+def spelled(message: str, options: Mapping[str, str], model: str = "") -> str:
     """Returns a message with Python's arguments as options.
 
     Args:
         message: arguments stand in it as `name=value`, between backticks.
         options: the command's options by their destinations.
-        fields: what comes before every other argument, which is a field of the config.
+        model: what comes before the name of a field of a model's config.
     """
 
     def option(found: re.Match[str]) -> str:
         name, value = found.groups()
         written = options.get(_DESTINATIONS.get(name, name))
         if written is None:
-            return f"{fields}{name}={_typed(value, ',')}"
+            before = model if name in _FIELDS else ""
+            return f"--set {before}{name}={_typed(value, ',')}"
         return f"{written} {_typed(value, 'x')}".rstrip()
 
-    return _ARGUMENT.sub(option, message)
+    message = _ARGUMENT.sub(option, message)
+    return _NAME.sub(lambda found: options.get(found.group(1), found.group()), message)
 
 
 def options_of(parser: argparse.ArgumentParser) -> dict[str, str]:

@@ -95,6 +95,8 @@ def build_config(recipe: str, changes: Mapping[str, object], out: str | None) ->
             # the source's options determine its classes
             data = {name.partition(".")[2]: changes[name] for name in changes if name.startswith("data.")}
             own["source"] = {name: value for name, value in data.items() if "." not in name}
+        if "told" in parameters and "told" not in own:  # fields of the model that a bare file does not tell
+            own["told"] = {name[len("model.") :]: changes[name] for name in changes if name.startswith("model.")}
         check_arguments(function, own)
         config = function(**own)
         changes = {name: value for name, value in changes.items() if name not in own}

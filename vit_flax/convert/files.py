@@ -192,7 +192,8 @@ def write_checkpoint(
             files = {"config.json": config if config_file is None else config_file, **(beside or {})}
             write_folder(path, tensors, config, files)
     except OSError as error:
-        raise ConversionError(f"{path}: cannot be written: {one_line(error)}") from error
+        why = one_line(error) if path.absolute().parent.is_dir() else "its folder does not exist"
+        raise ConversionError(f"{path}: cannot be written: {why}") from error
 
 
 def preprocessing_beside(path: Path) -> Path:

@@ -27,7 +27,7 @@ def _infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     if "depth" not in known:
         raise ConversionError(
             "these are parameters of this library's own models, which do not tell their model: pass "
-            "`config=model.config` or a preset's name"
+            "`config=CONFIG`, the model's config or a preset's name"
         )
     head = shapes.get("head/kernel", ())
     return {"num_classes": head[1] if len(head) == 2 else 0}

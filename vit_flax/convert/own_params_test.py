@@ -78,7 +78,7 @@ def test_orbax_folders(tmp_path, capsys) -> None:
 
 
 def test_they_do_not_tell_their_model() -> None:
-    with pytest.raises(ConversionError, match=r"pass `config=model.config` or a preset's name"):
+    with pytest.raises(ConversionError, match=r"pass `config=CONFIG`, the model's config or a preset's name"):
         vit_flax.from_state_dict(PARAMS)
     preset = vit_flax.from_state_dict(PARAMS, config="vit_tiny_patch16_224", **SIZES)
     assert_same(preset)

@@ -16,7 +16,8 @@ _SCALARS = (
     "bool_", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32",
     "float64", "complex64", "complex128", "str_", "bytes_",
 )  # fmt: skip
-_BUILTINS = ("list", "dict", "int", "float", "bool", "str", "bytes", "tuple", "object", "slice", "range", "frozenset")
+_BUILTINS = ("list", "dict", "int", "float", "bool", "str", "bytes", "tuple", "object", "slice", "range", "frozenset",
+             "bytearray", "Ellipsis")  # fmt: skip
 _LIGHTNING = ("pytorch_lightning", "lightning.pytorch", "lightning")
 _OMEGACONF_NODES = ("AnyNode", "BooleanNode", "BytesNode", "EnumNode", "FloatNode", "IntegerNode", "PathNode",
                     "StringNode")  # fmt: skip
@@ -31,6 +32,7 @@ _OBJECTS = {
     *(f"builtins.{name}" for name in _BUILTINS),
     *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
     "uuid.UUID",
+    "torch.torch_version.TorchVersion",
     "decimal.Decimal",
     "fractions.Fraction",
     *(f"typing.{name}" for name in ("Any", "Dict", "List", "Optional", "Tuple", "Union")),

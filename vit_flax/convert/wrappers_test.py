@@ -96,6 +96,15 @@ def test_names_that_only_a_known_model_has_are_not_needed() -> None:
         ({**plain("image_encoder.net."), **z("text.0.weight")}, "took image_encoder/net, left out text (1 tensor)"),
         ({"model": {**plain("module.visual_encoder."), **z("module.bert.x")}},
          "took model/module/visual_encoder, left out model/module/bert (1 tensor)"),
+        # VISSL's, a model behind its normalisation, DeepSpeed's, fastai's
+        ({"classy_state_dict": {"base_model": {"model": {"trunk": plain("base_model."), "heads": z("0.clf.weight")}}}},
+         "took classy_state_dict/base_model/model/trunk/base_model, left out "
+         "classy_state_dict/base_model/model/heads (1 tensor)"),
+        ({**plain("model.1."), **z("model.0.mean", "model.0.std")}, "took model/1, left out model/0 (2 tensors)"),
+        ({"module": plain("module."), "optimizer": {"fp32_flat_groups": [np.zeros(3)]}, "ds_version": "0.1"},
+         "took module, left out optimizer (1 tensor)"),
+        ({"model": {**plain("0.model."), **z("1.8.weight")}, "opt": {}},
+         "took model/0/model, left out model/1 (1 tensor)"),
     ],
 )  # fmt: skip
 def test_what_stands_beside_the_only_model_is_named(wrapped: dict, note: str) -> None:

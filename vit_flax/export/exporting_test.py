@@ -172,7 +172,7 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("model.stablehlo", {"output": "tokens"}, "output must be one of logits, features, intermediates"),
         ("model.stablehlo", {"dtype": "float16"}, "dtype must be float32 or bfloat16"),
         ("model.stablehlo", {"layers": (0,)}, "`layers` and `norm` are of `output='intermediates'`"),
-        ("model.stablehlo", {"output": "intermediates", "layers": (1,)}, "no layer 1: the model has 1"),
+        ("model.stablehlo", {"output": "intermediates", "layers": (1,)}, "no block 1: the model has 1"),
         ("model.stablehlo", {"raw_size": (8, 8)}, "raw_size needs preprocessing"),
     ],
 )

@@ -45,9 +45,8 @@ class Program:
             raise ValueError(f"`layers` and `norm` are of `output='intermediates'`, got {self.output!r}")
         if self.raw_size is not None and self.preprocessing is None:
             raise ValueError("raw_size needs preprocessing: what is done to raw pixels")
-        depth = self.model.config.depth
-        if wrong := [index for index in self.layers if not -depth <= index < depth]:
-            raise ValueError(f"no layer {wrong[0]}: the model has {depth}, numbered 0 to {depth - 1}")
+        if self.layers:
+            taken_blocks(self.layers, self.model.config.depth)
 
     @property
     def blocks(self) -> tuple[int, ...]:

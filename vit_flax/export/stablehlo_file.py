@@ -35,7 +35,9 @@ def write(path: Path, program: Program) -> Callable[[np.ndarray], list[np.ndarra
     exported = export.export(jax.jit(program.function()), platforms=_PLATFORMS)(images)
     data = exported.serialize()
     if len(data) > _MOST:
-        raise ValueError(f"the program has {len(data):,} bytes, and jax.export holds {_MOST:,}: take dtype=bfloat16")
+        raise ValueError(
+            f"the program has {len(data):,} bytes, and jax.export holds {_MOST:,}: take `dtype='bfloat16'`"
+        )
     path.write_bytes(data)
     path.with_name(f"{path.name}.json").write_text(json.dumps(metadata(program), indent=1) + "\n", "utf-8")
     loaded = export.deserialize(bytearray(path.read_bytes()))

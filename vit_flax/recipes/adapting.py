@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -31,12 +32,15 @@ def finetune(
     config: str | None = None,
     multi_label: bool = False,
     source: Mapping[str, object] | None = None,
+    entry: str | None = None,
+    told: Mapping[str, object] | None = None,
 ) -> TrainConfig:
     """All of a checkpoint's model on other images, with a new head; positions are resized to `image_size`.
 
     Images are prepared as those of the checkpoint are, and the result is written in its layout. `config` names a preset
-    for a file whose tensors do not tell everything; with `multi_label` an image has any number of classes; `source` has
-    further fields of the data, such as label_key. Command: vit-flax train finetune --set checkpoint=FILE --set
+    for a file whose tensors do not tell everything, `told` fields of the model (--set model.num_heads=3), `entry` which
+    of several weights to take; with `multi_label` an image has any number of classes; `source` has further fields of
+    the data, such as label_key. Command: vit-flax train finetune --set checkpoint=FILE --set
     folder=DIR --set image_size=160 --out runs/finetune. Accuracy and time: not measured.
     """
     return TrainConfig(
@@ -44,7 +48,7 @@ def finetune(
         optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.05, layer_decay=0.75, clip_norm=1.0),
         schedule=ScheduleConfig(warmup_epochs=1),
         loss=LossConfig(name="binary") if multi_label else LossConfig(label_smoothing=0.1),
-        **_adapted(checkpoint, data, folder, image_size, layout, config, multi_label, source),
+        **_adapted(checkpoint, data, folder, image_size, layout, config, multi_label, source, entry, told),
     )
 
 
@@ -57,6 +61,8 @@ def linear_probe(
     config: str | None = None,
     multi_label: bool = False,
     source: Mapping[str, object] | None = None,
+    entry: str | None = None,
+    told: Mapping[str, object] | None = None,
 ) -> TrainConfig:
     """A new head on a checkpoint's frozen model; parameters are those of finetune.
 
@@ -67,7 +73,7 @@ def linear_probe(
         optimizer=OptimizerConfig(name="sgd", learning_rate=0.1, weight_decay=0.0, train=("head(_dist)?/.*",)),
         schedule=ScheduleConfig(),
         loss=LossConfig(name="binary" if multi_label else "softmax"),
-        **_adapted(checkpoint, data, folder, image_size, layout, config, multi_label, source),
+        **_adapted(checkpoint, data, folder, image_size, layout, config, multi_label, source, entry, told),
     )
 
 
@@ -80,6 +86,8 @@ def _adapted(
     config: str | None,
     multi_label: bool,
     source: Mapping[str, Any] | None,
+    entry: str | None,
+    told: Mapping[str, object] | None,
 ) -> dict[str, Any]:
     """Returns what both recipes have: the checkpoint's model for the classes of the data, these, and the way in."""
     from vit_flax.preparing import find_preprocessing
@@ -87,12 +95,14 @@ def _adapted(
     from vit_flax.train.data.prepared import data_fields
 
     overrides = {} if image_size is None else {"image_size": image_size}
-    wish = Wish(layout=layout, config=config, overrides=overrides, own_classes=True, float32=True, tower="image")
+    wish = Wish(
+        layout=layout, config=config, overrides=overrides, entry=entry, own_classes=True, float32=True, tower="image"
+    )
     opened = open_checkpoint(checkpoint, wish)
     reading = read_model(opened, wish)
-    if reading.resolved is None:
-        told = " (to a recipe: --set config=PRESET, or `vit-flax convert` the file first)"
-        raise ValueError(f"{reading.obstacle}{told if 'pass `' in reading.obstacle else ''}")
+    if reading.resolved is None and told:
+        known = {name: value for name, value in told.items() if name in reading.layout.config_class.fields}
+        reading = read_model(opened, dataclasses.replace(wish, overrides={**known, **overrides}))
     model = reading.config
     assert isinstance(model, ViTConfig)  # as the wish says
     found = find_preprocessing(opened, config, model.image_size)
@@ -115,7 +125,8 @@ def _adapted(
         "init_from": checkpoint,
         "init_layout": layout,
         "init_config": config,
-        "export_layout": layout or export_layout,
+        "init_entry": entry,
+        "export_layout": export_layout or layout,
     }
 
 

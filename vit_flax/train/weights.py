@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import shutil
@@ -31,7 +32,7 @@ _HEADS = ("head", "head_dist")  # initialised anew where the number of classes d
 _NEW = "fc_norm"  # initialised with the classifier, where the checkpoint has none: identity gain and shift
 # parameters of a checkpoint that its family's classifier lacks: pre-training's, or another pooling's
 _LEFT = ("pre_logits", "mask_token", "attn_pool", "fc_norm")
-_SHOWN = 10
+_SHOWN = 3
 
 
 def initial_params(config: TrainConfig) -> PyTree:
@@ -58,8 +59,9 @@ def initial_params(config: TrainConfig) -> PyTree:
             found = f"has shape {tuple(loaded[path].shape)}" if path in loaded else "is missing"
             problems.append(f"{path} {found}, the model needs {tuple(leaf.shape)}")
     if problems:
-        shown = "\n  ".join(problems[:_SHOWN])
-        raise ValueError(f"{config.init_from} is not of the model to be trained ({len(problems)} faults):\n  {shown}")
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        shown = "; ".join(problems[:_SHOWN])
+        raise ValueError(f"{config.init_from} is not of the model to be trained: {shown}{more}")
     if new:
         gone = " in place of its norm" if "norm/scale" in loaded and "norm/scale" not in own else ""
         logger.warning("%s: has no %s, which begins anew with the classifier%s", config.init_from, _NEW, gone)
@@ -73,11 +75,18 @@ def _read_initial(config: TrainConfig) -> Reading:
         layout=config.init_layout,
         config=config.init_config,
         overrides=overrides,
+        entry=config.init_entry,
         own_classes=True,
         float32=True,
         tower="image",
     )
-    return read_model(open_checkpoint(config.init_from, wish), wish)
+    opened = open_checkpoint(config.init_from, wish)
+    reading = read_model(opened, wish)
+    if reading.resolved is None:  # what tensors do not tell is as in the model to be trained
+        model = config.image_model.fields()
+        told = {name: model[name] for group in reading.layout.required for name in group if name in model}
+        reading = read_model(opened, dataclasses.replace(wish, overrides={**told, **overrides}))
+    return reading
 
 
 def digest_of(params: PyTree) -> str:
