@@ -102,7 +102,7 @@ def test_names_that_only_a_known_model_has_are_not_needed() -> None:
          "classy_state_dict/base_model/model/heads (1 tensor)"),
         ({**plain("model.1."), **z("model.0.mean", "model.0.std")}, "took model/1, left out model/0 (2 tensors)"),
         ({"module": plain("module."), "optimizer": {"fp32_flat_groups": [np.zeros(3)]}, "ds_version": "0.1"},
-         "took module, left out optimizer (1 tensor)"),
+         "took module/module, left out optimizer (1 tensor)"),
         ({"model": {**plain("0.model."), **z("1.8.weight")}, "opt": {}},
          "took model/0/model, left out model/1 (1 tensor)"),
     ],
