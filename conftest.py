@@ -26,14 +26,11 @@ from jaxtyping import install_import_hook
 _ROOT = Path(__file__).parent
 _CHECKED = ("models/*", "train/ema", "train/losses", "train/mixing")
 # patch_embed and vision_transformer are the door, where arrays of NumPy come in and wrong ones are told in our own
-# words; placed reshapes batches of any size, which are no int; counters of kernels' loops are traced where they are
-# said to be int; dense heads take arrays of NumPy, too; what leaves the blocks is asked for in numbers of any kind; a
-# Protocol is no class; towers of texts are not tried
+# words; placed reshapes batches of symbolic size, which is no int; counters of kernels' loops are traced where they are
+# said to be int; intermediates refuses indices of any type in its own words; loop takes a Protocol, which is no class
 _UNCHECKED = (
     "__init__", "placed", "patch_embed", "vision_transformer",
-    "row_attention", "splash", "attention_backends", "kernel_sharding",
-    "dpt", "depth_estimator", "feature_maps", "segmentation_head", "intermediates",
-    "loop", "text_mask", "text_transformer", "two_towers",
+    "row_attention", "splash", "attention_backends", "intermediates", "loop",
 )  # fmt: skip
 install_import_hook(
     [

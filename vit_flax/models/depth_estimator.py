@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import PrecisionLike
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -34,7 +35,7 @@ class DepthEstimator(nn.Module):
         self.neck = DptNeck(self.config, policy)
         self.head = DepthHead(self.config, policy)
 
-    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b i j"]:
+    def __call__(self, images: Float[Array | np.ndarray, "b h w c"]) -> Float[Array, "b i j"]:
         """Returns the depth of normalised images, of the size of their whole patches."""
         cfg = self.config
         layers = list(cfg.layers)

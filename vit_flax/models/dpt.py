@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 from vit_flax.config.dense import DepthConfig
 from vit_flax.models.feature_maps import Convolution, Enlargement, resize_maps
 from vit_flax.models.precision import Precision
 
-Grid = Float[Array, "b h w c"]
+FeatureMap = Float[Array | np.ndarray, "b _ _ _"]  # (B, H, W, C)
 
 
 class Reassemble(nn.Module):
@@ -33,7 +34,7 @@ class Reassemble(nn.Module):
         elif self.factor < 1:
             self.resize = Convolution(self.features, 3, int(1 / self.factor), precision=self.precision)
 
-    def __call__(self, x: Grid) -> Grid:
+    def __call__(self, x: FeatureMap) -> FeatureMap:
         """Returns the resized feature map."""
         x = self.projection(x)
         return x if self.factor == 1 else self.resize(x)
@@ -48,7 +49,7 @@ class Residual(nn.Module):
     precision: Precision = Precision()
 
     @nn.compact
-    def __call__(self, x: Grid) -> Grid:
+    def __call__(self, x: FeatureMap) -> FeatureMap:
         """Returns the feature map."""
         out = x
         for name in ("convolution1", "convolution2"):
@@ -71,7 +72,7 @@ class Fusion(nn.Module):
         self.residual_layer1 = Residual(self.precision)
         self.residual_layer2 = Residual(self.precision)
 
-    def __call__(self, x: Grid, other: Grid | None, size: tuple[int, int]) -> Grid:
+    def __call__(self, x: FeatureMap, other: FeatureMap | None, size: tuple[int, int]) -> FeatureMap:
         """Returns the fused map in the given size; the first layer has nothing to fuse, yet the same parameters."""
         if other is not None or self.is_initializing():
             grid = (x.shape[1], x.shape[2])
@@ -97,7 +98,7 @@ class DptNeck(nn.Module):
         self.convs = [Convolution(cfg.fusion_size, use_bias=False, precision=policy) for _ in cfg.layers]
         self.fusion = [Fusion(cfg.fusion_size, policy) for _ in cfg.layers]
 
-    def __call__(self, grids: Sequence[Grid]) -> Grid:
+    def __call__(self, grids: Sequence[FeatureMap]) -> FeatureMap:
         """Returns the fused feature map."""
         made = zip(self.reassemble, self.convs, grids, strict=True)
         grids = [conv(reassemble(grid)) for reassemble, conv, grid in made][::-1]
@@ -126,7 +127,7 @@ class DepthHead(nn.Module):
         self.conv2 = Convolution(cfg.head_size, precision=self.precision)
         self.conv3 = Convolution(1, 1, precision=self.precision)
 
-    def __call__(self, grid: Grid, size: tuple[int, int]) -> Float[Array, "b h w"]:
+    def __call__(self, grid: FeatureMap, size: tuple[int, int]) -> Float[Array, "b h w"]:
         """Returns the depth of images of `size`."""
         cfg = self.config
         x = jax.nn.relu(self.conv2(resize_maps(self.conv1(grid), size, corners=True)))

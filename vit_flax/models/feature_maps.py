@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -27,8 +28,9 @@ class Convolution(nn.Module):
     precision: Precision = Precision()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
+    def __call__(self, x: Float[Array | np.ndarray, "b h w c"]) -> Float[Array, "b i j d"]:
         """Returns the convolved feature map."""
+        x = jnp.asarray(x)
         side, dtype = self.kernel_size, self.precision.params
         kernel = self.param("kernel", _INIT, (side, side, x.shape[-1], self.features), dtype)
         operand = self.precision.operand_dtype(x, kernel)
@@ -56,8 +58,9 @@ class Enlargement(nn.Module):
     precision: Precision = Precision()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
+    def __call__(self, x: Float[Array | np.ndarray, "b h w c"]) -> Float[Array, "b i j d"]:
         """Returns the upsampled feature map."""
+        x = jnp.asarray(x)
         (batch, height, width, chans), factor, dtype = x.shape, self.factor, self.precision.params
         kernel = self.param("kernel", _INIT, (factor, factor, chans, self.features), dtype)
         operand = self.precision.operand_dtype(x, kernel)
@@ -68,11 +71,14 @@ class Enlargement(nn.Module):
         return out + self.param("bias", nn.initializers.zeros, (self.features,), dtype)
 
 
-def resize_maps(x: Float[Array, "b h w c"], size: tuple[int, int], corners: bool) -> Float[Array, "b i j c"]:
+def resize_maps(
+    x: Float[Array | np.ndarray, "b h w c"], size: tuple[int, int], corners: bool
+) -> Float[Array, "b i j c"]:
     """Resizes feature maps bilinearly, without antialias; `corners` is torch's align_corners.
 
     Reference: torch.nn.functional.interpolate(mode="bilinear", align_corners=corners).
     """
+    x = jnp.asarray(x)
     if x.shape[1:3] == tuple(size) and not corners:
         return x
     matrix = bilinear_corners if corners else bilinear

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from vit_flax.models.feature_maps import Convolution
@@ -22,8 +23,9 @@ class BatchNorm(nn.Module):
     precision: Precision = Precision()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array | np.ndarray, "b h w c"], train: bool = False) -> Float[Array, "b h w c"]:
         """Returns the normalised feature map; in training updates `STATISTICS`, if mutable."""
+        x = jnp.asarray(x)
         shape, dtype = x.shape[-1:], self.precision.params
         mean = self.variable(STATISTICS, "mean", jnp.zeros, shape, dtype)
         var = self.variable(STATISTICS, "var", jnp.ones, shape, dtype)
@@ -54,6 +56,6 @@ class SegmentationHead(nn.Module):
         self.bn = BatchNorm(self.precision)
         self.conv_seg = Convolution(self.num_classes, 1, precision=self.precision)
 
-    def __call__(self, grids: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w k"]:
+    def __call__(self, grids: Float[Array | np.ndarray, "b h w c"], train: bool = False) -> Float[Array, "b h w k"]:
         """Returns the logits of patches."""
         return self.conv_seg(self.bn(grids, train))
