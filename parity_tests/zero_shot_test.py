@@ -14,6 +14,7 @@ import vit_flax
 from parity_tests.peers import import_transformers
 from parity_tests.random_weights import randomise
 from vit_flax.cli.main import main
+from vit_flax.parity.tolerances import FLOAT32_ROUNDING, FLOAT64_ROUNDING
 from vit_flax.zero_shot import ZeroShot, embed_texts
 
 transformers = import_transformers()
@@ -145,7 +146,7 @@ def test_the_command_says_what_transformers_does(case, tmp_path, capsys):
     for row, shares in zip(rows, expected, strict=True):
         told = {guess["label"]: guess["probability"] for guess in row["guesses"]}
         assert list(told.values()) == sorted(told.values(), reverse=True)
-        np.testing.assert_allclose([told[label] for label in LABELS], shares, rtol=0, atol=1e-6)
+        np.testing.assert_allclose([told[label] for label in LABELS], shares, rtol=0, atol=FLOAT32_ROUNDING)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +169,9 @@ def test_texts_longer_than_the_context_and_empty_ones_are_read_as_their_owner_re
         expected = theirs.get_text_features(**tokenizer(texts, padding=True, truncation=True, max_length=CONTEXT,
                                                         return_tensors="pt")).pooler_output  # fmt: skip
     expected = expected / expected.norm(dim=-1, keepdim=True)
-    np.testing.assert_allclose(embed_texts(model, params, texts, ours, batch_size=3), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        embed_texts(model, params, texts, ours, batch_size=3), expected, rtol=0, atol=FLOAT32_ROUNDING
+    )
 
 
 def test_templates_are_averaged_and_ten_thousand_labels_are_read(clip):
@@ -179,12 +182,12 @@ def test_templates_are_averaged_and_ten_thousand_labels_are_read(clip):
     found = vit_flax.zero_shot_classifier(model, params, LABELS, templates, tokenizer=tokenizer)
     single = [embed_texts(model, params, [t.replace("{}", name) for name in LABELS], tokenizer) for t in templates]
     mean = (single[0] + single[1]) / 2
-    np.testing.assert_allclose(found, mean / np.linalg.norm(mean, axis=1, keepdims=True), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found, mean / np.linalg.norm(mean, axis=1, keepdims=True), rtol=0, atol=FLOAT32_ROUNDING)
     names = [f"cat {i} {i % 7}" for i in range(10_000)]
     many = vit_flax.zero_shot_classifier(model, params, names, ["{}"], tokenizer=tokenizer)
     assert many.shape == (10_000, 16)
     np.testing.assert_allclose(many[[7, 9_999]], embed_texts(model, params, [names[7], names[9_999]], tokenizer),
-                               rtol=0, atol=1e-6)  # fmt: skip
+                               rtol=0, atol=FLOAT32_ROUNDING)  # fmt: skip
 
 
 def test_evaluate_counts_by_the_names_of_the_folders(clip, tmp_path, capsys):
@@ -288,6 +291,6 @@ def test_recall_is_what_counting_gives():
 def test_a_sigmoid_model_takes_each_label_by_itself():
     embeddings, classifier = np.asarray([[2.0, 0.0]]), np.asarray([[1.0, 0.0], [0.0, 1.0]])
     sigmoid = ZeroShot(("a", "b"), classifier, 10.0, -4.0).probabilities(embeddings)
-    np.testing.assert_allclose(sigmoid, 1 / (1 + np.exp([[-6.0, 4.0]])), rtol=1e-12)
+    np.testing.assert_allclose(sigmoid, 1 / (1 + np.exp([[-6.0, 4.0]])), rtol=FLOAT64_ROUNDING)
     softmax = ZeroShot(("a", "b"), classifier, 10.0, None).probabilities(embeddings)
-    np.testing.assert_allclose(softmax.sum(), 1, rtol=1e-12)
+    np.testing.assert_allclose(softmax.sum(), 1, rtol=FLOAT64_ROUNDING)

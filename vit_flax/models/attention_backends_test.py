@@ -19,7 +19,7 @@ from vit_flax.models.attention_backends import (
     plain_attention,
 )
 from vit_flax.models.precision import HIGHEST, Precision
-from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_LIBRARIES, FLOAT32_RELATIVE, FLOAT64_RELATIVE
+from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_LIBRARIES, FLOAT32_RELATIVE, FLOAT64_RELATIVE, rounding
 from vit_flax.train.config.run import ATTENTION_BACKENDS
 
 SMALL: dict[str, Any] = {
@@ -95,7 +95,8 @@ def test_cudnn() -> None:
             results.append(jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*heads))
     for value, other in zip(*map(jax.tree.leaves, results), strict=True):
         value, other = (np.asarray(x, np.float32) for x in (value, other))
-        np.testing.assert_allclose(other, value, atol=2e-2 * np.abs(value).max())
+        # a dozen roundings: of logits, weights, values, their mix and of each of their gradients
+        np.testing.assert_allclose(other, value, atol=12 * rounding(jnp.bfloat16) * np.abs(value).max())
 
 
 def _scale_dropped(q: Any, k: Any, v: Any, scale: float, precision: Any, bias: Any = None) -> Any:

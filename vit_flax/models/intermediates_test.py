@@ -21,8 +21,8 @@ from vit_flax.config import (
 )
 from vit_flax.models import build_model
 from vit_flax.models.intermediates import taken_blocks
-from vit_flax.models.precision import compiled_for
-from vit_flax.parity.tolerances import FLOAT32_GRADIENT, FLOAT32_LIBRARIES
+from vit_flax.models.precision import Precision, compiled_for
+from vit_flax.parity.tolerances import FLOAT32_GRADIENT, FLOAT32_LIBRARIES, policy_allowed
 
 SIZES: dict[str, Any] = {"image_size": (8, 12), "embed_dim": 16, "depth": 2, "num_heads": 2, "in_chans": 1}
 SMALL: dict[str, Any] = {**SIZES, "patch_size": 4, "num_classes": 3}
@@ -137,9 +137,10 @@ def test_what_is_returned_is_float32_whatever_is_stored() -> None:
             return _run(config, params, {"dtype": jnp.bfloat16})
 
     exact = jax.tree.leaves(_run(config, params))
+    allowed = policy_allowed(Precision(compute=jnp.bfloat16, stored=jnp.bfloat16), config.depth, 64)
     for mine, expected in zip(jax.tree.leaves(run("gpu")), exact, strict=True):
         assert mine.dtype == jnp.float32
-        assert 0 < jnp.linalg.norm(mine - expected) < 0.05 * jnp.linalg.norm(expected)
+        assert 0 < jnp.linalg.norm(mine - expected) < allowed * jnp.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("fields", [{}, SCANNED])

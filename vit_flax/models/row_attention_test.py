@@ -18,6 +18,7 @@ from vit_flax.models.kernel_sharding import sharded_kernels
 from vit_flax.models.precision import HIGHEST, Precision, compiled_for
 from vit_flax.models.qkv import merge_heads, split_qkv
 from vit_flax.models.row_attention import row_attention
+from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_GRADIENT, FLOAT32_RELATIVE
 
 BFLOAT16 = Precision(compute=jnp.bfloat16, stored=jnp.bfloat16)
 
@@ -58,8 +59,8 @@ def test_outputs_and_gradients_are_the_textbooks(heads: int, size: int, count: i
         return out, pullback(g)[0]
 
     expected, got = (jax.jit(partial(both, f))() for f in (partial(_textbook, heads=heads), ours))
-    np.testing.assert_allclose(got[0], expected[0], rtol=2e-5, atol=1e-6)
-    np.testing.assert_allclose(got[1], expected[1], rtol=2e-4, atol=2e-6)
+    np.testing.assert_allclose(got[0], expected[0], rtol=FLOAT32_RELATIVE, atol=FLOAT32_ABSOLUTE)
+    np.testing.assert_allclose(got[1], expected[1], **FLOAT32_GRADIENT)
 
 
 @pytest.mark.parametrize("fields", [{}, {"qk_norm": True}, {"value_skip": True, "key_bias": False}], ids=str)
@@ -83,7 +84,7 @@ def test_a_model_takes_the_kernel_where_it_stores_what_is_multiplied(fields: dic
     right = jax.tree.leaves(answer("plain"))
     largest = max(float(jnp.abs(leaf).max()) for leaf in right[1:])
     for expected, got in zip(right, jax.tree.leaves(answer("rows")), strict=True):
-        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5 * largest)
+        np.testing.assert_allclose(got, expected, rtol=FLOAT32_GRADIENT["rtol"], atol=FLOAT32_RELATIVE * largest)
 
 
 def test_when_it_is_chosen() -> None:
