@@ -25,11 +25,11 @@ from jaxtyping import install_import_hook
 # Module by module: a package's name would take its tests along, whose assertions pytest rewrites.
 _ROOT = Path(__file__).parent
 _CHECKED = ("models/*", "train/ema", "train/losses", "train/mixing")
-# patch_embed and vision_transformer are the door, where arrays of NumPy come in and wrong ones are told in our own
-# words; placed reshapes batches of symbolic size, which is no int; counters of kernels' loops are traced where they are
-# said to be int; intermediates refuses indices of any type in its own words; loop takes a Protocol, which is no class
+# patch_embed, vision_transformer and those of texts are the door, where arrays of NumPy come in and wrong ones are told
+# in our own words; placed reshapes batches of symbolic size, which is no int; counters of kernels' loops are traced
+# where they are said to be int; intermediates refuses indices of any type in its own words; a Protocol is no class
 _UNCHECKED = (
-    "__init__", "placed", "patch_embed", "vision_transformer",
+    "__init__", "placed", "patch_embed", "vision_transformer", "text_transformer", "two_towers",
     "row_attention", "splash", "attention_backends", "intermediates", "loop",
 )  # fmt: skip
 install_import_hook(

@@ -5,7 +5,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jax.lax import PrecisionLike
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -64,21 +63,17 @@ class TextTransformer(nn.Module):
         if cfg.output_dim:
             self.head = Linear(cfg.output_dim, cfg.proj_bias, wide)
 
-    def __call__(
-        self, tokens: Int[Array | np.ndarray, "b n"], mask: Bool[Array, "b n"] | None = None
-    ) -> Float[Array, "b e"]:
+    def __call__(self, tokens: Int[Array, "b n"], mask: Bool[Array, "b n"] | None = None) -> Float[Array, "b e"]:
         """Returns one vector a text, projected, not normalised; `mask` is False for padding."""
         pooled = self.pool(self.features(tokens, mask), tokens, mask)
         return self.head(pooled) if self.config.output_dim else pooled
 
-    def features(
-        self, tokens: Int[Array | np.ndarray, "b n"], mask: Bool[Array, "b n"] | None = None
-    ) -> Float[Array, "b n d"]:
+    def features(self, tokens: Int[Array, "b n"], mask: Bool[Array, "b n"] | None = None) -> Float[Array, "b n d"]:
         """Returns all tokens after the final norm, those of the padding too."""
         cfg = self.config
         if tokens.ndim != 2 or not 0 < tokens.shape[1] <= cfg.context_length:
             raise ValueError(f"texts must be (batch, 1 to {cfg.context_length} tokens), got {tokens.shape}")
-        place = as_batch_of(jnp.asarray(tokens), 3)
+        place = as_batch_of(tokens, 3)
         rows: Any = self.token_embed.at[tokens].get(mode="fill", fill_value=jnp.nan, out_sharding=place)
         x = dropout(
             self, self.policy.cast_to_stream(rows + self.pos_embed[:, : tokens.shape[1]]), self.drop.pos_drop_rate
@@ -92,10 +87,7 @@ class TextTransformer(nn.Module):
         return run_model(self, x, inputs)[0]
 
     def pool(
-        self,
-        x: Float[Array, "b n d"],
-        tokens: Int[Array | np.ndarray, "b n"],
-        mask: Bool[Array, "b n"] | None = None,
+        self, x: Float[Array, "b n d"], tokens: Int[Array, "b n"], mask: Bool[Array, "b n"] | None = None
     ) -> Float[Array, "b d"]:
         """Reduces the tokens of `features` to one vector a text; `tokens` are its numbers."""
         cfg = self.config

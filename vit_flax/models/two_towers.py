@@ -4,7 +4,6 @@ import math
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jax.lax import PrecisionLike
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -56,7 +55,7 @@ class TwoTowers(nn.Module):
     def __call__(
         self,
         images: Array,
-        tokens: Int[Array | np.ndarray, "t n"],
+        tokens: Int[Array, "t n"],
         text_mask: Array | None = None,
         mask: Array | None = None,
         spatial_shapes: Array | None = None,
@@ -79,7 +78,7 @@ class TwoTowers(nn.Module):
         """Returns the images' embeddings, L2-normalised."""
         return _unit(self.image(images, mask, spatial_shapes))
 
-    def encode_texts(self, tokens: Int[Array | np.ndarray, "t n"], mask: Array | None = None) -> Float[Array, "t e"]:
+    def encode_texts(self, tokens: Int[Array, "t n"], mask: Array | None = None) -> Float[Array, "t e"]:
         """Returns the texts' embeddings, L2-normalised."""
         return _unit(self.text(tokens, mask))
 
