@@ -7,15 +7,17 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import jax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from jaxtyping import Array
+
+AnyMesh = Mesh | AbstractMesh  # a program is traced for devices that may not exist
 
 
 @dataclasses.dataclass(frozen=True)
 class KernelSharding:
     """The axes of a mesh that shard the batch and the heads of a kernel."""
 
-    mesh: Mesh
+    mesh: AnyMesh
     images: tuple[str, ...]
     heads: str
 
@@ -24,12 +26,12 @@ class KernelSharding:
 _kernel_sharding = jax.make_user_context(None)
 
 
-def sharded_kernels(mesh: Mesh, images: tuple[str, ...], heads: str) -> AbstractContextManager[None]:
+def sharded_kernels(mesh: AnyMesh, images: tuple[str, ...], heads: str) -> AbstractContextManager[None]:
     """Shards the kernels of models traced in this context over a mesh, by images and by heads; it must divide both."""
     return _kernel_sharding(KernelSharding(mesh, images, heads))
 
 
-def mesh_in_use() -> Mesh | None:
+def mesh_in_use() -> AnyMesh | None:
     """Returns the mesh that models are traced for; None where a program is for one device."""
     found: KernelSharding | None = _kernel_sharding.value
     return None if found is None else found.mesh

@@ -13,12 +13,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from vit_flax.models import attention_backend
+from vit_flax.models.kernel_sharding import AnyMesh
 from vit_flax.models.precision import compiled_for
 from vit_flax.train.batch import batch_shapes
 from vit_flax.train.config import ResolvedConfig
 from vit_flax.train.eval_step import eval_step
 from vit_flax.train.sharding import (
-    AnyMesh,
     batch_sharding,
     check_mesh,
     partitioned,

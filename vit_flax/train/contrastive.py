@@ -5,9 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from vit_flax.models.kernel_sharding import AnyMesh
 from vit_flax.train.sharding import BATCH
 
 _HIGHEST = lax.Precision.HIGHEST
@@ -34,7 +35,7 @@ def sigmoid_contrastive(
     texts: Float[Array, "b e"],
     scale: Float[Array, ""],
     bias: Float[Array, ""],
-    mesh: Mesh | None = None,
+    mesh: AnyMesh | None = None,
 ) -> Float[Array, ""]:
     """Computes SigLIP's loss: the binary cross-entropy of every pair, summed over texts, averaged over images.
 

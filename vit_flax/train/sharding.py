@@ -15,13 +15,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from vit_flax.config import ModelConfig, TwoTowersConfig
 from vit_flax.config.part import Axes, ShardingRule
 from vit_flax.microbatches import Device
-from vit_flax.models.kernel_sharding import sharded_kernels
+from vit_flax.models.kernel_sharding import AnyMesh, sharded_kernels
 from vit_flax.models.linear import Linear, matmul
 from vit_flax.train.config import MeshConfig, TrainConfig
 from vit_flax.train.patterns import assign
@@ -32,7 +32,6 @@ BATCH = ("data", "fsdp")  # the axes that split a batch
 # mesh of 2 x 2 x 2 CPU devices; sharding_test.py would notice.
 _BOTH = ("fsdp", "tensor")
 _TOWER = "((image|text)/)?"  # of a two-tower model
-AnyMesh = Mesh | AbstractMesh  # shapes may be sharded by an abstract mesh
 
 # (pattern, axes, other axes ...): the first rule whose pattern matches a parameter's whole name wins, and of its axes
 # the first that divide the shape. Axes belong to the last axes of the shape.
@@ -207,7 +206,7 @@ def bytes_per_device(tree: PyTree) -> int:
 
 
 @contextmanager
-def partitioned(mesh: Mesh) -> Iterator[None]:
+def partitioned(mesh: AnyMesh) -> Iterator[None]:
     """Constrains the activations of models traced inside: sharded by batch, in attention by heads as well.
 
     Two things the compiler does not find (read from its output, on the CPU and for TPUs): without the first it splits
@@ -222,7 +221,7 @@ def partitioned(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def _intercept(mesh: Mesh) -> Any:
+def _intercept(mesh: AnyMesh) -> Any:
     def constrain(x: Array, *axes: Any) -> Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
@@ -260,7 +259,7 @@ def _intercept(mesh: Mesh) -> Any:
     return intercept
 
 
-def _splits_heads(module: Linear, mesh: Mesh) -> bool:
+def _splits_heads(module: Linear, mesh: AnyMesh) -> bool:
     heads = module.parent.num_heads  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
     return mesh.shape["tensor"] > 1 and heads % mesh.shape["tensor"] == 0
 
