@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import vit_flax
-from parity_tests.agreement import assert_agrees, assert_same_tensors, run_flax, run_torch
+from parity_tests.agreement import assert_agrees, assert_differs, assert_same_tensors, run_flax, run_torch
 from parity_tests.peers import import_timm, import_torchvision, import_transformers
 from parity_tests.random_weights import in_float64, random_images, randomise
 
@@ -192,6 +192,24 @@ def test_metas_own_names_of_the_perception_encoder(preset, prefix, by_preset):
     assert_agrees(run_flax(model, params, IMAGES), run_torch(theirs, IMAGES))
     layout = "perception_encoder" if core else "perception_encoder_tower"
     assert_same_tensors(vit_flax.to_state_dict(model, params, layout), tensors)
+
+
+def test_metas_own_perception_encoder_for_another_image_size():
+    theirs = timm_model("vit_pe_lang_large_patch14_448", ref_feat_shape=(2, 2), dynamic_img_size=False)
+    theirs.head = nn.Identity()
+    tensors, size = as_meta_has_it(tensors_of(theirs), ""), (48, 64)
+    told: dict[str, Any] = {"num_heads": 2, "global_pool": "avg", "num_classes": 0, "image_size": size}
+    first, table = torch.tensor(tensors["positional_embedding"]).split([1, 4])
+    grid = table.reshape(1, 2, 2, -1).permute(0, 3, 1, 2)
+    grid = nn.functional.interpolate(grid, size=(3, 4), mode="bilinear", align_corners=False)
+    resized = torch.cat([first, grid.flatten(2)[0].T]).numpy()
+    images = random_images(size)
+    expected = run_flax(
+        *vit_flax.from_state_dict({**tensors, "positional_embedding": resized}, source_grid=(3, 4), **told), images
+    )
+    assert_agrees(run_flax(*vit_flax.from_state_dict(tensors, **told), images), expected)
+    other = vit_flax.from_state_dict(tensors, **told, resample="bicubic_antialias")
+    assert_differs(run_flax(*other, images), expected)
 
 
 @pytest.mark.parametrize("preset", ["eva02_base_patch16_clip_224", PE])

@@ -74,6 +74,22 @@ def test_dinov3_is_read_and_written_back(name):
     assert_agrees(run_flax(again, moved, images), run_torch(theirs, images))
 
 
+def test_eupes_file_is_read_by_its_preset(tmp_path):
+    theirs, original = dinov3("vit_tiny_patch16_dinov3_qkvb")
+    beside = {f"projectors.teacher.{name}": np.ones((4, 32)) for name in ("weight", "mlp.0.weight", "a.b.c.weight")}
+    file = {key: torch.tensor(array) for key, array in {**original, **beside}.items()}
+    judged = {k: t.numpy() for k, t in timm.models.eva.checkpoint_filter_fn(file, theirs).items()}
+    load_strictly(theirs, judged)
+    torch.save(file, tmp_path / "eupe_vitt16_pretrain_lvd1689m.pth")
+    sizes = {**SMALL, "image_size": SIZE, "global_pool": "token"}
+    model, params = vit_flax.load(tmp_path / "eupe_vitt16_pretrain_lvd1689m.pth", config=EUPE, **sizes)
+    images = random_images(SIZE)
+    assert_agrees(run_flax(model, params, images), run_torch(theirs, images))
+    told = vit_flax.load(tmp_path / "eupe_vitt16_pretrain_lvd1689m.pth", image_size=SIZE)
+    assert_agrees(run_flax(*told, images), run_torch(theirs, images))
+
+
+EUPE = "vit_tiny_patch16_dinov3_qkvb.eupe_lvd1689m"
 MUTATIONS: dict[str, Wrong] = {
     "swapped q and k": thirds_swapped("attn.qkv.weight"),
     "q and v swapped in the bias": thirds_swapped("attn.qkv.bias", 0, 2),

@@ -14,14 +14,14 @@ timm, transformers = import_timm(), import_transformers()
 TIMM = {
     "swin_tiny_patch4_window7_224": "a Swin Transformer", "convnext_atto": "ConvNeXt", "resnet18": "a ResNet",
     "cait_xxs24_224": "a CaiT", "xcit_nano_12_p16_224": "an XCiT", "hiera_tiny_224": "a Hiera",
-    "mvitv2_tiny": "an MViT", "samvit_base_patch16": "Segment Anything", "mixer_s32_224": "an MLP-Mixer",
+    "mvitv2_tiny": "an MViT", "mixer_s32_224": "an MLP-Mixer",
     "mobilenetv3_small_050": "a convolutional network", "vit_tiny_r_s16_p8_224": "a hybrid model",
 }  # fmt: skip
 TRANSFORMERS = {
     "BertModel": "a language model (BERT", "GPT2Model": "a language model (GPT)", "T5Model": "a language model",
     "SwinModel": "a Swin Transformer", "ResNetModel": "a ResNet", "SegformerModel": "a pyramid of transformers",
     "WhisperModel": "a speech model", "DetrModel": "a detector", "CLIPTextModel": "the text tower of a CLIP",
-    "VitDetModel": "a ViTDet, most of whose blocks attend inside windows", "SamVisionModel": "Segment Anything",
+    "Sam2VisionModel": "the image encoder of SAM 2, a Hiera",
     "HieraModel": "a Hiera", "YolosModel": "a YOLOS", "TimesformerModel": "a TimeSformer",
 }  # fmt: skip
 

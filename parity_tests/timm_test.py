@@ -18,7 +18,7 @@ from vit_flax.presets import REFUSED, get_preset
 
 timm = import_timm()
 
-MODULES = ("vision_transformer", "deit", "eva", "beit")
+MODULES = ("vision_transformer", "deit", "eva", "beit", "vision_transformer_sam")
 NAMES = [name for module in MODULES for name in timm.list_models(module=module) if name not in REFUSED]
 FAST = (
     "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "test_vit3", "test_vit4",

@@ -10,9 +10,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from vit_flax.models import VisionTransformer
-from vit_flax.models.resample import resize_pos_embed, resize_windows
+from vit_flax.models.resample import resize_distances, resize_pos_embed, resize_windows
 from vit_flax.models.shapes import expected_shapes
-from vit_flax.resizing import TABLE, WINDOWS
+from vit_flax.resizing import DISTANCES, TABLE, WINDOWS
 
 
 def at_image_size(
@@ -43,11 +43,13 @@ def at_image_size(
     flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
     for path, shape in expected_shapes(resized).items():
         table = flat[path]
-        if path == TABLE:
+        if path == TABLE and resized.config.pos_embed_grid is None:
             prefix = table.shape[-2] - old[0] * old[1]
             changed = resize_pos_embed(np.asarray(table), old, new, prefix, resample)
         elif path.endswith(WINDOWS):
             changed = resize_windows(np.asarray(table), old, new, resample_windows)
+        elif path.endswith(DISTANCES) and table.shape != shape:
+            changed = resize_distances(np.asarray(table), shape[0])
         elif table.shape != shape:
             raise ValueError(f"{path} is of shape {table.shape}, bound to images of {model.config.image_size}")
         else:

@@ -369,7 +369,7 @@ def attention_maps(
         layers: numbers of blocks, negative ones from the end; None: all.
 
     Raises:
-        ValueError: there is no such block.
+        ValueError: there is no such block, or it attends inside windows.
     """
     run = attention_function(model, layers)
     return {number: np.asarray(array) for number, array in run(params, images).items()}
@@ -380,6 +380,10 @@ def attention_function(
 ) -> Callable[[PyTree, PyTree], dict[int, jax.Array]]:
     """Returns the compiled function of (parameters, images) that gives what `attention_maps` does."""
     numbers = taken_blocks(layers, model.config.depth)
+    position = model.config.position
+    if parted := [number for number in numbers if not position.sees_all(number)]:
+        whole = ", ".join(str(i) for i in range(model.config.depth) if position.sees_all(i)) or "none"
+        raise ValueError(f"block {parted[0]} attends inside windows, which are no map of the image; whole: {whole}")
     # whose blocks say what they see, in queries and keys that are not rounded
     plain = model.clone(scan=False, remat=NO_REMAT, precision=model.policy.wide)
     places = {f"blocks_{number}": number for number in numbers}

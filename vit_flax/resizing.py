@@ -12,13 +12,14 @@ from numpy.typing import ArrayLike
 
 from vit_flax.config import ModelConfig, TwoTowersConfig
 from vit_flax.convert import ConversionError, Drop, Layout, Resolved, Rule, Wish
-from vit_flax.convert.rules import Change, sources_of
+from vit_flax.convert.rules import Change, sources_of, stored_shape
 from vit_flax.convert.two_towers import IMAGE
 from vit_flax.models.relative_position_bias import relative_rows
 from vit_flax.models.resample import (
     MODES,
     PATCH_MODES,
     Grid,
+    resize_distances,
     resize_patch_embed,
     resize_pos_embed,
     resize_windows,
@@ -27,6 +28,7 @@ from vit_flax.models.resample import (
 TABLE = "pos_embed"  # the parameter's path
 KERNEL = "patch_embed/proj/kernel"
 WINDOWS = "relative_position_bias_table"  # how the paths of such parameters end
+DISTANCES = ("rel_pos_h", "rel_pos_w")  # and of those that go along the height, and along the width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,22 @@ class WindowResize(_Change):
         return resize_windows(np.asarray(table), self.old, self.new, self.mode)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistanceResize:
+    """The way of a table of vectors by distance to the rows that the model has."""
+
+    rows: int
+    stored_shape: tuple[int, ...]
+
+    def __call__(self, table: ArrayLike) -> np.ndarray:
+        """Returns the table resized, computed in float64 whatever its dtype."""
+        return resize_distances(np.asarray(table), self.rows)
+
+    def __str__(self) -> str:
+        """Says it in a few words."""
+        return f"{self.stored_shape[0]} -> {self.rows} distances, linearly"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Case:
     """A checkpoint and the model it is for."""
@@ -105,10 +123,14 @@ class _Case:
         """Returns the shape that a parameter has in the checkpoint; () where it is missing or misshapen."""
         try:
             rule, names = sources_of(path, self.rules)
-            probes = [np.broadcast_to(np.zeros((), np.int8), self.shapes[name]) for name in names]
-            return rule.operation.forward(*probes).shape
-        except (KeyError, ValueError):  # reported with everything else
+        except ConversionError:  # reported with everything else
             return ()
+        return stored_shape(rule, names, self.shapes)
+
+    def told_grid(self, path: str) -> Grid | None:
+        """Returns the grid of a table that the checkpoint has by rows and columns, (1, H, W, D)."""
+        shape = self.shapes.get(sources_of(path, self.rules)[1][0], ())
+        return (shape[1], shape[2]) if len(shape) == 4 else None
 
 
 Resizes = dict[str, Change]
@@ -139,8 +161,10 @@ def find_resizes(
     kernel = _patch_resize(case) if "patch_size" in wish.overrides else None
     if kernel is None and "in_chans" in wish.overrides:
         kernel = _channel_change(case)
-    found = {case.path(TABLE): table, case.path(KERNEL): kernel, **windows}
-    return {path: resize for path, resize in found.items() if resize is not None}, obstacle or window_obstacle
+    distances, distance_obstacle = _distance_resizes(case)
+    found = {case.path(TABLE): table, case.path(KERNEL): kernel, **windows, **distances}
+    obstacle = obstacle or window_obstacle or distance_obstacle
+    return {path: resize for path, resize in found.items() if resize is not None}, obstacle
 
 
 def _patch_resize(case: _Case) -> PatchResize | None:
@@ -183,6 +207,8 @@ def _table_resize(case: _Case) -> tuple[Resize | None, str]:
     stored, wanted = case.stored_shape(case.path(TABLE)), case.expected.get(case.path(TABLE), ())
     if len(wanted) < 2 or len(stored) != len(wanted) or stored[:-2] + stored[-1:] != wanted[:-2] + wanted[-1:]:
         return None, ""
+    if config.pos_embed_grid is not None:  # the model makes it fit
+        return None, ""
     new_grid = config.grid_size
     prefix = wanted[-2] - config.num_patches
     patches = stored[-2] - prefix
@@ -193,6 +219,8 @@ def _table_resize(case: _Case) -> tuple[Resize | None, str]:
                 f"source_grid={old_grid} has {math.prod(old_grid)} patches; the position table has {patches} "
                 f"({stored[-2]} rows, {prefix} of them for prefix tokens)"
             )
+    elif told := case.told_grid(case.path(TABLE)):
+        old_grid = told
     elif case.native_grid is not None and math.prod(case.native_grid) == patches:
         old_grid = case.native_grid
     elif stored == wanted:
@@ -254,6 +282,24 @@ def _window_resizes(case: _Case) -> tuple[dict[str, WindowResize], str]:
             return {}, f"{found}: pass `image_size=` to say that they are to be resized"
         mode = case.wish.resample or case.layout.resample_windows
         resizes[path] = WindowResize(old=candidates[0], new=config.grid_size, mode=mode, stored_shape=stored)
+    return resizes, ""
+
+
+def _distance_resizes(case: _Case) -> tuple[dict[str, DistanceResize], str]:
+    """Returns the changes of the tables of blocks that see the whole grid, whose distances an image size tells."""
+    resizes: dict[str, DistanceResize] = {}
+    sides: dict[str, int] = dict(zip(DISTANCES, case.config.grid_size, strict=True))
+    for path, wanted in case.expected.items():
+        side = sides.get(path.rpartition("/")[2])
+        stored = case.stored_shape(path) if side else ()
+        if len(stored) != 2 or stored == wanted or side is None or wanted[0] != 2 * side - 1:
+            continue
+        if not case.asked:
+            return {}, (
+                f"{path} is of {stored[0]} distances, and image_size={case.config.image_size} has {wanted[0]}: pass "
+                "`image_size=` to say that it is to be resized"
+            )
+        resizes[path] = DistanceResize(rows=wanted[0], stored_shape=stored)
     return resizes, ""
 
 

@@ -10,6 +10,8 @@ from vit_flax.config.families import (
     RopeViTConfig,
     T2TViTConfig,
     ViTFamily,
+    WindowedRopeViTConfig,
+    WindowedViTConfig,
     config_from_dict,
 )
 from vit_flax.config.part import Part
@@ -45,6 +47,7 @@ from vit_flax.config.vit import (
     POS_EMBEDS,
     ViTConfig,
 )
+from vit_flax.config.windows import RelativeWindows, RotatedWindows, Windows
 
 __all__ = [
     "ATTENTION_POOLS",
@@ -75,7 +78,9 @@ __all__ = [
     "PlainViTConfig",
     "Position",
     "RelativeBias",
+    "RelativeWindows",
     "RopeViTConfig",
+    "RotatedWindows",
     "Rotation",
     "SoftSplits",
     "T2TViTConfig",
@@ -86,6 +91,9 @@ __all__ = [
     "TwoTowersFamily",
     "ViTConfig",
     "ViTFamily",
+    "WindowedRopeViTConfig",
+    "WindowedViTConfig",
+    "Windows",
     "config_from_dict",
     "model_config_from_dict",
     "softsplit_size",

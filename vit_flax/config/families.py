@@ -10,6 +10,7 @@ from typing import Any
 from vit_flax.config.position import KeyMask, NoPosition, Position, RelativeBias, Rotation
 from vit_flax.config.tokens import NormedPatches, PaddedPatches, Patches, SoftSplits, Tokens
 from vit_flax.config.vit import OWN_FIELDS, PARTS, ViTConfig
+from vit_flax.config.windows import RelativeWindows, RotatedWindows
 from vit_flax.suggestions import suggest
 
 
@@ -68,11 +69,29 @@ NaFlexViTConfig = ViTFamily(
     "NaFlexViTConfig", PaddedPatches, KeyMask,
     {"class_token": False, "global_pool": "map", "num_classes": 0, "activation": "gelu_tanh"},
 )  # fmt: skip
+# ViTDet and the image encoder of SAM: most blocks attend inside windows
+WindowedViTConfig = ViTFamily(
+    "WindowedViTConfig", Patches, RelativeWindows, {"class_token": False, "global_pool": "avg", "final_norm": False}
+)
+# the image encoder of SAM 3: they are rotated there
+WindowedRopeViTConfig = ViTFamily(
+    "WindowedRopeViTConfig", Patches, RotatedWindows,
+    {"class_token": False, "global_pool": "avg", "pre_norm": True, "patch_bias": False, "final_norm": False},
+)  # fmt: skip
 
 # the published pairs of parts, by name
 FAMILIES: dict[str, ViTFamily] = {
     family.name: family
-    for family in (PlainViTConfig, T2TViTConfig, LucidrainsViTConfig, RopeViTConfig, BeitConfig, NaFlexViTConfig)
+    for family in (
+        PlainViTConfig,
+        T2TViTConfig,
+        LucidrainsViTConfig,
+        RopeViTConfig,
+        BeitConfig,
+        NaFlexViTConfig,
+        WindowedViTConfig,
+        WindowedRopeViTConfig,
+    )
 }
 
 

@@ -27,6 +27,15 @@ class Position(Part):
         if config.block not in _ATTENDING:
             raise ValueError(f"{type(self).__name__} needs block={' or '.join(_ATTENDING)}, got {config.block!r}")
 
+    def representatives(self, depth: int) -> tuple[int, ...]:
+        """Returns for every block the first one whose attention has the same shapes and sees as much."""
+        return (0,) * depth
+
+    def sees_all(self, index: int) -> bool:
+        """Whether block `index` attends to all tokens."""
+        del index
+        return True
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoPosition(Position):

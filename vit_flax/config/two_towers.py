@@ -88,7 +88,7 @@ class TwoTowersConfig:
     def image_width(self) -> int:
         """Width of the image tower's embedding."""
         image = self.image
-        return image.num_classes or image.embed_dim * (2 if image.global_pool == "token_avg" else 1)
+        return image.num_classes or image.feature_dim * (2 if image.global_pool == "token_avg" else 1)
 
     def __getattr__(self, name: str) -> Any:
         """Returns a field of the image tower, or of the text tower."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # tables that are added to the tokens
 POS_EMBEDS = ("learned", "sinusoid", "sincos_2d", "native_sincos_2d", "simple_sincos_2d", "none")
 FIXED_POS_EMBEDS = ("sinusoid", "sincos_2d")  # stored with the parameters, never trained
+POS_EMBED_FITS = ("bicubic", "bicubic_antialias", "bilinear", "tiled")  # how a table is made to fit another grid
 # normalisations
 NORM_LAYERS = ("layernorm", "rmsnorm")
 # kinds of blocks
@@ -94,9 +95,14 @@ class ViTConfig:
     pos_embed: str = "learned"
     no_embed_class: bool = False  # the table has rows for patches only: prefix tokens join after it is added
     no_embed_reg: bool = False  # it has rows for class and distillation token, but registers join after it is added
+    # (height, width) of the grid that a learned table is of, where the model itself makes it fit that of its images
+    pos_embed_grid: Pair | None = None
+    pos_embed_fit: str = "bicubic"  # how: resized, or 'tiled'
+    pos_embed_class_row: bool = False  # it has a first row, of a class token that is not there
     pre_norm: bool = False  # normalise all tokens before the blocks
     final_norm: bool = True  # normalise all tokens after the blocks
     fc_norm: bool = False  # do so after the pooling instead: on what is pooled
+    neck_chans: int | None = None  # instead of a final norm: two normalised convolutions to so many channels
     # 'token_avg' joins both; 'prefix' joins prefix tokens, 'prefix_avg' is their mean; 'map' attends from a learned
     # query, 'query' does so without an MLP after it
     global_pool: str = "token"
@@ -129,6 +135,8 @@ class ViTConfig:
             require_int(name, getattr(self, name), minimum=0)
         if isinstance(self.pool_tokens, list):
             object.__setattr__(self, "pool_tokens", tuple(self.pool_tokens))
+        if self.pos_embed_grid is not None:
+            object.__setattr__(self, "pos_embed_grid", pair("pos_embed_grid", self.pos_embed_grid))
         for typed in (self, self.tokens, self.position):
             check_types(typed)
         self._check_heads()
@@ -153,8 +161,13 @@ class ViTConfig:
         if self.global_pool in ("token", "token_avg") and not self.class_token:
             raise ValueError(f"global_pool={self.global_pool!r} needs class_token=True; use `global_pool='avg'`")
         self._check_pool_tokens()
+        self._check_pos_embed()
         if self.fc_norm and not self.final_norm:
             raise ValueError("fc_norm=True needs final_norm=True: it says where the final norm stands")
+        if self.neck_chans is not None:
+            require_int("neck_chans", self.neck_chans, minimum=1)
+            if self.final_norm or self.num_prefix_tokens:
+                raise ValueError("neck_chans needs final_norm=False and no prefix tokens: its norms are of a grid")
         if self.dist_token and not self.class_token:
             raise ValueError("dist_token=True needs class_token=True")
         if self.head_dist and not (self.dist_token and self.global_pool == "token"):
@@ -169,6 +182,14 @@ class ViTConfig:
             raise ValueError(f"pool_tokens must be numbers of the {prefix} prefix tokens, got {chosen}")
         if self.global_pool in _PREFIX_POOLS and not prefix:
             raise ValueError(f"global_pool={self.global_pool!r} needs class_token=True or reg_tokens")
+
+    def _check_pos_embed(self) -> None:
+        require_choice("pos_embed_fit", self.pos_embed_fit, POS_EMBED_FITS)
+        for name in ("pos_embed_grid", "pos_embed_class_row"):
+            if getattr(self, name) and self.pos_embed != "learned":
+                raise ValueError(f"{name} needs pos_embed='learned', got {self.pos_embed!r}")
+        if self.pos_embed_class_row and self.num_prefix_tokens:
+            raise ValueError("pos_embed_class_row=True needs class_token=False, and no dist_token or reg_tokens")
 
     def _check_heads(self) -> None:
         if self.attn_head_dim is not None:
@@ -221,9 +242,20 @@ class ViTConfig:
         return self.num_prefix_tokens - (self.reg_tokens if self.no_embed_reg else 0)
 
     @property
+    def num_pos_embed_rows(self) -> int:
+        """Rows of the position table."""
+        height, width = self.pos_embed_grid or self.grid_size
+        return int(self.pos_embed_class_row) + self.num_embed_prefix_tokens + height * width
+
+    @property
     def mlp_dim(self) -> int:
         """Hidden width of a block's MLP."""
         return int(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the tokens that leave the model."""
+        return self.neck_chans or self.embed_dim
 
     @property
     def head_dim(self) -> int:

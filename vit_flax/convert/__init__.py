@@ -13,6 +13,7 @@ from vit_flax.convert.beit import BEIT
 from vit_flax.convert.beit3 import BEIT3
 from vit_flax.convert.checkpoint import Checkpoint, from_mapping
 from vit_flax.convert.config_files import Beside, Family, TextFile, read_config
+from vit_flax.convert.detectron2 import DETECTRON2
 from vit_flax.convert.dtypes import in_float32, settled
 from vit_flax.convert.eva import EVA
 from vit_flax.convert.eva02 import EVA02
@@ -40,6 +41,7 @@ from vit_flax.convert.rules import ConversionError, Drop, Rule
 from vit_flax.convert.t2t_vit import T2T_VIT
 from vit_flax.convert.timm import TIMM
 from vit_flax.convert.timm_naflex import TIMM_NAFLEX
+from vit_flax.convert.timm_sam import SEGMENT_ANYTHING, TIMM_SAM
 from vit_flax.convert.torchvision import TORCHVISION
 from vit_flax.convert.training_only import without_training
 from vit_flax.convert.two_towers import IMAGE, SUFFIX, holds_text
@@ -82,8 +84,8 @@ _ORDER = (
     TIMM, DINO, DEIT, DEIT3, DINOV2, IJEPA, MAE, OPEN_CLIP_TIMM, OPEN_CLIP, OPEN_CLIP_TOWER, TORCHVISION, GOOGLE_NPZ,
     BIG_VISION, BIG_VISION_SCAN, BIG_VISION_NAFLEX, BIG_VISION_NAFLEX_SCAN,
     EVA, EVA02, FACEBOOK_DINOV3, OPEN_CLIP_EVA, PERCEPTION_ENCODER,
-    PERCEPTION_ENCODER_TOWER, BEIT, BEIT3, MMPRETRAIN, MMPRETRAIN_BEIT, TIMM_NAFLEX, LUCIDRAINS, SIMPLE_VIT, T2T_VIT,
-    EXPLAINED, EXPLAINED_T2T,
+    PERCEPTION_ENCODER_TOWER, BEIT, BEIT3, MMPRETRAIN, MMPRETRAIN_BEIT, TIMM_NAFLEX, TIMM_SAM, SEGMENT_ANYTHING,
+    DETECTRON2, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T,
     *FLAX_LAYOUTS, *HUGGINGFACE_LAYOUTS,
     *OPEN_CLIP_TEXT_LAYOUTS, *BIG_VISION_TEXT_LAYOUTS, *CLIP_TEXT_LAYOUTS,
 )  # fmt: skip

@@ -200,7 +200,7 @@ def _attributes(
 
 
 # Attributes under which a larger model keeps the config of the image tower in it.
-_TOWERS = ("vision_config", "backbone_config")
+_TOWERS = ("vision_config", "backbone_config", "detector_config")
 
 
 def _inner_types(values: Mapping[str, Any]) -> dict[str, object]:
@@ -215,8 +215,9 @@ def _inner_types(values: Mapping[str, Any]) -> dict[str, object]:
 
 def _inner_tower(values: Mapping[str, Any], families: Mapping[str, Family]) -> Beside | None:
     """Returns what a larger model's config says of its image tower, or None where that is of no known kind."""
-    known = (name for name, kind in _inner_types(values).items() if isinstance(kind, str) and kind in families)
-    return next((_huggingface(values[name], families, {}, "") for name in known), None)
+    towers = [values[name] for name, kind in _inner_types(values).items() if isinstance(kind, str)]
+    known = (_huggingface(tower, families, {}, "") for tower in towers if tower["model_type"] in families)
+    return next(known, None) or next((found for tower in towers if (found := _inner_tower(tower, families))), None)
 
 
 def _text(value: Any) -> str | None:

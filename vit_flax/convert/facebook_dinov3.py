@@ -83,8 +83,7 @@ def _rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
             _periods(config),
         ),
         Drop("local_cls_norm.{part}", _TRAINING),
-        Drop("projectors.{a}.{b}", _TRAINING),
-        Drop("projectors.{a}.{b}.{c}", _TRAINING),
+        Drop("projectors.{rest}", _TRAINING),  # EUPE's
     )
 
 

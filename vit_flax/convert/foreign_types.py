@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
-_WINDOWS = "most of its blocks attend inside windows, which this library does not have"
 _VIDEO = "it reads video"
 _LANGUAGE = "its blocks are a language model's (RMSNorm, gates, rotations over packed images of any size)"
 _REASONS: tuple[tuple[str, str], ...] = (
-    (r"vitdet|vitmatte|sam(_hq)?(_vision_model)?|lw_detr(_vit)?|rf_detr(_dinov2)?", _WINDOWS),
-    (r"sam3(_vision_model|_vit_model|_video|_tracker|_lite_text)?", f"{_WINDOWS}; it rotates inside them"),
+    (r"vitmatte", "convolutions stand after some of its blocks"),
+    (
+        r"lw_detr(_vit)?|rf_detr(_dinov2)?",
+        "parts of an image go through its blocks as images",
+    ),
     (r"(sam2|edgetam)(_\w+)?|hiera", "its blocks pool queries between stages (a Hiera)"),
     (r"swin\w*|maskformer-swin", "its windows are shifted and its stages of other widths (a Swin)"),
     (r"(videomae|vivit|timesformer|vjepa2|videoprism|x_?clip(_vision_model)?)", _VIDEO),

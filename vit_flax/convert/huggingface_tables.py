@@ -14,8 +14,11 @@ from vit_flax.convert.huggingface_mlcd import MLCD_FAMILIES, MLCD_LAYOUTS
 from vit_flax.convert.huggingface_pixio import PIXIO_FAMILIES, PIXIO_LAYOUTS
 from vit_flax.convert.huggingface_radio import RADIO_FAMILIES, RADIO_LAYOUTS
 from vit_flax.convert.huggingface_relatives import RELATED_FAMILIES, RELATED_LAYOUTS
+from vit_flax.convert.huggingface_sam import SAM_FAMILIES, SAM_LAYOUTS
+from vit_flax.convert.huggingface_sam3 import SAM3_FAMILIES, SAM3_LAYOUTS
 from vit_flax.convert.huggingface_tipsv2 import TIPSV2_FAMILIES, TIPSV2_LAYOUTS
 from vit_flax.convert.huggingface_vit import VIT_FAMILIES, VIT_LAYOUTS
+from vit_flax.convert.huggingface_vitdet import VITDET_FAMILIES, VITDET_LAYOUTS
 from vit_flax.convert.layout import Layout
 
 # From the general to the special, as `vit_flax.convert` has all layouts.
@@ -33,6 +36,9 @@ HUGGINGFACE_LAYOUTS: tuple[Layout, ...] = (
     *PIXIO_LAYOUTS,
     *RADIO_LAYOUTS,
     *TIPSV2_LAYOUTS,
+    *SAM_LAYOUTS,
+    *SAM3_LAYOUTS,
+    *VITDET_LAYOUTS,
 )
 # By the model_type of config.json.
 HUGGINGFACE_FAMILIES: dict[str, Family] = {
@@ -49,4 +55,7 @@ HUGGINGFACE_FAMILIES: dict[str, Family] = {
     **PIXIO_FAMILIES,
     **RADIO_FAMILIES,
     **TIPSV2_FAMILIES,
+    **SAM_FAMILIES,
+    **SAM3_FAMILIES,
+    **VITDET_FAMILIES,
 }

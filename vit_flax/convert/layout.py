@@ -255,6 +255,11 @@ _CHOICES = {
     "pool_include_prefix": ("BOOL", "True: pooling looks at class token and registers, too"),
     "no_embed_class": ("BOOL", "True: the position table has no rows for class token and registers"),
     "block": ("NAME", "'standard' or 'res_post'"),
+    "window_size": ("N", "patches along a side: 14 in SAM and ViTDet; 0: every block sees all"),
+    "global_attn_indexes": (
+        "(N, N, N)",
+        "of the blocks that see all: (2, 5, 8, 11) in SAM and ViTDet of ViT-B",
+    ),
     "qk_scale": ("NUMBER", "None: head_dim ** -0.5, as the published weights; or what the model was built with"),
 }
 

@@ -147,7 +147,8 @@ PERCEPTION_ENCODER = Layout(
     ),
     components=lambda config: tuple((f"{_VISUAL}{a}", b) for a, b in _components(config)),
     conditions=_conditions,
-    resample=lambda config: "bicubic_antialias",
+    # Meta's own counts on from the first patch, timm stretches the numbers and resizes tables otherwise
+    resample=lambda config: "bilinear" if config.rope_ref_grid is None else "bicubic_antialias",
     hint="; the preset of the model's name in timm (vit_pe_...) tells them all",
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,17 @@ def patch_linear(chans: int, patch_size: tuple[int, int]) -> Operation:
         lambda a: _rank(a, 2).reshape(a.shape[0], chans, height, width).transpose(2, 3, 1, 0),
         lambda a: (_rank(a, 4).transpose(3, 2, 0, 1).reshape(a.shape[3], -1),),
     )
+
+
+def grid_rows(grid: tuple[int, int]) -> Operation:
+    """Returns the move of a table by row and column of a grid, or of a square of another size, to one by patch."""
+
+    def back(array: np.ndarray) -> tuple[np.ndarray]:
+        rows = _rank(array, 3).shape[1]
+        height, width = grid if rows == math.prod(grid) else (math.isqrt(rows), -1)
+        return (array.reshape(1, height, width, array.shape[-1]),)
+
+    return Operation("(1, H, W, D) -> (1, H W, D)", lambda a: _rank(a, 4).reshape(1, -1, a.shape[-1]), back)
 
 
 def join(*shares: int) -> Operation:
@@ -244,6 +256,8 @@ def plan(
         rule, names = sources_of(target, rules)
         change = changes.get(target)
         moves[target] = Move(rule, names, change)
+        if change is not None and stored_shape(rule, names, shapes) == change.stored_shape:
+            continue
         wanted = source_shapes(rule, shape if change is None else change.stored_shape)
         for name, want in zip(names, wanted, strict=True):
             if name not in shapes:
@@ -322,6 +336,15 @@ def source_shapes(rule: Rule, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     # a broadcast scalar has the shape without its memory
     probe = np.broadcast_to(np.zeros((), np.int8), shape)
     return [array.shape for array in rule.operation.inverse(probe)]
+
+
+def stored_shape(rule: Rule, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Returns the shape of the parameter that tensors of these shapes make; () where they are missing or misshapen."""
+    try:
+        probes = [np.broadcast_to(np.zeros((), np.int8), shapes[name]) for name in names]
+        return rule.operation.forward(*probes).shape
+    except (KeyError, ValueError):  # reported with everything else
+        return ()
 
 
 def _shape(shape: Iterable[int]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vit_flax.config import BeitConfig, RopeViTConfig, ViTConfig, ViTFamily
+from vit_flax.config import BeitConfig, RopeViTConfig, ViTConfig, ViTFamily, WindowedViTConfig
 from vit_flax.convert.checkpoint import one_line
 from vit_flax.convert.layout import ratio_for
 from vit_flax.convert.rules import ConversionError
@@ -21,6 +21,7 @@ _FIELDS = {
     "class_token", "depth", "embed_dim", "fc_norm", "final_norm", "in_chans", "init_values", "mlp_ratio",
     "no_embed_class", "num_classes", "num_heads", "pool_include_prefix", "pre_norm", "proj_bias", "qk_norm", "qkv_bias",
     "reg_tokens", "scale_attn_norm", "scale_mlp_norm", "attn_pool_num_heads", "attn_pool_mlp_ratio",
+    "window_size", "global_attn_indexes", "use_rel_pos", "neck_chans",
 }  # fmt: skip
 # of training, of how the model is made, or of sizes other than the table's own
 _HARMLESS = {
@@ -31,7 +32,7 @@ _HARMLESS = {
 _ONLY: dict[str, tuple[Any, ...]] = {
     "act_layer": (None,), "norm_layer": (None,), "mlp_layer": (None,), "features_only": (False,),
 }  # fmt: skip
-_LAYOUTS: dict[ViTFamily, str] = {RopeViTConfig: "eva", BeitConfig: "beit"}
+_LAYOUTS: dict[ViTFamily, str] = {RopeViTConfig: "eva", BeitConfig: "beit", WindowedViTConfig: "timm_sam"}
 _POS_EMBEDS = {"learn": "learned", "none": "none", "": "none"}
 # names of classes, without the modules they are in, as far as they can stand in JSON
 _ACTIVATIONS = {
@@ -96,6 +97,8 @@ def _told(name: str, preset: ViTConfig, arguments: Mapping[str, Any]) -> dict[st
             fields["global_pool"] = value or "none"
         elif argument == "pos_embed" and value in _POS_EMBEDS:
             fields["pos_embed"] = _POS_EMBEDS[value]
+        elif argument == "use_abs_pos":
+            fields["pos_embed"] = "learned" if value else "none"
         elif argument == "act_layer" and kind in _ACTIVATIONS:
             fields["activation"] = _ACTIVATIONS[kind]
         elif argument == "norm_layer" and kind in _NORMS:

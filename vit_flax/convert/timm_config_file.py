@@ -14,10 +14,12 @@ from vit_flax.presets.foundation import FOUNDATION_MODELS
 from vit_flax.presets.preset import Preset
 from vit_flax.presets.siglip import SIGLIP_MODELS
 from vit_flax.presets.vit import VIT_MODELS
+from vit_flax.presets.windowed import WINDOWED_MODELS
 
-TIMM_LAYOUTS = ("timm", "eva", "beit")
+TIMM_LAYOUTS = ("timm", "eva", "beit", "timm_sam")
 _MODELS: Mapping[str, Preset] = {
     **VIT_MODELS, **DEIT_MODELS, **CLIP_MODELS, **SIGLIP_MODELS, **FOUNDATION_MODELS, **EVA_MODELS, **BEIT_MODELS,
+    **WINDOWED_MODELS,
 }  # fmt: skip
 _GENERIC = "vit_base_patch16_224"  # built with arguments that say all of a plain ViT
 _ARGUMENTS = (
@@ -29,7 +31,8 @@ _OTHERS = ("patch_size", "global_pool")
 _FREE = ("num_classes", "image_size", "in_chans")  # an architecture has any
 # what every constructor takes on top of an architecture's own arguments
 _SIZES = {"embed_dim": "embed_dim", "depth": "depth", "num_heads": "num_heads", "mlp_ratio": "mlp_ratio",
-          "init_values": "init_values"}  # fmt: skip
+          "init_values": "init_values", "window_size": "window_size", "global_attn_indexes": "global_attn_indexes",
+          "neck_chans": "neck_chans"}  # fmt: skip
 _REGISTERS = {"ViTConfig": "reg_tokens", "RopeViTConfig": "num_reg_tokens", "BeitConfig": "reg_tokens"}
 _ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 _NORMS = ("layernorm", "rmsnorm")
@@ -39,7 +42,11 @@ def timm_config(config: ViTConfig) -> dict[str, object] | None:
     """Returns architecture, classes and arguments of timm's constructor, or None where JSON cannot say the model."""
     told = config.to_dict()
     pool = "" if config.global_pool == "none" else config.global_pool
-    shared = {"num_classes": config.num_classes, "num_features": config.embed_dim, "global_pool": pool}
+    shared = {
+        "num_classes": config.num_classes,
+        "num_features": config.feature_dim,
+        "global_pool": pool,
+    }
     size = {"img_size": list(config.image_size), "in_chans": config.in_chans}
     for name, preset in _MODELS.items():
         if {**preset.config.to_dict(), **{field: told[field] for field in _FREE}} == told:
@@ -58,7 +65,7 @@ def _other_sizes(told: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     for name, preset in _MODELS.items():
         own = preset.config.to_dict()
         other = {field for field in told.keys() | own.keys() if told.get(field) != own.get(field)} - {*_FREE}
-        names = {**_SIZES, "patch_size": "patch_size", "reg_tokens": _REGISTERS[own["model_config"]]}
+        names = {**_SIZES, "patch_size": "patch_size", "reg_tokens": _REGISTERS.get(own["model_config"], "")}
         if other <= names.keys() and not any(told[field] is None or own[field] is None for field in other):
             arguments = {names[field]: told[field] for field in sorted(other)}
             if "patch_size" in arguments and len({*arguments["patch_size"]}) == 1:

@@ -7,11 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from vit_flax.config import ViTConfig
 from vit_flax.convert.layout import Layout, Shapes, vote
-from vit_flax.convert.rules import ConversionError, Operation, Rule
+from vit_flax.convert.rules import ConversionError, Operation, Rule, grid_rows
 from vit_flax.convert.timm import TIMM, named, timm_components, timm_infer, timm_rules
 
 _KERNEL, _TABLE = "embeds.proj.weight", "embeds.pos_embed"
@@ -29,16 +27,6 @@ def _kernel(config: ViTConfig) -> Operation:
     )
 
 
-def _table(config: ViTConfig) -> Operation:
-    def back(array: np.ndarray) -> tuple[np.ndarray]:
-        rows, grid = array.shape[1], config.grid_size
-        if rows != math.prod(grid):  # of another size than the model's
-            grid = (math.isqrt(rows), -1)
-        return (array.reshape(1, *grid, array.shape[-1]),)
-
-    return Operation("(1, H, W, D) -> (1, H W, D)", lambda a: a.reshape(1, -1, a.shape[-1]), back)
-
-
 def _rules(config: ViTConfig) -> tuple[Rule, ...]:
     found = []
     for rule in timm_rules(config):
@@ -46,7 +34,7 @@ def _rules(config: ViTConfig) -> tuple[Rule, ...]:
         if source == "patch_embed.proj.weight":
             found.append(Rule(_KERNEL, rule.target, _kernel(config)))
         elif source == "pos_embed":
-            found.append(Rule(_TABLE, rule.target, _table(config)))
+            found.append(Rule(_TABLE, rule.target, grid_rows(config.grid_size)))
         else:
             found.append(dataclasses.replace(rule, source=_OWN[source]) if source in _OWN else rule)
     return tuple(found)

@@ -115,6 +115,9 @@ class Attention(nn.Module):
 
     def __call__(self, x: Float[Array, "b n d"], given: Array | np.ndarray | None = None) -> Float[Array, "b n e"]:
         """Returns the attended tokens, `features` wide; `given` is what `position` made for this block."""
+        return self.position.unpartition(self._attend(self.position.partition(x), given))
+
+    def _attend(self, x: Float[Array, "b n d"], given: Array | np.ndarray | None) -> Float[Array, "b n e"]:
         if self._takes_rows(x):
             return self._from_rows(x)
         q, k, v, values = self._project(x)

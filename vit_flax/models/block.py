@@ -16,13 +16,13 @@ from vit_flax.models.swiglu import SwiGLU
 
 
 def build_attention(
-    cfg: ViTConfig, precision: Precision, drop: DropRates = NO_DROPS, name: str | None = None
+    cfg: ViTConfig, precision: Precision, drop: DropRates = NO_DROPS, name: str | None = None, index: int = 0
 ) -> Attention:
-    """Returns the attention that `cfg` describes."""
+    """Returns the attention of block `index` that `cfg` describes."""
     return Attention(
         cfg.embed_dim, cfg.num_heads, cfg.qkv_bias, cfg.qk_scale, cfg.value_skip, cfg.qk_norm, cfg.proj_bias,
         cfg.scale_attn_norm, cfg.norm_layer, cfg.norm_eps, precision, drop.attn_drop_rate, drop.proj_drop_rate,
-        cfg.attn_head_dim, cfg.key_bias, cfg.attn_proj, build_positions(cfg), name=name,
+        cfg.attn_head_dim, cfg.key_bias, cfg.attn_proj, build_positions(cfg, index), name=name,
     )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ class Block(nn.Module):
     @nn.nowrap
     def make_attention(self) -> nn.Module:
         """Returns the attention."""
-        return build_attention(self.config, self.precision, self.drop)
+        return build_attention(self.config, self.precision, self.drop, index=self.index)
 
     def __call__(self, x: Float[Array, "b n d"], given: Array | np.ndarray | None = None) -> Float[Array, "b n d"]:
         """Returns the tokens after both residual steps; `given` tells attention where the tokens are."""

@@ -29,6 +29,7 @@ from vit_flax.config import (
     T2TViTConfig,
     ViTConfig,
     ViTFamily,
+    WindowedViTConfig,
     config_from_dict,
 )
 from vit_flax.models import build_model, weight_decay_mask
@@ -155,7 +156,7 @@ def test_every_entry_point_of_padded_patches_works() -> None:
 HEADS = {
     "plain": ViTConfig(**SMALL), "rotation": RopeViTConfig(**SMALL), "relative bias": BeitConfig(**SMALL),
     "key mask": NaFlexViTConfig(**SMALL), "wide": LucidrainsViTConfig(**SMALL),
-    "diff": ViTConfig(**SMALL, block="diff"),
+    "diff": ViTConfig(**SMALL, block="diff"), "windows": WindowedViTConfig(**SMALL, window_size=3),
 }  # fmt: skip
 
 

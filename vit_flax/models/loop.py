@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
+from vit_flax.config import ViTConfig
+
 NO_REMAT = "none"
 
 
@@ -165,9 +167,18 @@ def run_model(
     if model.is_initializing() or not (is_random or model.scan or model.remat != NO_REMAT):
         return run_blocks(model.blocks[:depth], None, inputs, None, tokens, NO_REMAT, scan=False, taken=taken)
     first: Any = model.blocks[0]
-    if model.scan and first.config.block.startswith("diff"):
-        raise ValueError(f"scan needs blocks that are alike, and those of block={first.config.block!r} are not")
+    if model.scan:
+        _check_alike(first.config, depth)
     params = [model.variables["params"][f"blocks_{i}"] for i in range(depth)]
     keys = jax.random.split(model.make_rng("dropout"), len(model.blocks))[:depth] if is_random else None
     blocks = [block.clone() for block in model.blocks[:depth]]
     return run_blocks(blocks, params, inputs, keys, tokens, model.remat, model.scan, taken)
+
+
+def _check_alike(config: ViTConfig, depth: int) -> None:
+    """Raises ValueError where blocks are not alike but for their parameters."""
+    needs = "scan needs blocks that are alike, and those of"
+    if config.block.startswith("diff"):
+        raise ValueError(f"{needs} block={config.block!r} are not")
+    if any(config.position.representatives(depth)):
+        raise ValueError(f"{needs} {config.family.name} are not: some attend inside windows, some to the whole grid")

@@ -14,6 +14,8 @@ from vit_flax.config import (
     Part,
     Patches,
     RelativeBias,
+    RelativeWindows,
+    RotatedWindows,
     Rotation,
     SoftSplits,
     TextMask,
@@ -29,6 +31,7 @@ from vit_flax.models.relative_position_bias import RelativePositions
 from vit_flax.models.rotation import RotaryPositions
 from vit_flax.models.text_mask import TextMasks
 from vit_flax.models.tokens_to_token import TokensToToken
+from vit_flax.models.windows import RelativeWindowPositions, RotatedWindowPositions
 
 # how an image becomes tokens: of a config and the dtypes, the module that makes them
 TOKENIZERS: dict[type[Part], Callable[[ViTConfig, Precision], nn.Module]] = {
@@ -38,12 +41,14 @@ TOKENIZERS: dict[type[Part], Callable[[ViTConfig, Precision], nn.Module]] = {
     SoftSplits: TokensToToken,
 }
 # how attention learns where a token is
-POSITIONS: dict[type[Part], Callable[[ViTConfig], Positions]] = {
+POSITIONS: dict[type[Part], Callable[[ViTConfig, int], Positions]] = {
     NoPosition: Positions,
     Rotation: RotaryPositions,
     RelativeBias: RelativePositions,
     KeyMask: MaskedKeys,
     TextMask: TextMasks,
+    RelativeWindows: RelativeWindowPositions,
+    RotatedWindows: RotatedWindowPositions,
 }
 
 
@@ -52,6 +57,6 @@ def build_tokenizer(config: ViTConfig, precision: Precision) -> nn.Module:
     return TOKENIZERS[type(config.tokens)](config, precision)
 
 
-def build_positions(config: ViTConfig) -> Positions:
-    """Returns what tells attention where a token is."""
-    return POSITIONS[type(config.position)](config)
+def build_positions(config: ViTConfig, index: int = 0) -> Positions:
+    """Returns what tells the attention of block `index` where a token is."""
+    return POSITIONS[type(config.position)](config, index)

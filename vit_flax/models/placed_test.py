@@ -18,6 +18,8 @@ from vit_flax.config import (
     RopeViTConfig,
     T2TViTConfig,
     ViTConfig,
+    WindowedRopeViTConfig,
+    WindowedViTConfig,
 )
 from vit_flax.models import build_model
 from vit_flax.parity.tolerances import FLOAT32_GRADIENT
@@ -34,6 +36,8 @@ FAMILIES: dict[str, ViTConfig] = {
     "relative bias": BeitConfig(**SMALL, rel_pos_bias=True, shared_rel_pos_bias=True),
     "padded patches": NaFlexViTConfig(**SMALL),
     "normed patches": LucidrainsViTConfig(**SMALL),
+    "windows": WindowedViTConfig(**SMALL, window_size=3, global_attn_indexes=(1,), neck_chans=8),
+    "rotated windows": WindowedRopeViTConfig(**SMALL, window_size=1, global_attn_indexes=(1,), pos_embed_grid=(1, 1)),
     "soft splits": T2TViTConfig(**SIZES, **SPLITS),
     "performer": T2TViTConfig(**SIZES, **SPLITS, tokens_type="performer", token_num_heads=1),
     **{

@@ -21,6 +21,7 @@ class Positions:
     """
 
     config: ViTConfig = PLAIN
+    index: int = 0  # the block's number, in its attention
 
     def setup_model(self, model: nn.Module) -> None:
         """Adds parameters that all blocks share to the model."""
@@ -32,6 +33,14 @@ class Positions:
 
     def setup_attention(self, attention: nn.Module) -> None:
         """Adds parameters of one block to its attention."""
+
+    def partition(self, x: Array) -> Array:
+        """Returns tokens (B, N, D) as those (B', N', D) that attend to each other."""
+        return x
+
+    def unpartition(self, x: Array) -> Array:
+        """Returns what `partition` parted, as it was."""
+        return x
 
     def apply(
         self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | np.ndarray | None

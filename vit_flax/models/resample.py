@@ -14,6 +14,7 @@ float64, JAX arrays by JAX in float32 or wider, and the result has the dtype of 
 | `bilinear_crop` | the same to a square of the longer side, of which the upper left part is taken | RADIO |
 | `bilinear_antialias` | torch bilinear antialias=True | NaFlex: big_vision, HF SigLIP2 |
 | `zoom` | scipy.ndimage.zoom(order=1): linear, corners aligned | Google's vision_transformer, big_vision, scenic |
+| `tiled` | repeated from the first row and column on | SAM 3 |
 | `geometric` | linear, samples closer together near the middle; for tables of relative positions alone | BEiT, timm |
 """
 
@@ -75,6 +76,14 @@ def resize_windows(table: Table, old_grid: Grid, new_grid: Grid, mode: str) -> T
     steps = table[:-3].reshape(old_height, old_width, -1)
     steps = _apply("ih,jw,hwd->ijd", (old_height, height), (old_width, width), WINDOW_MODES[mode], steps)
     return numpy.concatenate([steps.reshape(height * width, -1), table[-3:]], axis=0)
+
+
+def resize_distances(table: Table, rows: int) -> Table:
+    """Resizes a table (2 side - 1, dim) of vectors by distance linearly to other rows, as every source of such does.
+
+    Reference: get_rel_pos of timm.models.vision_transformer_sam, transformers' VitDet and SAM, detectron2.
+    """
+    return _apply("ih,jw,hwd->ijd", (table.shape[0], rows), (1, 1), bilinear, table[:, None])[:, 0]
 
 
 def resize_patch_embed(kernel: Table, new_size: Grid, mode: str) -> Table:
@@ -223,6 +232,11 @@ def _geometric(old: int, new: int) -> np.ndarray:
     return matrix
 
 
+@functools.cache
+def _tiled(old: int, new: int) -> np.ndarray:
+    return (np.arange(new)[:, None] % old == np.arange(old)).astype(float)
+
+
 def _inverse(matrix: Callable[[int, int], np.ndarray]) -> Callable[[int, int], np.ndarray]:
     @functools.cache
     def pseudo_inverse(old: int, new: int) -> np.ndarray:
@@ -241,6 +255,7 @@ MODES: dict[str, Callable[[int, int], np.ndarray]] = {
     "bilinear_crop": bilinear,
     "bilinear_antialias": _bilinear_antialias,
     "zoom": _zoom,
+    "tiled": _tiled,
 }
 _CROPPED = ("bilinear_crop",)
 WINDOW_MODES: dict[str, Callable[[int, int], np.ndarray]] = {**MODES, "geometric": _geometric}

@@ -29,9 +29,12 @@ def expected_shapes(model: VisionTransformer | TextTransformer | TwoTowers) -> S
     one, two = _traced_shapes(model, 1), _traced_shapes(model, 2)
     if any(two[path] != shape for path, shape in one.items()):
         return _traced_shapes(model, depth)  # layers outside the blocks know the depth
-    blocks = {path.partition("/")[2]: shape for path, shape in one.items() if path.startswith("blocks_0/")}
+    alike = (0,) * depth if isinstance(model, TextTransformer) else model.config.position.representatives(depth)
+    found = one if not any(alike) else _traced_shapes(model, max(alike) + 1)
     rest = {path: shape for path, shape in one.items() if not path.startswith("blocks_0/")}
-    return rest | {f"blocks_{i}/{path}": shape for i in range(depth) for path, shape in blocks.items()}
+    split = [(*path.split("/", 1), shape) for path, shape in found.items() if path not in rest]
+    names = [(f"blocks_{i}", f"blocks_{own}") for i, own in enumerate(alike)]
+    return rest | {f"{name}/{path}": shape for name, own in names for block, path, shape in split if block == own}
 
 
 def _traced_shapes(model: VisionTransformer | TextTransformer, depth: int) -> Shapes:

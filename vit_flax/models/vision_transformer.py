@@ -19,6 +19,7 @@ from vit_flax.models.drop import dropout
 from vit_flax.models.intermediates import Intermediate, check_format, laid_out, taken_blocks
 from vit_flax.models.linear import Linear
 from vit_flax.models.loop import NO_REMAT, run_model
+from vit_flax.models.neck import Neck
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.padded_patches import resize_to_each
 from vit_flax.models.parts import build_positions, build_tokenizer
@@ -26,6 +27,7 @@ from vit_flax.models.placed import as_batch_of, explicit_sharding
 from vit_flax.models.pooling import pool_tokens
 from vit_flax.models.pos_embed import add_to_each, simple_sincos_2d, sincos_2d, sinusoid_1d
 from vit_flax.models.precision import GPUS, HIGHEST, Precision, accumulator_dtype, target
+from vit_flax.models.resample import resize_pos_embed
 
 
 class VisionTransformer(nn.Module):
@@ -80,6 +82,8 @@ class VisionTransformer(nn.Module):
         self.blocks = [build_block(cfg, index, policy, self.drop) for index in range(cfg.depth)]
         if cfg.final_norm and not cfg.fc_norm:
             self.norm = last_norm()
+        if cfg.neck_chans is not None:
+            self.neck = Neck(cfg.neck_chans, cfg.grid_size, wide)
         if cfg.global_pool == "map":
             fields = (cfg.pool_num_heads, cfg.pool_mlp_dim, cfg.activation, cfg.norm_layer, cfg.norm_eps)
             self.attn_pool = AttentionPool(*fields, wide)
@@ -101,7 +105,7 @@ class VisionTransformer(nn.Module):
     @nn.nowrap
     def _init_pos_embed(self, key: Array) -> Array:
         cfg, dtype = self.config, self.policy.params
-        shape = (1, cfg.num_embed_prefix_tokens + cfg.num_patches, cfg.embed_dim)
+        shape = (1, cfg.num_pos_embed_rows, cfg.embed_dim)
         if cfg.pos_embed == "sinusoid":
             return jnp.asarray(sinusoid_1d(*shape[1:]), dtype)
         if cfg.pos_embed == "sincos_2d":
@@ -191,8 +195,9 @@ class VisionTransformer(nn.Module):
         return self._finished(self._through(tokens, mask, spatial_shapes, (), self.config.depth)[0])
 
     def _finished(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        """Returns the tokens after the final norm, if there is one before the pooling."""
+        """Returns the tokens after the final norm or the neck, if there is one before the pooling."""
         tokens = self.norm(tokens) if self.config.final_norm and not self.config.fc_norm else tokens
+        tokens = tokens if self.config.neck_chans is None else self.neck(tokens)
         return tokens.astype(accumulator_dtype(tokens.dtype))
 
     def _through(
@@ -246,7 +251,11 @@ class VisionTransformer(nn.Module):
             return jnp.asarray(sincos_2d(cfg.grid_size, cfg.embed_dim, cfg.num_embed_prefix_tokens, dtype))
         if cfg.pos_embed == "simple_sincos_2d":
             return jnp.asarray(simple_sincos_2d(cfg.grid_size, cfg.embed_dim, cfg.num_embed_prefix_tokens))
-        return lax.stop_gradient(self.pos_embed) if cfg.pos_embed in FIXED_POS_EMBEDS else self.pos_embed
+        if cfg.pos_embed in FIXED_POS_EMBEDS:
+            return lax.stop_gradient(self.pos_embed)
+        table = self.pos_embed[:, 1:] if cfg.pos_embed_class_row else self.pos_embed
+        grid, rows = cfg.pos_embed_grid or cfg.grid_size, cfg.num_embed_prefix_tokens
+        return resize_pos_embed(table, grid, cfg.grid_size, rows, cfg.pos_embed_fit)
 
     def _for_each(self, table: Array, spatial_shapes: ArrayLike | None, length: int) -> Array:
         if spatial_shapes is None:

@@ -199,6 +199,8 @@ def compare_arrays(
         flax32: the Flax float32 result, or None.
         largest_norm: norm of the largest array of the same kind, where exact zeros are computed as its rounding.
     """
+    torch64 = _as_tokens(torch64, flax64)
+    torch32 = None if torch32 is None else _as_tokens(torch32, flax64)
     if torch64.shape != flax64.shape:
         return Row(name, flax_name, flax64.shape, np.inf, np.inf, None, None, False)
     norm = float(np.linalg.norm(torch64))
@@ -214,6 +216,15 @@ def compare_arrays(
         errors = (torch_error / scale, flax_error / scale)
     largest = float(difference.max()) if difference.size else 0.0
     return Row(name, flax_name, flax64.shape, largest, distance / scale, *errors, agrees)
+
+
+def _as_tokens(torch_array: np.ndarray, flax_array: np.ndarray) -> np.ndarray:
+    """Returns tokens that torch keeps in their grid, (B, H, W, D), one after the other as Flax has them."""
+    if torch_array.ndim != 4:
+        return torch_array
+    batch, height, width, chans = torch_array.shape
+    tokens = (batch, height * width, chans)
+    return torch_array.reshape(tokens) if flax_array.shape == tokens else torch_array
 
 
 def first_divergence(rows: Iterable[Row]) -> str | None:

@@ -25,6 +25,7 @@ from vit_flax.pretrained import to_state_dict
 from vit_flax.reading import Reading
 
 LIBRARIES = ("timm", "transformers")
+_TIMM_LAYOUTS = ("timm", "deit", "timm_sam")  # whose names timm's own models have
 Outputs = Callable[[Any, Any], dict[str, Any]]  # (module, pixels) -> 'features' and 'output', those that it has
 
 
@@ -75,7 +76,7 @@ def compare_checkpoint(reading: Reading, against: str | None = None, name: str |
 def _library_of(layout: Layout) -> str:
     if layout.name.startswith("huggingface_"):
         return "transformers"
-    if layout.name in ("timm", "deit"):
+    if layout.name in _TIMM_LAYOUTS:
         return "timm"
     raise ConversionError(
         f"layout {layout.name!r} belongs to neither {' nor '.join(LIBRARIES)}; "
@@ -104,6 +105,11 @@ def _compare_outputs(peer: Peer, model: Any, params: PyTree, images: np.ndarray)
         theirs64, theirs32 = (result[name].double().numpy() for result in (torch64, torch32))
         rows.append(compare_arrays(name, f"method={method!r}", theirs64, in64, theirs32, in32))
     return rows
+
+
+def _tokens(features: Any) -> Any:
+    """Returns maps (B, C, H, W), which trunks put out, as tokens (B, N, C)."""
+    return features.flatten(2).swapaxes(1, 2) if features is not None and features.ndim == 4 else features
 
 
 def _loaded(missing: Any, unexpected: Any, library: str) -> list[Check]:
@@ -148,7 +154,7 @@ def _transformers_peer(checkpoint: Checkpoint, layout: Layout, config: ViTConfig
         if hasattr(module.config, "mask_ratio"):
             more["noise"] = torch.arange(config.num_patches, dtype=pixels.dtype).expand(len(pixels), -1)
         out = kind.forward(module, pixels, **more)
-        found = {"features": out.get("last_hidden_state")}
+        found = {"features": _tokens(out.get("last_hidden_state"))}
         names = ("logits", "image_embeds", "pooler_output") if pooled else ("logits", "image_embeds")
         found["output"] = next((out[name] for name in names if out.get(name) is not None), None)
         return {name: array for name, array in found.items() if array is not None}
@@ -195,11 +201,12 @@ def _timm_peer(checkpoint: Checkpoint, layout: Layout, model: Any, params: PyTre
         if getattr(config, field) != getattr(preset, field) or field == "num_classes"
     }
     module = timm.create_model(architecture, pretrained=False, **changes).double().eval()
-    if layout.name in ("timm", "deit"):
+    named = next((n for n in _TIMM_LAYOUTS if not get_layout(n).refusals(config)), "timm")
+    if layout.name in _TIMM_LAYOUTS:
         names = layout.renamed(checkpoint.shapes)
         tensors: dict[str, np.ndarray] = {names[name]: checkpoint.read(name) for name in checkpoint.shapes}
     else:
-        tensors = to_state_dict(model, params, "timm")
+        tensors = to_state_dict(model, params, named)
     try:
         state = {name: torch.from_numpy(np.array(array, np.float64)) for name, array in tensors.items()}
         result = module.load_state_dict(state, strict=False)
@@ -211,7 +218,7 @@ def _timm_peer(checkpoint: Checkpoint, layout: Layout, model: Any, params: PyTre
         raise ConversionError(f"timm's {architecture} cannot hold these tensors: {said}{advice}") from error
 
     def outputs(module: Any, pixels: Any) -> dict[str, Any]:
-        return {"features": module.forward_features(pixels), "output": module(pixels)}
+        return {"features": _tokens(module.forward_features(pixels)), "output": module(pixels)}
 
     checks = _loaded(result.missing_keys, result.unexpected_keys, "timm")
-    return Peer(f"timm's {architecture}", module, get_layout("timm"), outputs, checks)
+    return Peer(f"timm's {architecture}", module, get_layout(named), outputs, checks)

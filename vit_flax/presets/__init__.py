@@ -20,6 +20,7 @@ from vit_flax.presets.siglip import SIGLIP_MODELS
 from vit_flax.presets.t2t import T2T_MODELS
 from vit_flax.presets.torchvision import TORCHVISION_MODELS
 from vit_flax.presets.vit import VIT_MODELS
+from vit_flax.presets.windowed import SAM_ENCODERS, VITDET_MODELS, WINDOWED_MODELS
 from vit_flax.suggestions import suggest
 
 __all__ = ["PRESETS", "REFUSED", "Preset", "get_preset"]
@@ -38,6 +39,9 @@ PRESETS: dict[str, Preset] = {
     **T2T_MODELS,
     **HUGGINGFACE_MODELS,
     **HUGGINGFACE_TOWERS,
+    **WINDOWED_MODELS,
+    **VITDET_MODELS,
+    **SAM_ENCODERS,
     **EXPLAINED,
 }
 
@@ -65,6 +69,7 @@ REFUSED: dict[str, str] = {
         ),
         _NO_GROUPS,
     ),
+    "samvit_base_patch16_224": "its last norm has another epsilon than its blocks, which this library does not have",
 }
 # fmt: on
 

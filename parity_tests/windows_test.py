@@ -1,0 +1,367 @@
+"""Trunks whose blocks attend inside windows, against timm's SAM and transformers' SAM, ViTDet and SAM 3."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import vit_flax
+from parity_tests.agreement import (
+    assert_agrees,
+    assert_rows_agree,
+    assert_same_tensors,
+    load_strictly,
+    run_torch,
+    wrongly_converted,
+)
+from parity_tests.peers import import_timm, import_transformers
+from parity_tests.random_weights import random_images, randomise, relative_error
+from vit_flax.convert import ConversionError, Wish, get_layout, open_checkpoint
+from vit_flax.models import windows
+from vit_flax.parity import compare_components, compare_gradients, subject_of
+from vit_flax.parity.tolerances import SEEN
+from vit_flax.parity.wrong_tensors import Wrong, changed, exchanged
+from vit_flax.reading import read_model
+
+timm, transformers = import_timm(), import_transformers()
+
+# the first block inside windows
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 8}
+VITDET = {**SMALL, "mlp_ratio": 2, "window_size": 3, "window_block_indices": [0]}
+SAM3 = {**SMALL, "intermediate_size": 48, "window_size": 3, "global_attn_indexes": [1], "pretrain_image_size": 24}
+SAM = {**SMALL, "mlp_dim": 48, "window_size": 3, "global_attn_indexes": [1], "output_channels": 6}
+# name: (class, attributes); grids of 5x5 patches, which windows of 3 do not divide, and of others which they do
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "timm": ("timm", {"img_size": (40, 24), "window_size": 4}),
+    "timm, whole windows": ("timm", {"img_size": (32, 48), "window_size": 2, "num_classes": 5, "qk_norm": True}),
+    "timm, no tables": ("timm", {"img_size": (40, 24), "window_size": 4, "use_rel_pos": False, "init_values": 0.5}),
+    "sam": ("SamVisionModel", {**SAM, "image_size": 40}),
+    "sam, whole windows": ("SamVisionModel", {**SAM, "image_size": 48, "qkv_bias": False, "use_abs_pos": False}),
+    "sam_hq": ("SamHQVisionModel", {**SAM, "image_size": 40}),
+    "vitdet": (
+        "VitDetModel",
+        {**VITDET, "image_size": 40, "pretrain_image_size": 24, "use_relative_position_embeddings": True},
+    ),
+    "vitdet, whole windows": ("VitDetBackbone", {**VITDET, "image_size": [24, 48], "pretrain_image_size": 32}),
+    "vitdet, no windows": (
+        "VitDetModel",
+        {**SMALL, "mlp_ratio": 2, "image_size": 24, "pretrain_image_size": 24, "qkv_bias": False},
+    ),
+    "sam3": ("Sam3ViTModel", {**SAM3, "image_size": 40}),
+    "sam3, whole windows": ("Sam3ViTModel", {**SAM3, "image_size": 48}),
+}
+SLOW = ("timm, no tables", "sam, whole windows", "sam_hq", "vitdet, no windows")
+LAYOUTS = {"timm": "timm_sam", "sam": "huggingface_sam", "sam_hq": "huggingface_sam", "vitdet": "huggingface_vitdet",
+           "sam3": "huggingface_sam3"}  # fmt: skip
+
+
+def quick(cases: Any, slow: Any = SLOW) -> list[Any]:
+    return [pytest.param(case, marks=pytest.mark.slow) if case in slow else case for case in cases]
+
+
+def build(case: str) -> tuple[Any, np.ndarray, str]:
+    """Returns the other library's model, images for it, and the layout of its tensors."""
+    kind, attributes = CASES[case]
+    layout = LAYOUTS[case.split(",")[0]]
+    if kind == "timm":
+        shared = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 8, "use_rel_pos": True, "neck_chans": 6}
+        sam = timm.models.vision_transformer_sam.VisionTransformerSAM
+        theirs = sam(**{**shared, "num_classes": 0, "global_attn_indexes": (1,), **attributes})
+        return randomise(theirs), random_images(attributes["img_size"]), layout
+    module = getattr(transformers, kind)
+    size = attributes["image_size"]
+    told = {"out_indices": [2]} if kind == "VitDetBackbone" else {}
+    theirs = randomise(module(module.config_class(**attributes, **told)))
+    return theirs, random_images((size, size) if isinstance(size, int) else tuple(size)), layout
+
+
+def told(case: str) -> dict[str, Any]:
+    """Returns what the tensors do not tell, as its library says it."""
+    kind, attributes = CASES[case]
+    if kind != "timm":
+        module = getattr(transformers, kind)
+        return {"config": module.config_class(**attributes).to_dict()}
+    return (
+        {} if attributes.get("use_rel_pos", True) else {"num_heads": 4, "window_size": 4, "global_attn_indexes": (1,)}
+    )
+
+
+def tokens_of(theirs: Any, images: np.ndarray) -> torch.Tensor:
+    """Returns what leaves the trunk, one token after the other."""
+    # the numbers of rows and columns are turned into angles in float32, whatever the model is in
+    with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+        out = run_torch(getattr(theirs, "forward_features", theirs), images)
+    if not isinstance(out, torch.Tensor):
+        out = out["feature_maps"][0] if "feature_maps" in out else out["last_hidden_state"]
+    return out.flatten(2).swapaxes(1, 2) if out.ndim == 4 else out
+
+
+def run_flax(model: Any, params: Any, images: np.ndarray, method: str = "__call__") -> np.ndarray:
+    """Returns what the linen model gives, compiled: one program, and not one for each operation."""
+    return np.asarray(jax.jit(partial(model.apply, method=method))({"params": params}, jnp.asarray(images)))
+
+
+@pytest.mark.parametrize("case", quick(CASES))
+def test_a_trunk(case: str, tmp_path: Any) -> None:
+    theirs, images, layout = build(case)
+    model, params = vit_flax.from_state_dict(theirs.state_dict(), **told(case))
+    assert_agrees(run_flax(model, params, images, "features"), tokens_of(theirs, images))
+    # back, to the bit
+    ours = vit_flax.to_state_dict(model, params, layout)
+    assert_same_tensors(ours, theirs.state_dict())
+    load_strictly(theirs, ours)
+    # a file written here is read by its library, with its config
+    vit_flax.save(tmp_path / "ours", model, params, layout=layout)
+    assert vit_flax.load(tmp_path / "ours")[0].config == model.config
+    if layout == "timm_sam":
+        assert_agrees(run_flax(model, params, images), run_torch(theirs, images))
+        return
+    reread, info = type(theirs).from_pretrained(tmp_path / "ours", output_loading_info=True, dtype=torch.float64)
+    assert not any(info.values()), info
+    assert_agrees(run_flax(model, params, images, "features"), tokens_of(reread.eval(), images))
+    theirs.save_pretrained(tmp_path / "theirs")
+    again, moved = vit_flax.load(tmp_path / "theirs")
+    assert again.config == model.config
+    assert_same_tensors(vit_flax.to_state_dict(again, moved, layout), load_file(tmp_path / "theirs/model.safetensors"))
+
+
+COMPONENTS = ("timm", "vitdet", "sam3", "sam")
+
+
+@pytest.mark.parametrize("case", quick(COMPONENTS, ("vitdet", "sam")))
+def test_every_component_and_gradient_agrees(case: str) -> None:
+    theirs, images, layout = build(case)
+    model, params = vit_flax.from_state_dict(theirs.state_dict(), **told(case))
+    kind, pixels = type(theirs), images.transpose(0, 3, 1, 2).copy()
+
+    def forward(self: Any, images: torch.Tensor) -> torch.Tensor:
+        out = kind.forward(self, images)
+        out = out if isinstance(out, torch.Tensor) else out["last_hidden_state"]
+        return out.flatten(2).swapaxes(1, 2) if out.ndim == 4 else out
+
+    theirs.__class__ = type(kind.__name__, (kind,), {"forward": forward})
+    with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+        subject = subject_of(theirs, model, params, get_layout(layout))
+        assert len(subject.pairs) >= 8 * model.config.depth
+        assert_rows_agree(compare_components(subject, pixels) + compare_gradients(subject, pixels))
+
+
+# name: (what is wrong with the tensors or the config, or with the code)
+MUTATIONS: dict[str, dict[str, Wrong]] = {
+    "sam": {
+        "rows and columns exchanged": exchanged("rel_pos_h", "rel_pos_w"),
+        "distances the other way": changed("rel_pos", lambda a: a[::-1].copy()),
+        "norms of the neck exchanged": exchanged("neck.layer_norm1", "neck.layer_norm2"),
+        "no neck kernel turned": changed("neck.conv2", lambda a: a.swapaxes(2, 3).copy()),
+        "positions by columns": changed("pos_embed", lambda a: a.swapaxes(1, 2).copy()),
+    },
+    "vitdet": {
+        "rows and columns exchanged": exchanged("rel_pos_h", "rel_pos_w"),
+        "another resize": {"pos_embed_fit": "bilinear"},
+        "a row off": changed("position_embeddings", lambda a: np.roll(a, 1, axis=1)),
+    },
+    "vitdet, whole windows": {
+        "another block sees all": {"global_attn_indexes": (0,)},
+        "all see all": {"window_size": 0},
+        "larger windows": {"window_size": 6},
+    },
+    "sam3": {
+        "another block sees all": {"global_attn_indexes": (0,)},
+        "larger windows": {"window_size": 4},
+        "resized, not tiled": {"pos_embed_fit": "bicubic"},
+        "another period": {"rope_theta": 100.0},
+    },
+}
+
+
+@pytest.mark.parametrize("case", MUTATIONS)
+def test_a_wrong_conversion_is_seen(case: str) -> None:
+    theirs, images, _ = build(case)
+    tensors, expected = {n: t.numpy() for n, t in theirs.state_dict().items()}, tokens_of(theirs, images)
+    for name, mutation in MUTATIONS[case].items():
+        model, params = wrongly_converted(tensors, mutation, **told(case))
+        assert relative_error(run_flax(model, params, images, "features"), expected) > SEEN, name
+
+
+def _border(array: Any, widths: Any) -> Any:
+    return PAD(array, widths, mode="edge")
+
+
+def _unseen(self: Any, attention: Any, q: Any, k: Any, scale: float, given: Any) -> Any:
+    """Adds to the logits of 5x5 patches in windows of 3 what hides the keys that fill up the grid."""
+    q, k, _ = APPLY(self, attention, q, k, scale, given)
+    if not self.window:
+        return q, k, None
+    there = np.pad(np.ones((5, 5)), ((0, 1), (0, 1))).reshape(2, 3, 2, 3).swapaxes(1, 2).reshape(4, 1, 1, 9)
+    return q, k, jnp.log(jnp.tile(there, (len(q) // 4, 1, 1, 1)) + 1e-30)
+
+
+def _not_stretched(positions: Any) -> np.ndarray:
+    other = positions.config.replace(window_size=positions.grid[0])
+    return ANGLES(windows.RotatedWindowPositions(other, positions.index))
+
+
+PAD, APPLY, ANGLES = jnp.pad, windows.RelativeWindowPositions.apply, windows._angles
+CODE: dict[str, tuple[str, Any, str, Any]] = {
+    "filled up with the border": ("sam", windows.jnp, "pad", _border),
+    "what fills up is not seen": ("sam", windows.RelativeWindowPositions, "apply", _unseen),
+    "numbers of the whole grid not stretched": ("sam3", windows, "_angles", _not_stretched),
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_wrong_code_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, target, attribute, wrong = CODE[name]
+    theirs, images, _ = build(case)
+    model, params = vit_flax.from_state_dict(theirs.state_dict(), **told(case))
+    monkeypatch.setattr(target, attribute, wrong)
+    assert relative_error(run_flax(model, params, images, "features"), tokens_of(theirs, images)) > SEEN
+
+
+def inspected(path: Any) -> dict[str, Any]:
+    """Returns what `vit-flax inspect --json` says."""
+    wish = Wish()
+    return read_model(open_checkpoint(path, wish), wish).to_dict()
+
+
+def meta_names(theirs: Any) -> dict[str, np.ndarray]:
+    """Returns the tensors of timm's model as Meta's file has them, beside others of Segment Anything."""
+    tensors = {name.replace(".mlp.fc", ".mlp.lin"): t.numpy() for name, t in theirs.state_dict().items()}
+    beside = ("prompt_encoder.no_mask_embed.weight", "mask_decoder.iou_token.weight")
+    return {f"image_encoder.{n}": a for n, a in tensors.items()} | {name: np.ones((1, 6)) for name in beside}
+
+
+def test_metas_own_file(tmp_path: Any) -> None:
+    case = {"img_size": (40, 40), "window_size": 3, "norm_layer": lambda n, **k: torch.nn.LayerNorm(n, eps=1e-6, **k)}
+    with mock.patch.dict(CASES, {"timm, Meta's": ("timm", case)}):
+        theirs, images, _ = build("timm, Meta's")
+    original = meta_names(theirs)
+    torch.save({name: torch.tensor(array) for name, array in original.items()}, tmp_path / "sam_vit_b.pth")
+    model, params = vit_flax.load(tmp_path / "sam_vit_b.pth")
+    assert_agrees(run_flax(model, params, images, "features"), tokens_of(theirs, images))
+    found = inspected(tmp_path / "sam_vit_b.pth")
+    fates = {row["name"]: row["fate"] for row in found["tensors"]}
+    assert fates["mask_decoder.iou_token.weight"] == "dropped: of masks; the image encoder is read", found["notes"]
+    own = {name: array for name, array in original.items() if name.startswith("image_encoder.")}
+    assert_same_tensors(vit_flax.to_state_dict(model, params, "segment_anything"), own)
+    # timm's norms have another epsilon, and its names tell it
+    again, _ = vit_flax.from_state_dict(theirs.state_dict())
+    assert (model.config.norm_eps, again.config.norm_eps) == (1e-6, 1e-5)
+
+
+def larger(kind: str) -> tuple[Any, Any]:
+    """Returns a model that a trunk is a part of, and that trunk."""
+    if kind == "sam":
+        parts = {"prompt_encoder_config": {"hidden_size": 8, "image_size": 40, "patch_size": 8},
+                 "mask_decoder_config": {"hidden_size": 8, "mlp_dim": 8, "num_attention_heads": 2}}  # fmt: skip
+        vision = {**SAM, "image_size": 40, "output_channels": 8, "num_pos_feats": 4}
+        theirs = randomise(transformers.SamModel(transformers.SamConfig(vision_config=vision, **parts)))
+        return theirs, theirs.vision_encoder
+    backbone = {**SAM3, "image_size": 40, "model_type": "sam3_vit_model"}
+    sizes = {"fpn_hidden_size": 8, "scale_factors": [1.0], "backbone_feature_sizes": [[5, 5]]}
+    theirs = randomise(transformers.Sam3VisionModel(transformers.Sam3VisionConfig(backbone_config=backbone, **sizes)))
+    return theirs, theirs.backbone
+
+
+@pytest.mark.parametrize(("kind", "left"), [("sam", "mask_decoder"), ("sam3", "neck")])
+def test_the_trunk_of_a_larger_model(kind: str, left: str, tmp_path: Any) -> None:
+    theirs, trunk = larger(kind)
+    images = random_images((40, 40))
+    theirs.save_pretrained(tmp_path)
+    model, params = vit_flax.load(tmp_path)
+    assert_agrees(run_flax(model, params, images, "features"), tokens_of(trunk, images))
+    found = inspected(tmp_path)
+    dropped = [row["name"] for row in found["tensors"] if row["fate"].startswith("dropped")]
+    assert any(left in told for told in (*dropped, *found["notes"]))
+
+
+def test_a_trunk_inside_of_sam3s_whole_config() -> None:
+    theirs, trunk = larger("sam3")
+    detector = {"model_type": "sam3", "vision_config": theirs.config.to_dict()}
+    config = {"model_type": "sam3_video", "detector_config": detector}
+    tensors = {f"detector_model.vision_encoder.{name}": t for name, t in theirs.state_dict().items()}
+    model, params = vit_flax.from_state_dict(tensors, config=config)
+    images = random_images((40, 40))
+    assert_agrees(run_flax(model, params, images, "features"), tokens_of(trunk, images))
+
+
+@pytest.mark.parametrize("case", ["timm", "vitdet", "sam3"])
+def test_another_image_size(case: str) -> None:
+    """As timm, ViTDet and SAM 3 compute it for images of another size than their tables were made for."""
+    theirs, _, _ = build(case)
+    size = (24, 56) if case != "sam3" else (56, 56)
+    if case == "timm":
+        theirs.patch_embed.img_size = None
+    tensors = theirs.state_dict()
+    if case == "sam3":  # which asks for the size beforehand
+        theirs = type(theirs)(type(theirs.config)(**{**CASES[case][1], "image_size": size[0]})).double().eval()
+        theirs.load_state_dict(tensors)
+    images = random_images(size)
+    model, params = vit_flax.from_state_dict(tensors, **told(case), image_size=size)
+    assert_agrees(run_flax(model, params, images, "features"), tokens_of(theirs, images))
+    own, kept = vit_flax.from_state_dict(tensors, **told(case))
+    moved = vit_flax.at_image_size(own, kept, size)
+    assert_agrees(run_flax(*moved, images, "features"), tokens_of(theirs, images))
+
+
+def test_what_is_left_out_is_refused_by_name(tmp_path: Any) -> None:
+    told = transformers.VitDetConfig(**{**VITDET, "image_size": 24, "residual_block_indices": [1]})
+    tensors = randomise(transformers.VitDetModel(told)).state_dict()
+    for config in ({}, {"config": told.to_dict()}):
+        with pytest.raises(ConversionError, match=r"convolutions after some of its blocks|residual_block_indices"):
+            vit_flax.from_state_dict(tensors, **config)
+    # a last norm whose epsilon is not the blocks'
+    sam = timm.models.vision_transformer_sam.VisionTransformerSAM
+    other = sam(16, 8, embed_dim=16, depth=1, num_heads=2, use_rel_pos=True, window_size=2, neck_chans=0)
+    with pytest.raises(ConversionError, match=r"neck\.weight"):
+        vit_flax.from_state_dict(other.state_dict())
+    # windows as large as the image: nothing tells which blocks have them
+    same = sam(16, 8, embed_dim=16, depth=1, num_heads=2, use_rel_pos=True, window_size=2)
+    with pytest.raises(ConversionError, match=r"pass `window_size=N` .*, `global_attn_indexes="):
+        vit_flax.from_state_dict(same.state_dict())
+    model, params = vit_flax.from_state_dict(same.state_dict(), window_size=2, global_attn_indexes=())
+    with pytest.raises(ValueError, match="block 0 attends inside windows, which are no map of the image; whole: none"):
+        vit_flax.attention_maps(model, params, random_images((16, 16)))
+
+
+def test_maps_of_the_blocks_that_see_all() -> None:
+    theirs, images, _ = build("sam")
+    theirs.config._attn_implementation = "eager"
+    config = type(theirs.config)(**CASES["sam"][1], attn_implementation="eager")
+    eager = type(theirs)(config).double().eval()
+    eager.load_state_dict(theirs.state_dict())
+    model, params = vit_flax.from_state_dict(theirs.state_dict(), **told("sam"))
+    (ours,) = vit_flax.attention_maps(model, params, images, [1]).values()
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    with torch.no_grad():
+        expected = eager(pixels, output_attentions=True).attentions[1]
+    # softmax in float32, whatever the model is in
+    assert relative_error(ours, expected.reshape(ours.shape)) < 1e-6
+
+
+def test_detectron2s_names(tmp_path: Any) -> None:
+    """ViTDet's as its own library has it, in a detector; judged by transformers' class of the same weights."""
+    theirs, images, _ = build("vitdet")
+    swaps = (("embeddings.position_embeddings", "pos_embed"), ("embeddings.projection", "patch_embed.proj"),
+             ("encoder.layer", "blocks"), (".attention.", ".attn."))  # fmt: skip
+    trunk = {}
+    for name, tensor in theirs.state_dict().items():
+        for old, new in swaps:
+            name = name.replace(old, new)
+        trunk[name] = tensor
+    beside = {"backbone.simfp_4.0.weight": torch.ones(4, 4, 1, 1), "roi_heads.box.fc1.weight": torch.ones(4, 4)}
+    torch.save({"model": {**{f"backbone.net.{n}": t for n, t in trunk.items()}, **beside}}, tmp_path / "model.pth")
+    model, params = vit_flax.load(tmp_path / "model.pth")
+    expected = vit_flax.from_state_dict(theirs.state_dict(), **told("vitdet"))[0].config
+    assert model.config == expected
+    assert_agrees(run_flax(model, params, images, "features"), tokens_of(theirs, images))
+    assert_same_tensors(vit_flax.to_state_dict(model, params, "detectron2"), trunk)
+    assert "simfp_4" in str(inspected(tmp_path / "model.pth")["notes"])

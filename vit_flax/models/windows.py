@@ -1,0 +1,139 @@
+"""Attention inside windows of the grid, with relative positions that depend on the query, or with rotations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vit_flax.models.placed import as_batch_of, reshape
+from vit_flax.models.position import Positions
+from vit_flax.models.precision import accumulator_dtype
+from vit_flax.models.rotation import rotary_frequencies, rotate
+
+
+class WindowedPositions(Positions):
+    """Parts the grid into windows, in the blocks that do not see all of it.
+
+    Reference: timm.models.vision_transformer_sam; transformers' VitDetModel, SamVisionEncoder and Sam3ViTModel.
+    """
+
+    @property
+    def window(self) -> int:
+        """Patches along a side of the block's windows; 0: there are none."""
+        position: Any = self.config.position
+        return position.window(self.index)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of what attends to itself: a window, or the whole grid."""
+        return (self.window, self.window) if self.window else self.config.grid_size
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Windows along height and width."""
+        height, width = self.config.grid_size
+        return -(-height // self.window), -(-width // self.window)
+
+    def partition(self, x: Float[Array, "b n d"]) -> Float[Array, "w m d"]:
+        """Returns the windows row by row, those of an image one after the other."""
+        if not self.window:
+            return x
+        side, (rows, columns), (height, width) = self.window, self.counts, self.config.grid_size
+        batch, _, chans = x.shape
+        x = reshape(x, batch, height, width, chans)
+        x = jnp.pad(x, ((0, 0), (0, rows * side - height), (0, columns * side - width), (0, 0)))
+        x = reshape(x, batch, rows, side, columns, side, chans).transpose(0, 1, 3, 2, 4, 5)
+        return reshape(x, batch * rows * columns, side * side, chans)
+
+    def unpartition(self, x: Float[Array, "w m d"]) -> Float[Array, "b n d"]:
+        """Returns the grid of the windows that `partition` made, without what filled it up."""
+        if not self.window:
+            return x
+        side, (rows, columns), (height, width) = self.window, self.counts, self.config.grid_size
+        batch, chans = x.shape[0] // (rows * columns), x.shape[-1]
+        x = reshape(x, batch, rows, columns, side, side, chans).transpose(0, 1, 3, 2, 4, 5)
+        x = reshape(x, batch, rows * side, columns * side, chans)[:, :height, :width]
+        return reshape(x, batch, height * width, chans)
+
+
+class RelativeWindowPositions(WindowedPositions):
+    """Adds to the logits what a query makes of its distance to a key: its products with two learned vectors.
+
+    Reference: arXiv 2203.16527; arXiv 2112.01526, section 4.1.
+    """
+
+    def setup_attention(self, attention: nn.Module) -> None:
+        """Adds a table of vectors by distance for each side, if there are any."""
+        if self.config.use_rel_pos:
+            dtype, init = attention.precision.params, nn.initializers.zeros
+            height, width = ((2 * side - 1, self.config.head_dim) for side in self.grid)
+            attention.rel_pos_h = attention.param("rel_pos_h", init, height, dtype)
+            attention.rel_pos_w = attention.param("rel_pos_w", init, width, dtype)
+
+    def apply(
+        self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | np.ndarray | None
+    ) -> tuple[Array, Array, Array | None]:
+        """Returns queries and keys with more channels, whose products are what is added to the logits.
+
+        A query's are its products with the vectors of its distance to each row and each column of keys, a key's say in
+        which row and column it is. No array is of the size of the logits, and every back end can do it.
+        """
+        if not self.config.use_rel_pos:
+            return q, k, None
+        height, width = self.grid
+        wide = accumulator_dtype(q.dtype)
+        along = [
+            _products(attention, q, self.grid, attention.rel_pos_h, "bnhwe,hke->bnhwk"),
+            _products(attention, q, self.grid, attention.rel_pos_w, "bnhwe,wke->bnhwk"),
+        ]
+        places = np.concatenate([np.eye(height).repeat(width, 0), np.tile(np.eye(width), (height, 1))], axis=1)
+        shape = (*k.shape[:3], height + width)
+        where = jnp.broadcast_to(jnp.asarray(places, k.dtype), shape, out_sharding=as_batch_of(k, 4))
+        q = jnp.concatenate([q.astype(wide), *(part / scale for part in along)], axis=-1)
+        return q, jnp.concatenate([k, where], axis=-1), None
+
+
+def _products(attention: Any, q: Array, grid: tuple[int, int], table: Array, spec: str) -> Array:
+    """Returns a query's products (B, H, N, side) with the vectors of its distance to each row or column of keys."""
+    dtype, side = attention.precision.operand_dtype(q), (len(table) + 1) // 2
+    distances = np.arange(side)[:, None] - np.arange(side) + side - 1
+    operands = (reshape(q, *q.shape[:2], *grid, q.shape[-1]).astype(dtype), table[distances].astype(dtype))
+    wide = accumulator_dtype(q.dtype)
+    out = jnp.einsum(spec, *operands, precision=attention.precision.products, preferred_element_type=wide)
+    return reshape(out, *q.shape[:3], side)
+
+
+class RotatedWindowPositions(WindowedPositions):
+    """Rotates queries and keys by their row and column in a window, or in the grid that is numbered as a window is.
+
+    Reference: transformers' Sam3ViTRotaryEmbedding and Sam3ViTLayer.precompute_positions.
+    """
+
+    def block_inputs(self, model: nn.Module, mask: Array | None) -> list[Array | np.ndarray | None]:
+        """Returns the angles (N, E / 2) of every block, columns first."""
+        cfg = model.config
+        alike = cfg.position.representatives(cfg.depth)
+        angles = {index: _angles(RotatedWindowPositions(cfg, index)) for index in set(alike)}
+        return [angles[index] for index in alike]
+
+    def apply(
+        self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | np.ndarray | None
+    ) -> tuple[Array, Array, Array | None]:
+        """Returns queries and keys rotated by the angles given, neighbouring channels together."""
+        assert given is not None
+        # in float32 or wider: sine and cosine of far patches have no digits to lose
+        q, k = (rotate(x.astype(accumulator_dtype(x.dtype)), given, half=False) for x in (q, k))
+        return q, k, None
+
+
+def _angles(positions: RotatedWindowPositions) -> np.ndarray:
+    cfg = positions.config
+    # a step is rounded to float32, and so is its product with a number
+    axes = [np.arange(side, dtype=np.float32) * np.float32(cfg.window_size / side) for side in positions.grid]
+    rows, columns = (axis.reshape(-1, 1).astype(np.float64) for axis in np.meshgrid(*axes, indexing="ij"))
+    frequencies = rotary_frequencies(cfg.head_dim, cfg.rope_theta).astype(np.float64)
+    return np.concatenate([columns * frequencies, rows * frequencies], axis=1)

@@ -1,0 +1,50 @@
+"""Trunks whose blocks attend inside windows: the image encoders of SAM and SAM 3, ViTDet."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from vit_flax.config import ViTConfig, WindowedRopeViTConfig, WindowedViTConfig
+from vit_flax.presets.huggingface import SQUASHED, row
+from vit_flax.presets.preset import IMAGENET, INCEPTION, Preset, Weights, collect, weights
+
+
+def _sam(width: int, depth: int, heads: int, last: int, **fields: Any) -> ViTConfig:
+    """Returns the encoder whose every `last`-th block sees the whole grid."""
+    return WindowedViTConfig(
+        embed_dim=width, depth=depth, num_heads=heads, image_size=(1024, 1024), patch_size=(16, 16), num_classes=0,
+        window_size=14, global_attn_indexes=tuple(range(last - 1, depth, last)), neck_chans=256, **fields,
+    )  # fmt: skip
+
+
+_SIZES = {"base": (768, 12, 12, 3), "large": (1024, 24, 16, 6), "huge": (1280, 32, 16, 8)}  # width, depth, heads, last
+
+# timm's norms have torch's epsilon, Meta's own and transformers' another
+_CONFIGS = {f"samvit_{name}_patch16": _sam(*size, norm_eps=1e-5) for name, size in _SIZES.items()}
+_WEIGHTS: dict[str, Weights] = {f"{name}.sa1b": weights(0, IMAGENET, 1.0) for name in _CONFIGS}
+WINDOWED_MODELS = collect(_CONFIGS, _WEIGHTS)
+
+# detectron2's, of a table for images of 224 pixels; the weights are parts of its detectors
+_VITDET: dict[str, Any] = {"global_pool": "none", "pos_embed_grid": (14, 14), "pos_embed_class_row": True}
+VITDET_MODELS = {
+    f"vitdet_{name}_patch16_1024": Preset(config=_sam(*size, **_VITDET).replace(neck_chans=None))
+    for name, size in _SIZES.items()
+}
+
+_SAM3 = WindowedRopeViTConfig(
+    embed_dim=1024, depth=32, num_heads=16, mlp_ratio=4736 / 1024, image_size=(1008, 1008), patch_size=(14, 14),
+    num_classes=0, window_size=24, global_attn_indexes=(7, 15, 23, 31), pos_embed_grid=(24, 24), pos_embed_fit="tiled",
+    global_pool="none",
+)  # fmt: skip
+SAM_ENCODERS: dict[str, Preset] = {
+    # Images are resized by their longer side, normalised, and filled up with zeros below and on the right: no crop_mode
+    # says so, and so no mean is named.
+    **{
+        f"facebook/sam-vit-{name}": Preset(
+            config=_sam(*size, global_pool="none"), source=f"facebook/sam-vit-{name}", licence="apache-2.0"
+        )
+        for name, size in _SIZES.items()
+    },
+    "facebook/sam3": dataclasses.replace(row(_SAM3, INCEPTION, None, **SQUASHED), source="facebook/sam3"),
+}
