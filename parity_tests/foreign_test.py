@@ -16,6 +16,8 @@ TIMM = {
     "cait_xxs24_224": "a CaiT", "xcit_nano_12_p16_224": "an XCiT", "hiera_tiny_224": "a Hiera",
     "mvitv2_tiny": "an MViT", "mixer_s32_224": "an MLP-Mixer",
     "mobilenetv3_small_050": "a convolutional network", "vit_tiny_r_s16_p8_224": "a hybrid model",
+    "convit_tiny": "a ConViT", "coat_tiny": "a CoaT", "davit_tiny": "a DaViT", "focalnet_tiny_srf": "a FocalNet",
+    "gmlp_ti16_224": "an MLP-Mixer or one of its relatives",
 }  # fmt: skip
 TRANSFORMERS = {
     "BertModel": "a language model (BERT", "GPT2Model": "a language model (GPT)", "T5Model": "a language model",

@@ -99,7 +99,8 @@ def test_components_and_what_tensors_tell(name: str) -> None:
     if name == "no biases":
         told["block"] = "standard"
     told["pool_include_prefix"] = changes.get("pool_include_prefix", False)
-    layout = "timm" if "pre_norm" in changes else None  # as are the names of models that rotate
+    # as are the names of models that rotate
+    layout = "timm" if "pre_norm" in changes or name == "no positions" else None
     model, params = vit_flax.from_state_dict(torch_model.state_dict(), layout, **{**PLAIN, **told})
     images = random_images((48, 32)).transpose(0, 3, 1, 2).copy()
     assert_rows_agree(compare_components(subject_of(torch_model, model, params, get_layout("timm")), images))
@@ -185,6 +186,15 @@ def test_what_timm_cannot_hold_is_refused_by_name(changes: dict[str, Any], reaso
     with pytest.raises(ConversionError) as caught:
         vit_flax.to_state_dict(model, params, "timm")
     assert reason in str(caught.value)
+
+
+def test_a_model_without_a_table_of_positions_is_asked_for() -> None:
+    # timm's DeepseekVit turns queries and keys, and none of its names says so
+    tensors = {name: array for name, array in timm_model().state_dict().items() if name != "pos_embed"}
+    with pytest.raises(ConversionError, match=r"no table of positions.*`layout='timm'` where there are no positions"):
+        vit_flax.from_state_dict(tensors, **PLAIN)
+    model, _ = vit_flax.from_state_dict(tensors, "timm", **PLAIN)
+    assert model.config.pos_embed == "none"
 
 
 # --- the original repositories ---

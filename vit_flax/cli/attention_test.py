@@ -15,7 +15,7 @@ from vit_flax.models import build_model
 from vit_flax.parity.tolerances import FLOAT32_LOGITS
 from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.pretrained import save
-from vit_flax.train.step import init_params
+from vit_flax.train.state import init_params
 
 CONFIG = ViTConfig(image_size=(8, 12), patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=2)
 

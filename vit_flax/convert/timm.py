@@ -166,6 +166,11 @@ PLAIN = {
 
 
 def _unsettled(names: Collection[str]) -> str | None:
+    if not any(name.endswith("pos_embed") for name in names):
+        return (
+            "no table of positions, and timm's models that turn queries and keys instead have the same names; pass "
+            "`config=` with the preset's name, or `layout='timm'` where there are no positions at all"
+        )
     if not any(name.endswith("norm_pre.weight") for name in names):
         return None
     return (

@@ -12,6 +12,7 @@ from vit_flax.cli.main import main
 from vit_flax.cli.options import assignment
 from vit_flax.cli.train import build_config
 from vit_flax.config import ViTConfig
+from vit_flax.convert import write_checkpoint
 from vit_flax.models import build_model
 from vit_flax.presets import PRESETS
 from vit_flax.presets.preset import Preset
@@ -48,7 +49,7 @@ def test_a_file_that_tells_little_is_told_as_its_error_says(tmp_path: Path, caps
     two = {f"{name}.{key}": value + (name == "teacher") for name in ("student", "teacher")
            for key, value in tensors.items()}  # fmt: skip
     file = str(tmp_path / "two.npz")
-    np.savez(file, **two)
+    write_checkpoint(file, two, {})
     typed = ["train", "finetune", "--set", f"checkpoint={file}", "--set", "folder=", "--set", "data=digits"]
 
     def said() -> str:
