@@ -268,6 +268,45 @@ def test_mistakes_are_told_in_one_line_whose_advice_works(clip, tmp_path, capsys
         vit_flax.read_tokenizer(folder, model.config)("cat")
 
 
+@pytest.mark.parametrize("case", ["clip", pytest.param("siglip", marks=pytest.mark.slow)])
+def test_a_converted_folder_is_whole_for_transformers_and_for_us(case, tmp_path, capsys):
+    source, target, file = (tmp_path / name for name in ("source", "target", "file.safetensors"))
+    source.mkdir()
+    model, (images, tokenizer) = build(case, source)
+    files = photos(tmp_path)
+    assert main(["convert", str(source), str(target), "--layout", f"huggingface_{case}_with_text"]) == 0
+    assert "tokeniser" not in capsys.readouterr().err
+    processor = transformers.AutoProcessor.from_pretrained(target)
+    again = transformers.AutoModel.from_pretrained(target)
+    read = {"padding": "max_length", "truncation": True, "max_length": CONTEXT, "return_tensors": "pt"}
+    inputs = processor(text=LABELS, images=[Image.open(name) for name in files], **read)
+    expected = {**images(images=[Image.open(name) for name in files], return_tensors="pt"), **tokenizer(LABELS, **read)}
+    for name, array in expected.items():
+        assert torch.equal(inputs[name], array), name
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits_per_image, model(**expected).logits_per_image)
+    assert main(["zeroshot", str(target), files[0], "--labels", *LABELS]) == 0
+    assert main(["push", str(target), "me/model", "--card"]) == 0
+    assert "vit-flax zeroshot hf://me/model photo.jpg --labels cat dog" in capsys.readouterr().out
+    # a single file has no place for a tokeniser, and says where it is
+    assert main(["convert", str(source), str(file)]) == 0
+    assert f"the tokeniser stays in {source}: a folder in place of {file} gets a copy" in capsys.readouterr().err
+    assert main(["zeroshot", str(file), files[0], "--labels", "cat", "--tokenizer", str(source)]) == 0
+    assert main(["convert", str(file), str(tmp_path / "again")]) == 0
+    assert "no tokeniser lies beside the weights: --tokenizer FOLDER copies one" in capsys.readouterr().err
+    assert main(["convert", str(file), str(tmp_path / "again"), "--tokenizer", str(source)]) == 0
+    assert main(["zeroshot", str(tmp_path / "again"), files[0], "--labels", "cat"]) == 0
+    capsys.readouterr()
+    for wrong, said in ((["image", "--tower", "image"], "is copied where both towers are: leave it out"),
+                        (["x.npz"], "is copied where a folder is written, of no suffix: leave it out")):  # fmt: skip
+        arguments = [str(source), str(tmp_path / wrong[0]), *wrong[1:], "--tokenizer", str(source)]
+        assert main(["convert", *arguments]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["convert", str(file), str(tmp_path / "none"), "--tokenizer", str(tmp_path)]) == 2
+    assert "holds no tokeniser" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_recall_is_what_counting_gives():
     drawn = np.random.default_rng(0)
     images, texts = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in drawn.normal(size=(2, 9, 4)))

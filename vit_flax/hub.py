@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from vit_flax.convert import ConversionError
 from vit_flax.model_card import CARD, model_card
-from vit_flax.models import VisionTransformer
+from vit_flax.models import TwoTowers, VisionTransformer
 from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.pretrained import save
 
@@ -21,12 +21,13 @@ _NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
 
 def push_to_hub(
-    source: str | os.PathLike[str] | VisionTransformer,
+    source: str | os.PathLike[str] | VisionTransformer | TwoTowers,
     repository: str,
     params: PyTree = None,
     *,
     layout: str | None = None,
     preprocessing: Preprocessing | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     licence: str | None = None,
     private: bool | None = None,
     revision: str | None = None,
@@ -43,6 +44,7 @@ def push_to_hub(
         params: the model's parameters; not with a folder.
         layout: of the files made of a model, as for `save`; transformers' own loads there without code of ours.
         preprocessing: how images are prepared, as for `save`; not with a folder, which has it.
+        tokenizer: folder whose tokeniser's files are uploaded too, as for `save`; not with a folder, which has them.
         licence: the hub's identifier of the licence, such as apache-2.0; None: the card names none.
         private: whether a new repository is; None: as the owner's account has it.
         revision: branch to upload to; None: main.
@@ -54,15 +56,15 @@ def push_to_hub(
     """
     if not _NAME.fullmatch(repository):
         raise ConversionError(f"{repository!r} is no repository: owner/name, of letters, digits, '-', '_' and '.'")
-    if isinstance(source, VisionTransformer):
+    if isinstance(source, VisionTransformer | TwoTowers):
         if params is None:
             raise ConversionError("a model is uploaded with its parameters: push_to_hub(model, repository, params)")
         with tempfile.TemporaryDirectory() as place:
-            save(Path(place, "weights"), source, params, layout, preprocessing)
+            save(Path(place, "weights"), source, params, layout, preprocessing, tokenizer)
             return _upload(Path(place, "weights"), repository, licence, private, revision, token)
-    if params is not None or layout is not None or preprocessing is not None:
+    if any(given is not None for given in (params, layout, preprocessing, tokenizer)):
         raise ConversionError(
-            "a folder has its own parameters, layout and preprocessing; `vit-flax convert` makes another"
+            "a folder has its own parameters, layout, preprocessing and tokeniser; `vit-flax convert` makes another"
         )
     folder = Path(source)
     if not folder.is_dir():

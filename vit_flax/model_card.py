@@ -36,13 +36,10 @@ def model_card(folder: Path, repository: str, licence: str | None = None) -> str
     owner = _owner(reading.layout.name)
     has_text = holds_text(reading.layout)
     classifies = reading.config.num_classes > 0 and not has_text
+    task = _ZERO_SHOT if has_text else "image-classification" if classifies else "image-feature-extraction"
     front = {
         "library_name": owner,
-        "pipeline_tag": _ZERO_SHOT
-        if has_text
-        else "image-classification"
-        if classifies
-        else "image-feature-extraction",
+        "pipeline_tag": task,
         "tags": ["vision-transformer", "jax", "flax", "vit_flax"],
         **({"license": licence} if licence else {}),
     }
@@ -51,7 +48,7 @@ def model_card(folder: Path, repository: str, licence: str | None = None) -> str
         f"# {repository.partition('/')[2]}",
         f"A Vision Transformer of {_millions(reading)} million parameters, in the names of `{reading.layout.name}`.",
         "## Use",
-        *_use(owner, repository, classifies),
+        *_use(owner, repository, task),
         "## Model",
         _table({"family": reading.config.family.name, **_fields(reading)}),
         *_images(reading),
@@ -71,13 +68,14 @@ def _millions(reading: Reading) -> str:
     return f"{count / 1e6:.1f}" if count >= 1e5 else f"{count / 1e6:.3f}"
 
 
-def _use(owner: str, repository: str, classifies: bool) -> list[str]:
+def _use(owner: str, repository: str, task: str) -> list[str]:
     ours = f'import vit_flax\n\nmodel, params = vit_flax.load("hf://{repository}")'
     texts = [f"```python\n{ours}\n```"]
-    if classifies:
-        texts.append(f"```sh\nvit-flax predict hf://{repository} photo.jpg\n```")
+    commands = {"image-classification": ("predict", ""), _ZERO_SHOT: ("zeroshot", " --labels cat dog")}
+    if task in commands:
+        command, more = commands[task]
+        texts.append(f"```sh\nvit-flax {command} hf://{repository} photo.jpg{more}\n```")
     if owner == "transformers":
-        task = "image-classification" if classifies else "image-feature-extraction"
         texts.append(f'```python\nfrom transformers import pipeline\n\nrun = pipeline("{task}", "{repository}")\n```')
     if owner == "timm":
         call = f'model = timm.create_model("hf-hub:{repository}", pretrained=True)'

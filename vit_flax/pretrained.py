@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import PyTree
 
 from vit_flax.config import ModelConfig
-from vit_flax.convert import Wish, get_layout, layout_to_write, open_checkpoint, write_checkpoint
+from vit_flax.convert import ConversionError, Wish, get_layout, layout_to_write, open_checkpoint, write_checkpoint
 from vit_flax.convert.fitting import after, steps_to
+from vit_flax.convert.folder import TOKENIZER_FILES, tokenizer_files
 from vit_flax.models import TwoTowers, VisionTransformer, build_model
 from vit_flax.preparing import beside_weights
 from vit_flax.preprocessing.evaluation import Preprocessing
@@ -144,6 +146,7 @@ def save(
     params: PyTree,
     layout: str | None = None,
     preprocessing: Preprocessing | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
 ) -> list[str]:
     """Writes the parameters in a layout: to a .safetensors, .npz, .pth, .pt, .bin or .msgpack file, or to a folder.
 
@@ -154,15 +157,19 @@ def save(
     `preprocessing` (`read_preprocessing` returns it) tells how images are prepared and what the classes are called. A
     safetensors file carries it; a folder gets preprocessing.json and what the layout's own library reads, transformers'
     preprocessor_config.json and names in config.json, or timm's config.json; beside a file of another kind it is
-    NAME.preprocessing.json.
+    NAME.preprocessing.json. `tokenizer`, of a model of images and texts, is a folder whose tokeniser's files are copied
+    into the one that is written.
 
     Returns:
         What the layout's own library will not be told, a line each.
     """
+    copies = {} if tokenizer is None else tokenizer_files(Path(tokenizer))
+    if tokenizer is not None and not copies:
+        raise ConversionError(f"{tokenizer}: holds no tokeniser (looked for {', '.join(TOKENIZER_FILES)})")
     chosen = layout_to_write(model.config, layout, path)
     file = chosen.config_file(model.config) if chosen.config_file else None
     beside = beside_weights(chosen.name, model.config, file, preprocessing)
     tensors = chosen.write(flat_params(model, params), model.config)
     config = {**model.config.to_dict(), "layout": chosen.name}
-    write_checkpoint(path, tensors, config, beside.config_file, beside.files, beside.stored)
+    write_checkpoint(path, tensors, config, beside.config_file, beside.files, beside.stored, copies)
     return beside.notes

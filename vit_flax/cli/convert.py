@@ -19,6 +19,7 @@ from vit_flax.cli.options import (
 )
 from vit_flax.cli.parser import known_layout
 from vit_flax.convert import get_layout, holds_text, layout_to_write, open_checkpoint
+from vit_flax.convert.folder import tokenizer_files
 from vit_flax.convert.orbax_folder import SUFFIX as ORBAX
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_checkpoint_options(parser, layout="--from")
     add_tower_option(parser)
+    parser.add_argument(
+        "--tokenizer", metavar="FOLDER", help="whose tokeniser is copied beside both towers (default: the source's)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -82,7 +86,8 @@ def run(options: argparse.Namespace) -> int:
     if isinstance(model, VisionTransformer):
         model, params, done = fit_layout(model, params, target)
         notes += done
-    notes += save(options.target, model, params, target, preprocessing)
+    tokenizer, untold = _tokenizer(options, checkpoint, reading)
+    notes += save(options.target, model, params, target, preprocessing, tokenizer) + untold
     notes = spelled_notes(notes, options)
     tell_notes(notes)
     if options.json:
@@ -92,6 +97,31 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(f"wrote {options.target}: {len(checkpoint.shapes)} tensors from {reading.layout.name} to {target}")
     return 0
+
+
+def _tokenizer(options: argparse.Namespace, checkpoint: Checkpoint, reading: Reading) -> tuple[Path | None, list[str]]:
+    """Returns the folder whose tokeniser is copied, and what to say where none is.
+
+    Raises:
+        ValueError: one is asked for that has no place.
+    """
+    both, is_folder = holds_text(reading.layout), not Path(options.target).suffix
+    if options.tokenizer is not None:
+        if not (both and is_folder):
+            missing = "a folder is written, of no suffix" if both else "both towers are"
+            raise ValueError(f"--tokenizer is copied where {missing}: leave it out")
+        return Path(options.tokenizer), []
+    folder = None if checkpoint.path is None else checkpoint.path.parent
+    if not both:
+        return None, []
+    if folder is None or not tokenizer_files(folder):
+        return None, ["no tokeniser lies beside the weights: --tokenizer FOLDER copies one"] if is_folder else []
+    if not is_folder:
+        return None, [f"the tokeniser stays in {folder}: a folder in place of {options.target} gets a copy"]
+    told = checkpoint.config or {}
+    mended = "model_cfg" in told and options.layout is not None and not options.layout.startswith("open_clip")
+    said = "open_clip mends texts (spaces, HTML, ftfy) before its tokeniser: who reads these files alone does not"
+    return folder, [said] * mended
 
 
 def _preprocessing(

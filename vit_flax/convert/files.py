@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -162,21 +163,25 @@ def write_checkpoint(
     config_file: Mapping[str, object] | None = None,
     beside: Mapping[str, Mapping[str, object]] | None = None,
     preprocessing: Mapping[str, object] | None = None,
+    copies: Mapping[str, Path] | None = None,
 ) -> None:
     """Writes tensors to a .safetensors, .npz, .pth, .pt, .bin or .msgpack file, or a folder (.orbax, or no suffix).
 
     What is written appears whole or not at all. The config goes into the safetensors file's metadata; a folder
     gets a config.json besides, which holds `config_file` where that is given (another library's config), and the JSON
     files of `beside` by their names. What tells how images are prepared, `preprocessing`, goes into a safetensors
-    file's metadata as well, and beside a file of another kind as NAME.preprocessing.json.
+    file's metadata as well, and beside a file of another kind as NAME.preprocessing.json. A folder of no suffix
+    gets `copies`, files by name.
 
     Raises:
-        ConversionError: the suffix is unknown, or the file cannot be written.
+        ConversionError: the suffix is unknown, there are copies for a single file, or the file cannot be written.
     """
     path = Path(path)
     if path.suffix and path.suffix not in (".safetensors", ORBAX, *_WRITERS):
         suffixes = ", ".join((".safetensors", *_WRITERS, ORBAX))
         raise ConversionError(f"{path}: unknown suffix; use {suffixes}, or none for a folder")
+    if copies and path.suffix:
+        raise ConversionError(f"{path}: a single file holds no {', '.join(copies)}; write a folder, of no suffix")
     try:
         if path.suffix == ORBAX:
             told = {} if preprocessing is None else {"preprocessing.json": preprocessing}
@@ -190,7 +195,7 @@ def write_checkpoint(
             _write_json(preprocessing_beside(path), None if path.suffix == ".safetensors" else preprocessing)
         else:
             files = {"config.json": config if config_file is None else config_file, **(beside or {})}
-            write_folder(path, tensors, config, files)
+            write_folder(path, tensors, config, files, copies=copies)
     except OSError as error:
         why = one_line(error) if path.absolute().parent.is_dir() else "its folder does not exist"
         raise ConversionError(f"{path}: cannot be written: {why}") from error
@@ -216,8 +221,9 @@ def write_folder(
     config: Mapping[str, object],
     files: Mapping[str, Mapping[str, object]],
     weights_name: str = WEIGHT_NAMES[0],
+    copies: Mapping[str, Path] | None = None,
 ) -> None:
-    """Writes a safetensors file with `config` in its metadata and JSON files, all of them or none."""
+    """Writes a safetensors file with `config` in its metadata, JSON files and copies, all of them or none."""
     created = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
     try:
@@ -226,6 +232,8 @@ def write_folder(
             for name, values in files.items():
                 text = texts.enter_context(_appearing_whole(path / name))
                 Path(text).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+            for name, source in (copies or {}).items():
+                shutil.copyfile(source, texts.enter_context(_appearing_whole(path / name)))
     except BaseException:
         if created:
             with contextlib.suppress(OSError):

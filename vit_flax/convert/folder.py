@@ -91,6 +91,12 @@ def _snapshot(folder: Path) -> Path:
     raise ConversionError(f"{folder}: holds {len(revisions)} snapshots and no refs/main; give the folder of one")
 
 
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """Returns the files of the tokeniser in a folder, by name; none where there is no tokeniser."""
+    found = {name: folder / name for name in (*TOKENIZER_FILES, *_BESIDE_TOKENIZERS) if (folder / name).is_file()}
+    return found if found.keys() & set(TOKENIZER_FILES) else {}
+
+
 def read_json(path: Path) -> dict[str, object]:
     """Returns a JSON object from a file, or ConversionError."""
     if path.stat().st_size > _MAX_JSON:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vit_flax.config import TextConfig
-from vit_flax.convert.folder import TOKENIZER_FILES
+from vit_flax.convert.folder import tokenizer_files
 from vit_flax.preprocessing.decode import Decoding
 from vit_flax.tokenizing import read_tokenizer_alone
 from vit_flax.train.config import DataConfig
@@ -109,6 +109,5 @@ def write_tokenizer(data: DataConfig, folder: Path) -> None:
     if data.tokenizer is None and data.name in TOKENIZERS:
         import_module(TOKENIZERS[data.name]).write_tokenizer(folder)
     elif data.tokenizer is not None and Path(data.tokenizer).is_dir():
-        for file in Path(data.tokenizer).iterdir():
-            if file.name in (*TOKENIZER_FILES, "merges.txt", "special_tokens_map.json", "added_tokens.json"):
-                shutil.copyfile(file, folder / file.name)
+        for name, file in tokenizer_files(Path(data.tokenizer)).items():
+            shutil.copyfile(file, folder / name)
