@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from parity_tests.random_weights import randomise
 from vit_flax.cli.main import main
 from vit_flax.parity.mutations import MUTATIONS
+from vit_flax.parity.tower_mutations import TOWER_MUTATIONS
 from vit_flax.reference import ViT_Model
 
 SET = ["--set", "num_heads=4", "--set", "image_size=8,12"]
@@ -86,7 +87,7 @@ def test_a_mutation_exits_with_1_and_its_component(name: str, capsys: pytest.Cap
 
 def test_mutations_are_listed_and_a_wrong_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--mutate", "list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(MUTATIONS)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*MUTATIONS, *TOWER_MUTATIONS]
     assert main(["compare", "--mutate", "gelu_tahn"]) == 2
     assert main(["compare", "--html", "/no/such/folder/x.html"]) == 2
     assert main(["compare", "--steps", "1", "--mutate", "adam_eps"]) == 2

@@ -60,7 +60,8 @@ def test_big_visions_naflex_agrees_and_goes_back_bit_for_bit(scan, tmp_path):
     expected = jax.jit(lambda params: theirs.apply({"params": params}, images, TOKENS))(
         unflatten_dict(tensors, sep="/")
     )
-    np.savez(tmp_path / "naflex.npz", **{f"params/{name}": array for name, array in tensors.items()})
+    stored: dict[str, Any] = {f"params/{name}": array for name, array in tensors.items()}
+    np.savez(tmp_path / "naflex.npz", **stored)
     model, params = vit_flax.load(tmp_path / "naflex.npz", text_pool="last")
     assert isinstance(model, TwoTowers)
     patches, mask, grids = images

@@ -19,7 +19,7 @@ from parity_tests.peers import import_transformers
 from parity_tests.random_weights import random_images, randomise
 from vit_flax.models import TwoTowers
 from vit_flax.parity.tolerances import float32_allowed, float64_allowed
-from vit_flax.parity.wrong_tensors import changed, exchanged
+from vit_flax.parity.tower_mutations import TOWER_MUTATIONS
 from vit_flax.preprocessing.naflex import to_patches
 
 transformers = import_transformers()
@@ -146,32 +146,9 @@ def test_float32_errs_no_more_than_torch(case):
     assert np.linalg.norm(ours - exact) <= float32_allowed(float(np.linalg.norm(rounded - exact)), norm, norm)
 
 
-_TEXT = "text_model.encoder.layers.0"
-ERRORS: dict[str, tuple[str, Any]] = {
-    "tokens see what comes later": ("clip", {"text_causal": False}),
-    "tokens see only what came before": ("siglip", {"text_causal": True}),
-    "the end is where the number is highest": ("clip", {"text_pool": "argmax"}),
-    "the last token": ("clip", {"text_pool": "last"}),
-    "the end, which SigLIP does not look for": ("siglip", {"text_pool": "argmax"}),
-    "another end": ("metaclip_2", {"text_eos_token_id": 0}),
-    "exact GELU for the quick one": ("clip", {"text_activation": "gelu"}),
-    "exact GELU for that of tanh": ("siglip", {"text_activation": "gelu"}),
-    "epsilon": ("clip", {"text_norm_eps": 1e-3}),
-    "half the heads": ("clip", {"text_num_heads": 2}),
-    "keys for values": ("clip", exchanged(f"{_TEXT}.self_attn.k_proj", f"{_TEXT}.self_attn.v_proj")),
-    "positions one on": ("siglip", changed("text_model.embeddings.position", lambda a: np.roll(a, 1, 0))),
-    "tokens one on": ("siglip", changed("text_model.embeddings.token", lambda a: np.roll(a, 1, 0))),
-    "the projection turned": ("siglip", changed("text_model.head.weight", lambda a: a.T)),
-    "the projection's bias": ("siglip", changed("text_model.head.bias", lambda a: -a)),
-    "the final norm": ("clip", changed("text_model.final_layer_norm", lambda a: a[::-1])),
-    "the scale": ("clip", changed("logit_scale", lambda a: a + 1)),
-    "the bias": ("siglip", changed("logit_bias", lambda a: a + 1)),
-}
-
-
-@pytest.mark.parametrize("error", ERRORS)
-def test_deliberate_errors_are_seen(error):
-    case, wrong = ERRORS[error]
+@pytest.mark.parametrize("name", TOWER_MUTATIONS)
+def test_deliberate_errors_are_seen(name):
+    case, wrong = TOWER_MUTATIONS[name].case, TOWER_MUTATIONS[name].wrong
     theirs = build(case)
     told = {"layout": f"huggingface_{LAYOUTS[case]}_with_text", "config": theirs.config.to_dict()}
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}

@@ -307,6 +307,39 @@ def test_a_converted_folder_is_whole_for_transformers_and_for_us(case, tmp_path,
     assert not (tmp_path / "none").exists()
 
 
+TOWER = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 3}
+BERTS = {"ChineseCLIP": {"vocab_size": 40}, "AltCLIP": {"vocab_size": 40, "project_dim": 16, "pad_token_id": 0}}
+
+
+@pytest.mark.parametrize("kind", BERTS)
+def test_text_towers_of_other_kinds_are_refused_by_name(kind, clip, tmp_path, capsys):
+    _, _, _, files = clip
+    config = getattr(transformers, f"{kind}Config")(
+        text_config={**TOWER, **BERTS[kind]}, vision_config={**TOWER, "image_size": 16, "patch_size": 8},
+        projection_dim=16,
+    )  # fmt: skip
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(tmp_path)
+    capsys.readouterr()
+    line = refused(capsys, str(tmp_path), files[0], "--labels", "cat")
+    assert "its text tower is a BERT or one of its relatives (text_model." in line
+    assert "load(..., tower='image') and vit-flax features read its image tower" in line
+    # as they do
+    assert vit_flax.load(tmp_path, tower="image")[0].config.embed_dim == 24
+    assert vit_flax.load(tmp_path)[0].config.embed_dim == 24
+    assert (
+        main(["features", str(tmp_path), files[0], "-o", str(tmp_path / "x.npz"), "--mean", "0.5", "--std", "0.5"]) == 0
+    )
+
+
+def test_cocas_text_tower_is_refused_by_name(clip):
+    folder = clip[0]
+    model, params = vit_flax.load(folder)
+    tensors = {**vit_flax.to_state_dict(model, params, "open_clip_with_text"), "cls_emb": np.zeros(24)}
+    told = {"num_heads": 3, "text_num_heads": 3, "image_size": 16}
+    with pytest.raises(vit_flax.ConversionError, match=r"CoCa's, with a token of its own .*tower='image'. reads"):
+        vit_flax.from_state_dict(tensors, **told)
+
+
 def test_recall_is_what_counting_gives():
     drawn = np.random.default_rng(0)
     images, texts = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in drawn.normal(size=(2, 9, 4)))

@@ -17,7 +17,7 @@ from vit_flax.preprocessing import labels
 from vit_flax.preprocessing.evaluation import PATCHES, PREPROCESSING_FILE, Preprocessing
 from vit_flax.preprocessing.huggingface import PROCESSOR_FILE, read_processor, write_processor
 from vit_flax.preprocessing.timm_config import OPEN_CLIP_FILE, read_open_clip, read_timm, write_timm
-from vit_flax.presets import PRESETS
+from vit_flax.presets import find_preset, get_preset
 
 NESTED_FILE = "processor_config.json"
 VIDEO_FILE = "video_preprocessor_config.json"
@@ -72,7 +72,7 @@ def find_preprocessing(
         if isinstance(error, ConversionError) or checkpoint.path is None:
             raise
         raise ValueError(f"{checkpoint.path.parent}: {error}") from error
-    if found is None and preset in PRESETS and PRESETS[preset].mean:
+    if found is None and preset is not None and (known := find_preset(preset)) and known.mean:
         found = Prepared(of_preset(preset, image_size), f"preset {preset}")
     if found is None:
         value = Preprocessing(image_size=image_size or (224, 224), mean=(0.5,), std=(0.5,))
@@ -90,7 +90,7 @@ def with_labels(value: Preprocessing, checkpoint: Checkpoint) -> Preprocessing:
 
 def of_preset(name: str, image_size: tuple[int, int] | None = None) -> Preprocessing:
     """Returns that of a preset; models of the Hugging Face hub are prepared for as transformers does it."""
-    value = Preprocessing.from_preset(PRESETS[name], image_size)
+    value = Preprocessing.from_preset(get_preset(name), image_size)
     if "/" not in name:
         return value
     floats = "dinov3" in name

@@ -25,8 +25,11 @@ from vit_flax.writing import flat_params
 Model = VisionTransformer | TwoTowers
 
 
-def create_model(preset: str, **overrides: object) -> VisionTransformer:
+def create_model(preset: str, **overrides: object) -> Any:
     """Returns the linen module of a preset; `overrides` are fields of its config or dtype, param_dtype, precision.
+
+    It is a VisionTransformer, and a TwoTowers where the preset's name ends in `_with_text`, whose text tower's fields
+    have `text_` before them.
 
     Raises:
         ValueError: no such preset (the nearest is suggested), no such field, or values that do not fit.

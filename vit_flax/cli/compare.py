@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_flax.cli.options import CHECKPOINT, add_checkpoint_options, spelled_notes, tell_notes, wish_of
-from vit_flax.convert import open_checkpoint
+from vit_flax.cli.options import (
+    CHECKPOINT,
+    add_checkpoint_options,
+    add_tower_option,
+    spelled_notes,
+    tell_notes,
+    wish_of,
+)
+from vit_flax.convert import holds_text, open_checkpoint
 
 if TYPE_CHECKING:
     from vit_flax.cli.parser import Commands
+    from vit_flax.parity.report import Report
 
 LIBRARIES = ("timm", "transformers")
+RANDOM = ("clip", "metaclip_2", "siglip", "siglip2")
 EXAMPLE = """example:
   vit-flax compare                                  the trained digits ViT that ships with the package
   vit-flax compare --steps 50 --html report.html    with more optimiser steps and a page of pictures
   vit-flax compare --mutate gelu_tanh               break the Flax side on purpose: must exit with 1
   vit-flax compare --mutate list                    the names of all such errors
   vit-flax compare dinov2-small/                    a checkpoint, as it is loaded here, with the installed transformers
+  vit-flax compare clip-vit-base-patch32/           both towers: embeddings, logits per image and per text
+  vit-flax compare --random siglip                  a small model of images and texts with random weights
   vit-flax compare deit.pth --config deit_tiny_patch16_224.fb_in1k      or with timm"""
 
 
@@ -39,6 +51,12 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--against", choices=LIBRARIES, help="library (default: the one that the layout belongs to)")
     parser.add_argument("--model", metavar="NAME", help="timm's name of the model (default: that of --config)")
     add_checkpoint_options(parser)
+    add_tower_option(parser)
+    parser.add_argument(
+        "--random",
+        choices=RANDOM,
+        help="without a checkpoint: a small model of images and texts, not the digits",
+    )
     parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps to compare (default 10)")
     parser.add_argument(
         "--mutate", metavar="NAME", help="put a deliberate error into the Flax side ('list' lists them)"
@@ -51,10 +69,12 @@ def add_parser(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     from vit_flax.parity.mutations import MUTATIONS, get_mutation
+    from vit_flax.parity.tower_mutations import TOWER_MUTATIONS
 
     if options.mutate == "list":
-        width = max(map(len, MUTATIONS))
-        for mutation in MUTATIONS.values():
+        known = (*MUTATIONS.values(), *TOWER_MUTATIONS.values())
+        width = max(len(mutation.name) for mutation in known)
+        for mutation in known:
             print(f"{mutation.name:<{width}}  {mutation.description}")
         return 0
     if options.checkpoint is not None:
@@ -63,6 +83,8 @@ def run(options: argparse.Namespace) -> int:
     if given:
         option = {"source_layout": "layout", "overrides": "set", "source_grid": "source-grid"}.get(given[0], given[0])
         raise ValueError(f"--{option} needs a checkpoint")
+    if options.random is not None or options.mutate in TOWER_MUTATIONS:
+        return _run_random(options)
     options.steps = 10 if options.steps is None else options.steps
     if options.steps < 0:
         raise ValueError(f"--steps must not be negative, got {options.steps}")
@@ -73,10 +95,7 @@ def run(options: argparse.Namespace) -> int:
         if path != "-" and not Path(path).absolute().parent.is_dir():
             raise ValueError(f"{path}: its folder does not exist")
 
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")  # float64 decides, which only the CPU always has
-    jax.config.update("jax_enable_x64", True)
+    _use_float64()
     from vit_flax.parity.digits import compare_digits
     from vit_flax.parity.page import format_page
     from vit_flax.parity.text import format_report
@@ -92,29 +111,69 @@ def run(options: argparse.Namespace) -> int:
 
 
 _OF_A_CHECKPOINT = (
-    "against", "model", "source_layout", "entry", "config", "overrides", "resample", "source_grid",
+    "tower", "against", "model", "source_layout", "entry", "config", "overrides", "resample", "source_grid",
 )  # fmt: skip
 
 
-def _run_checkpoint(options: argparse.Namespace) -> int:
-    for name in ("steps", "mutate", "html"):
+def _run_random(options: argparse.Namespace) -> int:
+    from vit_flax.parity.tower_mutations import TOWER_MUTATIONS
+
+    for name in ("steps", "html"):
         if getattr(options, name) is not None:
-            raise ValueError(f"--{name} is of the comparison without a checkpoint")
+            raise ValueError(f"--{name} is of the digits ViT, not of images and texts")
+    mutation = TOWER_MUTATIONS.get(options.mutate)
+    if options.mutate is not None and mutation is None:
+        raise ValueError(f"--mutate {options.mutate} is of the digits ViT: leave --random out")
+    if mutation is not None and options.random not in (None, mutation.case):
+        raise ValueError(f"--mutate {mutation.name} is of --random {mutation.case}, got {options.random}")
+    _check_json(options)
+    _use_float64()
+    from vit_flax.parity.towers import compare_small_towers
+
+    case: str = mutation.case if mutation else options.random
+    return _tell(options, compare_small_towers(case, mutation))
+
+
+def _check_json(options: argparse.Namespace) -> None:
     if options.json not in (None, "-") and not Path(options.json).absolute().parent.is_dir():
         raise ValueError(f"{options.json}: its folder does not exist")
+
+
+def _use_float64() -> None:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # float64 decides, which only the CPU always has
+    jax.config.update("jax_enable_x64", True)
+
+
+def _run_checkpoint(options: argparse.Namespace) -> int:
+    for name in ("steps", "mutate", "html", "random"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} is of the comparison without a checkpoint")
+    _check_json(options)
     wish = wish_of(options)
+    if options.tower is None and options.against == "timm":
+        wish = dataclasses.replace(wish, tower="image")  # which is what timm has
     checkpoint = open_checkpoint(options.checkpoint, wish)
     tell_notes(spelled_notes(checkpoint.notes, options))
 
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_x64", True)
+    _use_float64()
     from vit_flax.parity.libraries import compare_checkpoint
-    from vit_flax.parity.text import format_report
+    from vit_flax.parity.towers import compare_towers
     from vit_flax.reading import read_model
 
-    report = compare_checkpoint(read_model(checkpoint, wish), options.against, options.model)
+    reading = read_model(checkpoint, wish)
+    if not holds_text(reading.layout):
+        return _tell(options, compare_checkpoint(reading, options.against, options.model))
+    if options.against == "timm":
+        raise ValueError("--against timm is of an image tower: --tower image compares it")
+    return _tell(options, compare_towers(reading))
+
+
+def _tell(options: argparse.Namespace, report: Report) -> int:
+    """Prints and writes what was found, and returns the exit status."""
+    from vit_flax.parity.text import format_report
+
     if options.json != "-":
         print(format_report(report))
     if options.json:

@@ -71,7 +71,7 @@ def _cell(value: Any) -> str:
 
 
 def _presets() -> list[Row]:
-    from vit_flax.presets import PRESETS
+    from vit_flax.presets import PRESETS, TWO_TOWERS
 
     return [
         {
@@ -84,7 +84,7 @@ def _presets() -> list[Row]:
             "num_classes": preset.config.num_classes,
             "source": preset.source,
         }
-        for name, preset in PRESETS.items()
+        for name, preset in (*PRESETS.items(), *TWO_TOWERS.items())
     ]
 
 

@@ -81,19 +81,21 @@ def _mesh(text: str) -> dict[str, int]:
 def build_config(options: argparse.Namespace, chips: int) -> ResolvedConfig:
     """Returns the config of a preset or a recipe, with the options' changes."""
     from vit_flax.cli.train import build_config as of_recipe
-    from vit_flax.presets import PRESETS, get_preset
+    from vit_flax.config import TwoTowersConfig
+    from vit_flax.presets import get_preset
     from vit_flax.recipes import RECIPES
-    from vit_flax.train.config import DataConfig, TrainConfig
+    from vit_flax.train.config import DataConfig, LossConfig, TrainConfig
 
     if options.what in RECIPES or options.what.endswith(".json"):
         config = of_recipe(options.what, dict(options.changes), None)
     else:
-        if options.what not in PRESETS:
-            get_preset(options.what)  # says what is near
-        model = get_preset(options.what).config
-        model = model if model.num_classes else model.replace(num_classes=1000)
-        data = DataConfig(batch_size=64 * chips)
-        config = TrainConfig(model=model, steps=1000, precision="bf16", scan=True, data=data)
+        model, data, loss = get_preset(options.what).config, DataConfig(batch_size=64 * chips), LossConfig()
+        if isinstance(model, TwoTowersConfig):
+            data = DataConfig(name="webdataset_pairs", batch_size=64 * chips)
+            loss = LossConfig(name="sigmoid" if model.logit_bias else "contrastive")
+        elif not model.num_classes:
+            model = model.replace(num_classes=1000)
+        config = TrainConfig(model=model, steps=1000, precision="bf16", scan=True, data=data, loss=loss)
         config = config.replace(dict(options.changes))
     wanted = {"data.batch_size": options.batch, "precision": options.dtype, "remat": options.remat,
               "scan": options.scan}  # fmt: skip

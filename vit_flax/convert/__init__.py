@@ -23,7 +23,7 @@ from vit_flax.convert.facebook_dinov3 import FACEBOOK_DINOV3
 from vit_flax.convert.files import read_checkpoint, write_checkpoint
 from vit_flax.convert.fitting import steps_to
 from vit_flax.convert.flax_names import with_torch_names
-from vit_flax.convert.foreign import foreign_kind
+from vit_flax.convert.foreign import foreign_kind, foreign_text
 from vit_flax.convert.google import BIG_VISION, BIG_VISION_SCAN, GOOGLE_NPZ
 from vit_flax.convert.google_naflex import BIG_VISION_NAFLEX, BIG_VISION_NAFLEX_SCAN
 from vit_flax.convert.google_text import BIG_VISION_TEXT_LAYOUTS
@@ -150,7 +150,9 @@ def find_layout(checkpoint: Checkpoint, wish: Wish, beside: Beside | None) -> tu
     """
     found, evidence = _find_layout(checkpoint, wish, beside)
     if wish.tower == "both" and not holds_text(found):
-        raise ConversionError(f"{checkpoint.source}: has no text tower of a known kind ({evidence})")
+        kind = foreign_text(checkpoint.shapes)
+        told = f"{kind}: load(..., tower='image') and vit-flax features read its image tower" if kind else evidence
+        raise ConversionError(f"{checkpoint.source}: has no text tower of a known kind ({told})")
     return found, evidence
 
 

@@ -68,6 +68,22 @@ _TAKEN = ("a hybrid", "a CaiT", "an XCiT", "a TimeSformer", "the image encoder",
           "a Hiera", "a diffusion transformer", "a YOLOS", "a MaxViT")  # fmt: skip
 
 
+# text towers that are not read, by patterns of their tensors' names beside an image tower's
+_TEXTS: tuple[tuple[str, str], ...] = (
+    (r"^text.*(\.word_embeddings\.weight|\.attention\.self\.query\.weight)$", "a BERT or one of its relatives"),
+    (r"^text.*\.SelfAttention\.", "a T5"),
+    (r"(^|\.)cls_emb$|^text_decoder\.", "CoCa's, with a token of its own and a decoder"),
+)
+
+
+def foreign_text(names: Collection[str]) -> str | None:
+    """Returns what kind of text tower, none of those that are read, tensors of these names belong to."""
+    for pattern, kind in _TEXTS:
+        if found := next((name for name in names if re.search(pattern, name)), None):
+            return f"its text tower is {kind} ({found})"
+    return None
+
+
 def foreign_kind(names: Collection[str], taken: bool = False) -> str | None:
     """Returns the foreign model that tensors of these names belong to, or None where that is not known.
 

@@ -123,6 +123,11 @@ def _siglip_conditions(config: TwoTowersConfig) -> list[str]:
     return lines + ["no pooling by attention (its image tower has it)"] * (config.image.global_pool != "map")
 
 
+def _components(config: TwoTowersConfig, projection: str) -> tuple[tuple[str, str], ...]:
+    pairs = (*hf.block_components(hf.CLIP, _TEXT), (f"{_TEXT}final_layer_norm", "norm"), (projection, "head"))
+    return tuple((a, f"text/{b}") for a, b in pairs)
+
+
 _FIXED: dict[str, tuple[Any, ...]] = {
     "init_values": (None,), "activation": tuple(dict.fromkeys(hf.ACTIVATIONS.values())),
 }  # fmt: skip
@@ -137,6 +142,7 @@ _CLIP = TextHalf(
     outside=(_TEXT, "text_projection.", "logit_"),
     conditions=_clip_conditions,
     config_file=_clip_write,
+    components=lambda config: _components(config, "text_projection"),
 )  # fmt: skip
 _SIGLIP = TextHalf(
     evidence=_evidence,
@@ -147,6 +153,7 @@ _SIGLIP = TextHalf(
     outside=(_TEXT, "logit_"),
     conditions=_siglip_conditions,
     config_file=_siglip_write,
+    components=lambda config: _components(config, f"{_TEXT}head"),
 )
 _HALVES = {"clip": _CLIP, "siglip": _SIGLIP, "siglip2": dataclasses.replace(_SIGLIP, config_file=_siglip2_write)}
 _IMAGE = {kind: next(layout for layout in CLIP_LAYOUTS if layout.name == f"huggingface_{kind}") for kind in _HALVES}

@@ -113,6 +113,9 @@ class Layout:
     def refusals(self, config: ModelConfig) -> list[str]:
         """Returns what of `config` this layout cannot represent, a line each."""
         if config.family != self.config_class:
+            own, held = config.family, self.config_class
+            if isinstance(own, TwoTowersFamily) and isinstance(held, TwoTowersFamily):
+                return [f"an image tower of {own.image.name} (it holds {held.image.name})"]
             return [f"model_config={config.family.name} (it holds {self.config_class.name})"]
         return [
             f"{field}={getattr(config, field)!r} (it holds {' or '.join(map(repr, values))})"

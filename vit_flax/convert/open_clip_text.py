@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vit_flax.config import TwoTowersConfig
+from vit_flax.convert.foreign import foreign_text
 from vit_flax.convert.layout import Layout, Shapes, any_match, count_blocks, ratio_for, vote
 from vit_flax.convert.open_clip import (
     ARCHIVE,
@@ -53,7 +54,9 @@ def _half(prefix: str) -> TextHalf:
     def infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
         tower = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
         if "cls_emb" in tower:
-            raise ConversionError("a text tower with a class token (CoCa's cls_emb) is not supported")
+            raise ConversionError(
+                f"{foreign_text(shapes)}, which is not read (`tower='image'` reads the image tower alone)"
+            )
         depth = count_blocks(tower, f"{_BLOCK}.{{a}}.{{b}}")
         width = vote(tower, ("token_embedding.weight", 1), ("positional_embedding", 1), ("ln_final.weight", 0))
         if depth is None or width is None:

@@ -34,6 +34,7 @@ class TextHalf:
     hint: str = ""
     conditions: Callable[[TwoTowersConfig], list[str]] = lambda config: []
     config_file: Callable[[TwoTowersConfig], Mapping[str, object]] | None = None
+    components: Callable[[TwoTowersConfig], tuple[tuple[str, str], ...]] = lambda config: ()
 
 
 def text_fields(fields: Mapping[str, Value]) -> dict[str, Value]:
@@ -73,6 +74,9 @@ def with_text(image: Layout, half: TextHalf, beside: Collection[Drop], name: str
         told = [(image.belongs or image.evidence)(names), half.evidence(names)]
         return " and ".join(map(str, told)) if all(told) else None
 
+    def components(config: Any) -> tuple[tuple[str, str], ...]:
+        return (*((a, IMAGE + b) for a, b in image.components(config.image)), *half.components(config))
+
     def conditions(config: Any) -> list[str]:
         return [*image.conditions(config.image), *half.conditions(config)]
 
@@ -89,7 +93,7 @@ def with_text(image: Layout, half: TextHalf, beside: Collection[Drop], name: str
         rules=rules,
         required=((*first, *text_fields(dict.fromkeys(half.required))), *later),
         fixed={**image.fixed, **text_fields(half.fixed)},
-        components=lambda config: (),
+        components=components,
         conditions=conditions,
         hint=half.hint or image.hint,
         resample=lambda config: image.resample(config.image),  # pyright: ignore[reportAttributeAccessIssue]

@@ -56,7 +56,11 @@ class Wish:
         if self.config is None or self.config_file is not None:
             return None
         if isinstance(self.config, str):
-            return f"preset {self.config}", get_preset(self.config).config
+            return f"preset {self.config}", self._towers(get_preset(self.config).config)
         if isinstance(self.config, ModelConfig):
-            return "config given", self.config
-        return "config given", model_config_from_dict(self.config)
+            return "config given", self._towers(self.config)
+        return "config given", self._towers(model_config_from_dict(self.config))
+
+    def _towers(self, config: ModelConfig) -> ModelConfig:
+        """Returns the config of the towers that are asked for."""
+        return config.image if self.tower == "image" and isinstance(config, TwoTowersConfig) else config

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +18,16 @@ from jaxtyping import PyTree
 from vit_flax.config import ViTConfig
 from vit_flax.convert import LAYOUTS, Checkpoint, ConversionError, Layout, get_layout, write_checkpoint
 from vit_flax.parity.compare import Row, compare_arrays, compare_components, require_x64, subject_of
+from vit_flax.parity.inputs import DrawnImages, draw_images, positions_in_float64
 from vit_flax.parity.peers import import_peer
 from vit_flax.parity.report import Check, Report
 from vit_flax.preparing import config_of_library
 from vit_flax.presets import PRESETS
 from vit_flax.pretrained import to_state_dict
 from vit_flax.reading import Reading
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LIBRARIES = ("timm", "transformers")
 _TIMM_LAYOUTS = ("timm", "deit", "timm_sam")  # whose names timm's own models have
@@ -58,17 +63,23 @@ def compare_checkpoint(reading: Reading, against: str | None = None, name: str |
     model, params = reading.build_image_tower()
     checkpoint, found = reading.checkpoint, reading.layout
     against = against or _library_of(found)
+    images = draw_images(model.config, seed)
     if against == "transformers":
-        peer = _transformers_peer(checkpoint, found, model.config)
+        peer = _transformers_peer(checkpoint, found, model.config, images)
     else:
         name = name or _timm_name(checkpoint, reading.wish.config)
         peer = _timm_peer(checkpoint, found, model, params, name)
     subject = subject_of(peer.module, model, params, peer.layout)
-    cfg = model.config
-    images = np.random.default_rng(seed).standard_normal((2, cfg.in_chans, *cfg.image_size))
-    report = Report(f"{checkpoint.source} ({found.name}) against {peer.title}", cfg.to_dict(), checks=peer.checks)
-    report.sections["components"] = compare_components(subject, images)
-    report.sections["outputs"] = _compare_outputs(peer, model, subject.params, images)
+    padding = images.flax_arguments
+    if padding:
+        run = partial(_apply, model, padding)
+        subject = dataclasses.replace(subject, function=run, to_flax=images.to_flax)
+    report = Report(
+        f"{checkpoint.source} ({found.name}) against {peer.title}", model.config.to_dict(), checks=peer.checks
+    )
+    with positions_in_float64(peer.module):
+        report.sections["components"] = compare_components(subject, images.pixels)
+        report.sections["outputs"] = _compare_outputs(peer, model, subject.params, images)
     report.seconds = time.monotonic() - start
     return report
 
@@ -84,23 +95,28 @@ def _library_of(layout: Layout) -> str:
     )
 
 
-def _compare_outputs(peer: Peer, model: Any, params: PyTree, images: np.ndarray) -> list[Row]:
+def _apply(model: Any, padding: Mapping[str, np.ndarray], params: PyTree, pixels: jax.Array) -> jax.Array:
+    found: jax.Array = model.apply({"params": params}, pixels, **padding)
+    return found
+
+
+def _compare_outputs(peer: Peer, model: Any, params: PyTree, images: DrawnImages) -> list[Row]:
     import torch
 
-    pixels = torch.from_numpy(images)
+    pixels = torch.from_numpy(images.pixels)
     with torch.no_grad():
         torch64 = peer.outputs(peer.module, pixels)
         torch32 = peer.outputs(peer.module.float(), pixels.float())
         peer.module.double()
-    rows = []
+    rows, padding = [], images.flax_arguments
     for name, method in (("features", "features"), ("output", "__call__")):
         if name not in torch64:
             continue
-        run = jax.jit(lambda p, x, method=method: model.apply({"params": p}, x, method=method))
+        run = jax.jit(lambda p, x, method=method: model.apply({"params": p}, x, **padding, method=method))
         in64, in32 = (
             np.asarray(run(jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), params), x), np.float64)
             for dtype in (jnp.float64, jnp.float32)
-            for x in (jnp.asarray(images.transpose(0, 2, 3, 1), dtype),)
+            for x in (jnp.asarray(images.to_flax(images.pixels), dtype),)
         )
         theirs64, theirs32 = (result[name].double().numpy() for result in (torch64, torch32))
         rows.append(compare_arrays(name, f"method={method!r}", theirs64, in64, theirs32, in32))
@@ -112,14 +128,45 @@ def _tokens(features: Any) -> Any:
     return features.flatten(2).swapaxes(1, 2) if features is not None and features.ndim == 4 else features
 
 
-def _loaded(missing: Any, unexpected: Any, library: str) -> list[Check]:
+def every_tensor_has_a_place(missing: Iterable[str], unexpected: Iterable[str], library: str) -> list[Check]:
+    """Returns the statement that another library loads a checkpoint whole."""
     text = f"{library} finds a place for every tensor and a tensor for every parameter"
     wrong = [*(f"no {name}" for name in missing), *(f"nothing to do with {name}" for name in unexpected)]
     more = f": {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}" if wrong else ""
     return [Check(text + more, not wrong)]
 
 
-def _transformers_peer(checkpoint: Checkpoint, layout: Layout, config: ViTConfig) -> Peer:
+def load_transformers(
+    checkpoint: Checkpoint, kind: type[PreTrainedModel], values: Mapping[str, object]
+) -> tuple[PreTrainedModel, list[str]]:
+    """Returns transformers' model of a checkpoint's weights, in float64, and the parameters that have none.
+
+    Args:
+        checkpoint: under its own names.
+        kind: transformers' class.
+        values: of its config.json.
+
+    Raises:
+        ConversionError: it cannot be loaded as that.
+    """
+    import torch
+
+    values = {name: value for name, value in values.items() if name not in ("model_type", "architectures")}
+    tensors = {name: checkpoint.read(name) for name in checkpoint.shapes}
+    with tempfile.TemporaryDirectory() as folder:
+        told = {**values, "model_type": kind.config_class.model_type}  # pyright: ignore[reportOptionalMemberAccess]
+        write_checkpoint(Path(folder) / "weights", tensors, {}, told)
+        built: Any = kind.config_class
+        given: dict[str, Any] = {"config": built(**values), "dtype": torch.float64}
+        try:
+            loaded: Any = kind.from_pretrained(Path(folder) / "weights", **given, output_loading_info=True)
+        except (RuntimeError, ValueError) as error:
+            raise ConversionError(f"transformers cannot load it as {kind.__name__}: {error}") from error
+    module, info = loaded
+    return module.eval(), list(info["missing_keys"])
+
+
+def _transformers_peer(checkpoint: Checkpoint, layout: Layout, config: ViTConfig, images: DrawnImages) -> Peer:
     if layout.config_file is None:
         raise ConversionError(f"layout {layout.name!r} is none of transformers'")
     transformers = import_peer("transformers")
@@ -134,23 +181,16 @@ def _transformers_peer(checkpoint: Checkpoint, layout: Layout, config: ViTConfig
     if values["model_type"] != kind.config_class.model_type:  # an image tower beside a text tower
         projected = {"projection_dim": config.num_classes} if config.num_classes else {}
         values = {**values.get("vision_config", {}), **projected}
-    values = {name: value for name, value in values.items() if name not in ("model_type", "architectures")}
-    tensors = {name: checkpoint.read(name) for name in checkpoint.shapes}
-    with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(Path(folder) / "weights", tensors, {}, {**values, "model_type": kind.config_class.model_type})
-        given = {"config": kind.config_class(**values), "dtype": torch.float64}
-        try:
-            module, info = kind.from_pretrained(Path(folder) / "weights", **given, output_loading_info=True)
-        except (RuntimeError, ValueError) as error:
-            raise ConversionError(f"transformers cannot load it as {kind.__name__}: {error}") from error
+    module: Any
+    module, absent = load_transformers(checkpoint, kind, values)
     left_out = ("pooler.",) if config.representation_size is None else ()
-    missing = [name for name in info["missing_keys"] if not name.startswith(left_out)]
+    missing = [name for name in absent if not name.startswith(left_out)]
     if hasattr(module.config, "mask_ratio"):
         module.config.mask_ratio = 0.0  # ViT-MAE looks at all patches, as evaluation does
-    pooled = config.representation_size is not None or not info["missing_keys"]
+    pooled = config.representation_size is not None or not absent
 
     def outputs(module: Any, pixels: Any) -> dict[str, Any]:
-        more = {}
+        more = images.torch_arguments()
         if hasattr(module.config, "mask_ratio"):
             more["noise"] = torch.arange(config.num_patches, dtype=pixels.dtype).expand(len(pixels), -1)
         out = kind.forward(module, pixels, **more)
@@ -164,8 +204,8 @@ def _transformers_peer(checkpoint: Checkpoint, layout: Layout, config: ViTConfig
 
     module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
     memory = LAYOUTS.get(f"{layout.name.removesuffix('_memory')}_memory", layout)
-    checks = _loaded(missing, [], "transformers")
-    return Peer(f"transformers' {kind.__name__}", module.eval(), memory, outputs, checks)
+    checks = every_tensor_has_a_place(missing, [], "transformers")
+    return Peer(f"transformers' {kind.__name__}", module, memory, outputs, checks)
 
 
 # fields whose values make another model of the same timm name: constructor arguments by another name or the same
@@ -220,5 +260,5 @@ def _timm_peer(checkpoint: Checkpoint, layout: Layout, model: Any, params: PyTre
     def outputs(module: Any, pixels: Any) -> dict[str, Any]:
         return {"features": _tokens(module.forward_features(pixels)), "output": module(pixels)}
 
-    checks = _loaded(result.missing_keys, result.unexpected_keys, "timm")
+    checks = every_tensor_has_a_place(result.missing_keys, result.unexpected_keys, "timm")
     return Peer(f"timm's {architecture}", module, get_layout(named), outputs, checks)

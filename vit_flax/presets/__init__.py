@@ -6,6 +6,7 @@ Names are timm's, `architecture` or `architecture.weights`, and those of reposit
 
 from __future__ import annotations
 
+from vit_flax.config import ViTConfig
 from vit_flax.presets.beit import BEIT_MODELS
 from vit_flax.presets.clip import CLIP_MODELS
 from vit_flax.presets.deit import DEIT_MODELS
@@ -19,14 +20,15 @@ from vit_flax.presets.preset import Preset
 from vit_flax.presets.siglip import SIGLIP_MODELS
 from vit_flax.presets.t2t import T2T_MODELS
 from vit_flax.presets.torchvision import TORCHVISION_MODELS
+from vit_flax.presets.two_towers import TWO_TOWERS
 from vit_flax.presets.vit import VIT_MODELS
 from vit_flax.presets.windowed import SAM_ENCODERS, VITDET_MODELS, WINDOWED_MODELS
 from vit_flax.suggestions import suggest
 
-__all__ = ["PRESETS", "REFUSED", "Preset", "get_preset"]
+__all__ = ["PRESETS", "REFUSED", "TWO_TOWERS", "Preset", "find_preset", "get_preset"]
 
-# every preset by its name
-PRESETS: dict[str, Preset] = {
+# every preset of an image model by its name; those with a text tower are TWO_TOWERS
+PRESETS: dict[str, Preset[ViTConfig]] = {
     **VIT_MODELS,
     **DEIT_MODELS,
     **CLIP_MODELS,
@@ -74,15 +76,20 @@ REFUSED: dict[str, str] = {
 # fmt: on
 
 
+def find_preset(name: str | None) -> Preset | None:
+    """Returns the preset of that name, of one tower or both, or None."""
+    return None if name is None else PRESETS.get(name) or TWO_TOWERS.get(name)
+
+
 def get_preset(name: str) -> Preset:
     """Returns the preset of that name.
 
     Raises:
         ValueError: there is none; the reason is given or the nearest names are suggested.
     """
-    if name in PRESETS:
-        return PRESETS[name]
+    if found := find_preset(name):
+        return found
     if reason := REFUSED.get(name.split(".")[0]):
         raise ValueError(f"no preset {name!r}: {reason}")
-    hint = suggest(name, PRESETS, "`vit-flax list presets` lists them", count=3)
+    hint = suggest(name, {**PRESETS, **TWO_TOWERS}, "`vit-flax list presets` lists them", count=3)
     raise ValueError(f"no preset named {name!r}; {hint}")

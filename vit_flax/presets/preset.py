@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from vit_flax.config import ViTConfig
+from vit_flax.config import ModelConfig, ViTConfig
+
+Config = TypeVar("Config", bound=ModelConfig)
 
 Triple = tuple[float, float, float]
 Normalisation = tuple[Triple, Triple]
@@ -30,10 +32,10 @@ class Weights:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Preset:
+class Preset(Generic[Config]):
     """A named configuration, and how images are prepared for the weights published under that name."""
 
-    config: ViTConfig
+    config: Config
     mean: Triple | None = None  # per channel, of pixels in 0..1; None: not published
     std: Triple | None = None
     crop_pct: float = 1.0  # side of the centre crop over the shorter side of the resized image
@@ -59,9 +61,9 @@ def without(part: str, published: dict[str, Weights]) -> dict[str, Weights]:
     return {name: dataclasses.replace(row, source=f"timm/{name.replace(part, '')}") for name, row in published.items()}
 
 
-def collect(configs: dict[str, ViTConfig], published: dict[str, Weights]) -> dict[str, Preset]:
+def collect(configs: dict[str, ViTConfig], published: dict[str, Weights]) -> dict[str, Preset[ViTConfig]]:
     """Returns a preset for every `architecture.weights`, and one for every architecture: that of its first weights."""
-    presets: dict[str, Preset] = {}
+    presets: dict[str, Preset[ViTConfig]] = {}
     for name, row in published.items():
         architecture = name.split(".")[0]
         mean, std = row.normalisation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vit_flax.config import TextConfig, TwoTowersConfig, ViTConfig
+from vit_flax.presets import get_preset
 from vit_flax.train.config import (
     AugmentConfig,
     DataConfig,
@@ -49,13 +50,7 @@ def clip_b16(folder: str | None = None, tokenizer: str | None = None) -> TrainCo
     and time: not measured.
     """
     return TrainConfig(
-        model=TwoTowersConfig(
-            image=ViTConfig(
-                num_classes=512, head_bias=False, pre_norm=True, patch_bias=False, norm_eps=1e-5,
-                activation="quick_gelu",
-            ),
-            text=TextConfig(activation="quick_gelu"),
-        ),
+        model=get_preset("openai/clip-vit-base-patch16_with_text").config,
         data=_pairs(folder, tokenizer, 32_768, _CLIP_MEAN, _CLIP_STD),
         loss=LossConfig(name="contrastive"),
         optimizer=OptimizerConfig(learning_rate=5e-4, weight_decay=0.2, b2=0.98, eps=1e-6),
@@ -74,14 +69,7 @@ def siglip_b16(folder: str | None = None, tokenizer: str | None = None) -> Train
     runs/siglip. Recall and time: not measured.
     """
     return TrainConfig(
-        model=TwoTowersConfig(
-            image=ViTConfig(num_classes=0, class_token=False, global_pool="map", activation="gelu_tanh"),
-            text=TextConfig(
-                vocab_size=32_000, context_length=64, embed_dim=768, num_heads=12, activation="gelu_tanh",
-                norm_eps=1e-6, causal=False, pool="last", output_dim=768, proj_bias=True,
-            ),
-            logit_bias=True,
-        ),
+        model=get_preset("google/siglip-base-patch16-224_with_text").config,
         data=_pairs(folder, tokenizer, 32_768, (0.5,), (0.5,)),
         loss=LossConfig(name="sigmoid"),
         optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=1e-4, b2=0.95, clip_norm=1.0),

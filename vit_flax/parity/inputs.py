@@ -1,0 +1,114 @@
+"""What both frameworks' models are given to be compared: random images, padded patches, texts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import numpy as np
+
+from vit_flax.config import TextConfig, ViTConfig
+from vit_flax.preprocessing.naflex import to_patches
+
+if TYPE_CHECKING:
+    import torch
+
+TEXTS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnImages:
+    """Images in torch's order of axes; of NaFlex models their patches, with a mask and grids."""
+
+    pixels: np.ndarray  # (B, C, H, W), or patches (B, N, p p C)
+    mask: np.ndarray | None = None
+    grids: np.ndarray | None = None
+
+    @property
+    def to_flax(self) -> Callable[[np.ndarray], np.ndarray]:
+        """What lays them out as Flax takes them."""
+        return (lambda pixels: pixels.transpose(0, 2, 3, 1)) if self.mask is None else (lambda pixels: pixels)
+
+    @property
+    def flax_arguments(self) -> dict[str, np.ndarray]:
+        """What a Flax model is given beside them."""
+        if self.mask is None or self.grids is None:
+            return {}
+        return {"mask": self.mask, "spatial_shapes": self.grids}
+
+    def torch_arguments(self) -> dict[str, torch.Tensor]:
+        """Returns what transformers' model is given beside them."""
+        import torch
+
+        if self.mask is None or self.grids is None:
+            return {}
+        mask, grids = torch.from_numpy(self.mask.astype(np.int32)), torch.from_numpy(self.grids.astype(np.int64))
+        return {"pixel_attention_mask": mask, "spatial_shapes": grids}
+
+
+def draw_images(config: ViTConfig, seed: int = 0) -> DrawnImages:
+    """Returns two images; of a NaFlex model a wide one and a tall one, with padding behind both."""
+    drawn = np.random.default_rng(seed)
+    if not config.tokens.pads:
+        return DrawnImages(drawn.standard_normal((2, config.in_chans, *config.image_size)))
+    side, (rows, columns) = config.patch_size[0], config.grid_size
+    # not one column: torch's antialiased resizing to a width of 1 repeats the first row
+    grids = ((max(1, rows - 1), columns + 1), (rows + 1, max(2, columns - 1)))
+    images = [drawn.standard_normal((side * h, side * w, config.in_chans)) for h, w in grids]
+    return DrawnImages(*to_patches(images, side, 1 + max(h * w for h, w in grids)))
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnTexts:
+    """Tokens (T, N) of texts of several lengths, and which are no padding; None: nothing tells it."""
+
+    tokens: np.ndarray
+    mask: np.ndarray | None
+
+
+def draw_texts(config: TextConfig, hides_padding: bool, seed: int = 0) -> DrawnTexts:
+    """Returns texts that end as the model looks for it, where it does, with higher numbers before where it may."""
+    length, vocab = config.context_length, config.vocab_size
+    end = {"eos": config.eos_token_id, "argmax": vocab - 1}.get(config.pool)
+    pad = 1 if end == 0 and vocab > 1 else 0
+    tokens = np.random.default_rng(seed).integers(0, vocab, (TEXTS, length))
+    tokens[tokens == end] = pad
+    mask = np.zeros(tokens.shape, bool)
+    for row, part in enumerate((1, 0.4, 0.7)):
+        count = max(1, round(part * length))
+        if config.pool == "eos" and count > 1 and end != vocab - 1:
+            tokens[row, 0] = vocab - 1
+        if end is not None:
+            tokens[row, count - 1] = end
+        tokens[row, count:] = pad
+        mask[row, :count] = True
+    return DrawnTexts(tokens, mask if hides_padding else None)
+
+
+@contextlib.contextmanager
+def positions_in_float64(module: torch.nn.Module) -> Iterator[None]:
+    """Keeps transformers' SigLIP 2 from resizing a float64 table of positions in float32, while the context lasts."""
+    import torch
+
+    kinds: set[Any] = {type(part) for part in module.modules() if hasattr(part, "resize_positional_embeddings")}
+    real = torch.Tensor.to
+
+    def same(self: Any, *arguments: Any, **named: Any) -> Any:
+        is_narrowed = self.dtype is torch.float64 and torch.float32 in (*arguments, named.get("dtype"))
+        return self if is_narrowed else real(self, *arguments, **named)
+
+    def kept(resize: Any) -> Any:
+        def run(*arguments: Any, **named: Any) -> Any:
+            with mock.patch.object(torch.Tensor, "to", same):
+                return resize(*arguments, **named)
+
+        return staticmethod(run)
+
+    with contextlib.ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(mock.patch.object(kind, "resize_positional_embeddings",
+                                                  kept(kind.resize_positional_embeddings)))  # fmt: skip
+        yield

@@ -1,0 +1,185 @@
+"""Compares a model of images and texts with transformers' own: components of both towers, embeddings, logits."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from vit_flax.config import TwoTowersConfig
+from vit_flax.convert import ConversionError, Layout, get_layout
+from vit_flax.models import TwoTowers
+from vit_flax.parity.compare import Row, Subject, compare_arrays, compare_components, expand_pairs, require_x64
+from vit_flax.parity.inputs import DrawnImages, DrawnTexts, draw_images, draw_texts, positions_in_float64
+from vit_flax.parity.libraries import every_tensor_has_a_place, load_transformers
+from vit_flax.parity.peers import import_peer
+from vit_flax.parity.report import Check, Report
+from vit_flax.parity.tower_mutations import TowerMutation
+from vit_flax.pretrained import from_state_dict
+from vit_flax.reading import Reading
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# transformers' classes by the model_type of config.json, without 'Model'
+KINDS = {"clip": "CLIP", "metaclip_2": "MetaClip2", "siglip": "Siglip", "siglip2": "Siglip2"}
+HIDING = ("clip", "metaclip_2", "siglip2")  # whose tokenisers say what is padding
+OUTPUTS = ("image_embeds", "text_embeds", "logits_per_image", "logits_per_text")
+_SMALL = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+_END = 60
+
+
+def compare_towers(reading: Reading, seed: int = 0) -> Report:
+    """Compares a checkpoint of both towers with transformers' model of the same weights, in float64 and float32.
+
+    Raises:
+        ConversionError: the checkpoint cannot be loaded, or transformers has no such model.
+        ImportError: transformers is not installed.
+    """
+    start = time.monotonic()
+    model, params = reading.build()
+    assert isinstance(model, TwoTowers)
+    layout, checkpoint = reading.layout, reading.checkpoint
+    if not layout.name.startswith("huggingface_") or layout.config_file is None:
+        raise ConversionError(
+            f"layout {layout.name!r} of both towers is none of transformers': `tower='image'` compares the image tower"
+        )
+    beside = checkpoint.config or {}
+    values: dict[str, Any] = dict(beside if beside.get("model_type") in KINDS else layout.config_file(model.config))
+    kind = _model_class(values["model_type"])
+    module, missing = load_transformers(checkpoint, kind, values)
+    title = f"{checkpoint.source} ({layout.name}) against transformers' {kind.__name__}"
+    checks = every_tensor_has_a_place(missing, [], "transformers")
+    return _report(title, module, values["model_type"], model, params, layout, checks, start, seed)
+
+
+def compare_small_towers(case: str, mutation: TowerMutation | None = None, seed: int = 0) -> Report:
+    """Compares a small model of random weights that transformers builds, with or without a deliberate error.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    start = time.monotonic()
+    module = small_towers(case, seed)
+    tensors: Any = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    told: dict[str, Any] = {"config": module.config.to_dict()}
+    wrong = None if mutation is None else mutation.wrong
+    if callable(wrong):
+        tensors = wrong(tensors)
+    elif wrong is not None:
+        told |= wrong
+    layout = get_layout(f"huggingface_{'clip' if case == 'metaclip_2' else case}_with_text")
+    model, params = from_state_dict(tensors, layout.name, **told)
+    title = f"A small {type(module).__name__} of transformers with random weights, and the same model in Flax"
+    report = _report(title, module, case, model, params, layout, [], start, seed)
+    report.mutation = mutation and mutation.name
+    return report
+
+
+def small_towers(case: str, seed: int = 0) -> PreTrainedModel:
+    """Returns a small model of transformers with random weights, in float64; `case` is a model_type of `KINDS`."""
+    import torch
+
+    text = {**_SMALL, "vocab_size": _END + 4, "max_position_embeddings": 9, "eos_token_id": _END, "bos_token_id": 1}
+    sizes = {"num_patches": 9} if case == "siglip2" else {"image_size": 12}
+    more = {} if "siglip" in case else {"projection_dim": 20}
+    kind = _model_class(case)
+    config = kind.config_class(
+        text_config={**text, "pad_token_id": 0, **more}, vision_config={**_SMALL, "patch_size": 4, **sizes}, **more
+    )
+    module: PreTrainedModel = kind(config).double().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(0.2 * drawn + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+    return module
+
+
+def _model_class(case: str) -> Any:
+    transformers = import_peer("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    return getattr(transformers, f"{KINDS[case]}Model")
+
+
+def _report(
+    title: str, module: Any, case: str, model: TwoTowers, params: PyTree, layout: Layout, checks: list[Check],
+    start: float, seed: int,
+) -> Report:  # fmt: skip
+    require_x64()
+    config: TwoTowersConfig = model.config
+    images, texts = draw_images(config.image, seed), draw_texts(config.text, case in HIDING, seed)
+    run = _recorded(module, images, texts)
+    subject = Subject(
+        module,
+        lambda p, pixels: cast(jax.Array, _apply(model, p, pixels, images, texts)["logits_per_image"]),
+        jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params),
+        expand_pairs(layout.components(config), module),
+        to_flax=images.to_flax,
+    )
+    report = Report(title, config.to_dict(), checks=checks)
+    with positions_in_float64(module):
+        report.sections["components"] = compare_components(subject, images.pixels)
+        report.sections["outputs"] = _outputs(run, module, model, subject.params, images, texts)
+    report.seconds = time.monotonic() - start
+    return report
+
+
+def _recorded(module: Any, images: DrawnImages, texts: DrawnTexts) -> Any:
+    """Makes the module's call one of pixels alone, and returns what gives all its outputs."""
+    import torch
+
+    kind = type(module)
+    tokens = {"input_ids": torch.from_numpy(texts.tokens)}
+    if texts.mask is not None:
+        tokens["attention_mask"] = torch.from_numpy(texts.mask.astype(np.int64))
+
+    def run(self: Any, pixels: Any) -> Any:
+        return kind.forward(self, pixel_values=pixels, **tokens, **images.torch_arguments())
+
+    def forward(self: Any, pixels: Any) -> Any:
+        return run(self, pixels).logits_per_image
+
+    module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
+    return run
+
+
+def _apply(model: TwoTowers, params: PyTree, pixels: Any, images: DrawnImages, texts: DrawnTexts) -> dict[str, Any]:
+    padding: dict[str, Any] = images.flax_arguments
+    found: Any = model.apply({"params": params}, pixels, texts.tokens, texts.mask, **padding)
+    return dict(zip(("logits_per_image", "logits_per_text"), found, strict=True))
+
+
+def _outputs(
+    run: Any, module: Any, model: TwoTowers, params: PyTree, images: DrawnImages, texts: DrawnTexts
+) -> list[Row]:
+    import torch
+
+    pixels = torch.from_numpy(images.pixels)
+    with torch.no_grad():
+        torch64 = run(module, pixels)
+        torch32 = run(module.float(), pixels.float())
+        module.double()
+
+    def compute(params: PyTree, pixels: Any) -> dict[str, Any]:
+        variables = {"params": params}
+        padding: dict[str, Any] = images.flax_arguments
+        found = _apply(model, params, pixels, images, texts)
+        found["image_embeds"] = model.apply(variables, pixels, **padding, method="encode_images")
+        found["text_embeds"] = model.apply(variables, texts.tokens, texts.mask, method="encode_texts")
+        return found
+
+    def compute_in(dtype: Any) -> dict[str, np.ndarray]:
+        narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        found = jax.jit(compute)(narrow, jnp.asarray(images.to_flax(images.pixels), dtype))
+        return {name: np.asarray(array, np.float64) for name, array in found.items()}
+
+    flax64, flax32 = compute_in(jnp.float64), compute_in(jnp.float32)
+    theirs = [{name: found[name].double().numpy() for name in OUTPUTS} for found in (torch64, torch32)]
+    return [
+        compare_arrays(name, name, theirs[0][name], flax64[name], theirs[1][name], flax32[name]) for name in OUTPUTS
+    ]
