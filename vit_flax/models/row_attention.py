@@ -105,7 +105,7 @@ def _call(
     inputs = [array.shape[-1] for array in arrays]
     width = sum(widths) // (3 if products > 2 else 1)
     logits = batch * heads * tokens * tokens
-    limit = fast_memory(tokens, sum(inputs) + sum(widths), width // heads, dtype.itemsize)
+    limit = fast_memory(tokens, sum(inputs) + sum(widths), heads, width // heads, dtype.itemsize)
 
     def of_image(width: int, rows: int = tokens) -> pl.BlockSpec:
         return pl.BlockSpec((1, rows, width), lambda image: (image, 0, 0))
@@ -135,17 +135,24 @@ def fits(tokens: int, heads: int, head_dim: int) -> bool:
     """Whether the target's fast memory holds what both kernels take of an image in bfloat16."""
     chip = chip_of_kind(target().kind)
     most = (chip.fast_memory if chip else SCOPE) * 3 // 4
-    return fast_memory(tokens, 7 * heads * head_dim // head_shards(), head_dim, 2) <= most
+    heads //= head_shards()
+    return fast_memory(tokens, 7 * heads * head_dim, heads, head_dim, 2) <= most
 
 
-def fast_memory(tokens: int, columns: int, head_dim: int, itemsize: int) -> int:
-    """Returns the bytes that a kernel takes at the most: two images' blocks, and what is spilt of a head's arrays."""
-    rows, lanes = -(-tokens // 16) * 16, -(-tokens // 128) * 128
-    return 2 * rows * columns * itemsize + 3 * rows * lanes * 4 + 8 * rows * max(128, head_dim) * 4
+def fast_memory(tokens: int, columns: int, heads: int, head_dim: int, itemsize: int) -> int:
+    """Returns the bytes that a kernel takes at the most: two images' blocks, and what is spilt of a column of heads."""
+    rows, lanes = -(-tokens // 16) * 16, -(-tokens // LANES) * LANES
+    spilt = (3 + 5 * _heads_of_column(heads, head_dim)) * rows * max(LANES, head_dim) * 4
+    return 2 * rows * columns * itemsize + 3 * rows * lanes * 4 + spilt
 
 
 def _dot(a: Array, b: Array, a_axis: int, b_axis: int, precision: Any) -> Array:
     return lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), precision, preferred_element_type=jnp.float32)
+
+
+def _heads_of_column(heads: int, size: int) -> int:
+    count = math.lcm(size, LANES) // size
+    return heads if heads % count else count
 
 
 def _each_column(heads: int, size: int, body: Callable[[Any, int], None]) -> None:
@@ -153,8 +160,8 @@ def _each_column(heads: int, size: int, body: Callable[[Any, int], None]) -> Non
 
     `body` gets where a column of that many heads starts, and the number of heads in it. A loop compiles one of them.
     """
-    count = math.lcm(size, LANES) // size
-    if heads % count or heads == count:
+    count = _heads_of_column(heads, size)
+    if heads == count:
         body(0, heads)
         return
 
