@@ -17,7 +17,7 @@ from vit_flax.models.windows import RelativeWindowPositions
 from vit_flax.parity.tolerances import FLOAT32_GRADIENT, FLOAT32_RELATIVE
 
 SMALL: dict[str, Any] = {
-    "image_size": (20, 12), "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 3,
+    "image_size": (20, 12), "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3,
     "in_chans": 1, "window_size": 2, "global_attn_indexes": (1,),
 }  # fmt: skip
 CONFIGS = {"relative": WindowedViTConfig(**SMALL, neck_chans=8), "rotated": WindowedRopeViTConfig(**SMALL)}
@@ -42,7 +42,7 @@ def test_windows_are_joined_as_they_were_parted() -> None:
     assert whole.partition(tokens) is tokens is whole.unpartition(tokens)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["relative", pytest.param("rotated", marks=pytest.mark.slow)])
 def test_recomputation_and_other_programs_compute_the_same(name: str) -> None:
     config = CONFIGS[name]
     params = _params(config)
@@ -57,7 +57,9 @@ def test_recomputation_and_other_programs_compute_the_same(name: str) -> None:
     for (path, value), other in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(other, value, **FLOAT32_GRADIENT, err_msg=str(path))
     with attention_backend("plain"):
-        np.testing.assert_allclose(gradients()[0], expected[0], rtol=FLOAT32_RELATIVE)
+        model: Any = build_model(config)
+        plain = jax.jit(lambda p: jnp.square(model.apply({"params": p}, IMAGES)).mean())(params)
+        np.testing.assert_allclose(plain, expected[0], rtol=FLOAT32_RELATIVE)
     with pytest.raises(ValueError, match="some attend inside windows, some to the whole grid"):
         gradients(scan=True)
 
@@ -86,7 +88,7 @@ def test_features_of_blocks_are_in_the_grid() -> None:
         return jax.jit(lambda p: model.apply({"params": p}, IMAGES, norm=norm, method="forward_intermediates"))(params)
 
     last, found = run(False)
-    assert [part.shape for part in found] == [(2, 5, 3, 16)] * 3
+    assert [part.shape for part in found] == [(2, 5, 3, 16)] * 2
     _, normed = run(True)
     np.testing.assert_allclose(normed[-1].reshape(2, 15, 8), last, rtol=FLOAT32_RELATIVE)
 
