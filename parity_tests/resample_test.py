@@ -41,6 +41,8 @@ def by_library(grid: torch.Tensor, new: tuple[int, int], mode: str) -> torch.Ten
     if mode == "bilinear_crop":
         side = max(new)
         return F.interpolate(grid, size=(side, side), mode="bilinear")[..., : new[0], : new[1]]
+    if mode == "tiled":
+        return grid.tile(1, 1, new[0] // old[0] + 1, new[1] // old[1] + 1)[..., : new[0], : new[1]]
     return F.interpolate(grid, size=new, **TORCH[mode])
 
 
