@@ -99,6 +99,16 @@ def test_classes_that_the_model_does_not_know_are_left_out_and_counted(
     assert _evaluate(checkpoint, data, capsys, "--labels", str(names), "--by-number")["top1"] == pytest.approx(4 / 12)
 
 
+def test_a_name_of_several_classes_is_refused_where_the_data_have_it() -> None:
+    names = ("crane", "b", "crane")  # a bird and a machine, as ImageNet has them
+    with pytest.raises(ValueError, match=r"'crane' is the name of 2 of the model's: --labels FILE .* --by-number"):
+        match_labels(["b", "crane"], 3, names)
+    assert [*match_labels(["b"], 3, names).numbers] == [1]
+    with pytest.raises(ValueError, match="'crane' is the name of 2"):
+        match_labels(["crane"], 3, ("n1", "n2", "n3"), names)
+    assert [*match_labels(["n3"], 3, ("n1", "n2", "n3"), names).numbers] == [2]
+
+
 def test_a_model_without_names_says_so_where_the_numbers_differ() -> None:
     matching = match_labels(["cat", "dog", "fish"], 1000, None)
     assert matching.numbers.tolist() == [0, 1, 2]

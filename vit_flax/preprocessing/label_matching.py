@@ -33,12 +33,19 @@ def match_labels(
         descriptions: other names of the same classes.
 
     Raises:
-        ValueError: no label is a class of the model.
+        ValueError: no label is a class of the model, or one is the name of several.
     """
     if model_names is None or _are_numbers(source_names):
         return _by_number(source_names, num_classes, model_names)
-    known = {name: number for number, name in reversed(list(enumerate(descriptions or ())))}
-    known |= {name: number for number, name in reversed(list(enumerate(model_names)))}
+    for name in source_names:
+        count = list(model_names).count(name) or list(descriptions or ()).count(name)
+        if count > 1:
+            raise ValueError(
+                f"the data's class {name!r} is the name of {count} of the model's: --labels FILE gives each a name of "
+                "its own, --by-number takes labels by their number"
+            )
+    known = {name: number for number, name in enumerate(descriptions or ())}
+    known |= {name: number for number, name in enumerate(model_names)}
     numbers = np.array([known.get(name, -1) for name in source_names], np.int64)
     strange = [name for name, number in zip(source_names, numbers, strict=True) if number < 0]
     if len(strange) == len(source_names):
