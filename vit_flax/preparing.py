@@ -200,7 +200,11 @@ class BesideWeights:
 
 
 def beside_weights(
-    layout: str, config: ModelConfig, config_file: Mapping[str, object] | None, value: Preprocessing | None
+    layout: str,
+    config: ModelConfig,
+    config_file: Mapping[str, object] | None,
+    value: Preprocessing | None,
+    class_names: labels.Names | None = None,
 ) -> BesideWeights:
     """Returns what is written beside weights of a layout.
 
@@ -209,7 +213,13 @@ def beside_weights(
         config: of the model.
         config_file: the config.json of the layout's own library, without names of classes.
         value: how images are prepared; None: nobody knows.
+        class_names: what the classes are called, where that alone is known.
     """
+    if value is None and class_names and len(class_names) == config.num_classes:
+        if layout.startswith("huggingface") and config_file is not None:
+            return BesideWeights({**config_file, **_labels(class_names)}, {}, None, [])
+        note = "the names of the classes are not written: nothing tells how images are prepared, which stands with them"
+        return BesideWeights(config_file, {}, None, [note])
     if value is None:
         return BesideWeights(config_file, {}, None, [])
     names = value.class_names if len(value.class_names or ()) == config.num_classes else None
@@ -222,10 +232,7 @@ def beside_weights(
         if layout.startswith("huggingface_siglip2") != (value.crop_mode == PATCHES):
             written = "Siglip2ImageProcessor makes no images of one size, and other processors no others"
         if config_file is not None and names:
-            shown = value.class_descriptions or names
-            labels = {"id2label": {str(number): name for number, name in enumerate(shown)},
-                      "label2id": {name: number for number, name in enumerate(shown)}}  # fmt: skip
-            config_file = {**config_file, **labels}
+            config_file = {**config_file, **_labels(value.class_descriptions or names)}
         files: dict[str, Any] = {} if isinstance(written, str) else {PROCESSOR_FILE: written}
         notes = [f"no {PROCESSOR_FILE} is written: {written}"] if isinstance(written, str) else []
     else:
@@ -234,6 +241,12 @@ def beside_weights(
             config_file, notes = _timm_file(config, value, names)
     stored = value.to_dict()
     return BesideWeights(config_file, {PREPROCESSING_FILE: stored, **files}, stored, notes)
+
+
+def _labels(names: labels.Names) -> dict[str, dict[str, object]]:
+    """Returns the names as transformers' config.json has them."""
+    return {"id2label": {str(number): name for number, name in enumerate(names)},
+            "label2id": {name: number for number, name in enumerate(names)}}  # fmt: skip
 
 
 def _timm_file(

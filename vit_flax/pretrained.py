@@ -150,6 +150,7 @@ def save(
     layout: str | None = None,
     preprocessing: Preprocessing | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    class_names: tuple[str, ...] | None = None,
 ) -> list[str]:
     """Writes the parameters in a layout: to a .safetensors, .npz, .pth, .pt, .bin or .msgpack file, or to a folder.
 
@@ -161,7 +162,8 @@ def save(
     safetensors file carries it; a folder gets preprocessing.json and what the layout's own library reads, transformers'
     preprocessor_config.json and names in config.json, or timm's config.json; beside a file of another kind it is
     NAME.preprocessing.json. `tokenizer`, of a model of images and texts, is a folder whose tokeniser's files are copied
-    into the one that is written.
+    into the one that is written. `class_names` counts where there is no `preprocessing`, for transformers' config.json,
+    which takes the names alone.
 
     Returns:
         What the layout's own library will not be told, a line each.
@@ -171,7 +173,7 @@ def save(
         raise ConversionError(f"{tokenizer}: holds no tokeniser (looked for {', '.join(TOKENIZER_FILES)})")
     chosen = layout_to_write(model.config, layout, path)
     file = chosen.config_file(model.config) if chosen.config_file else None
-    beside = beside_weights(chosen.name, model.config, file, preprocessing)
+    beside = beside_weights(chosen.name, model.config, file, preprocessing, class_names)
     tensors = chosen.write(flat_params(model, params), model.config)
     config = {**model.config.to_dict(), "layout": chosen.name}
     write_checkpoint(path, tensors, config, beside.config_file, beside.files, beside.stored, copies)

@@ -73,6 +73,8 @@ def run(options: argparse.Namespace) -> int:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", True)  # so that float64 tensors keep their dtype
     from vit_flax.models import VisionTransformer
+    from vit_flax.preparing import config_of_library
+    from vit_flax.preprocessing.labels import read_labels
     from vit_flax.pretrained import fit_layout, save
     from vit_flax.reading import read_model
 
@@ -87,7 +89,8 @@ def run(options: argparse.Namespace) -> int:
         model, params, done = fit_layout(model, params, target)
         notes += done
     tokenizer, untold = _tokenizer(options, checkpoint, reading)
-    notes += save(options.target, model, params, target, preprocessing, tokenizer) + untold
+    names = read_labels(config_of_library(checkpoint))[0] if preprocessing is None else None
+    notes += save(options.target, model, params, target, preprocessing, tokenizer, class_names=names) + untold
     notes = spelled_notes(notes, options)
     tell_notes(notes)
     if options.json:

@@ -16,6 +16,7 @@ from vit_flax.models import build_model
 from vit_flax.preprocessing.label_matching import match_labels
 from vit_flax.preprocessing.labels import imagenet_names, is_imagenet, read_labels
 from vit_flax.pretrained import save
+from vit_flax.train.state import init_params
 
 CONFIG = ViTConfig(image_size=(8, 8), patch_size=(4, 4), in_chans=1, embed_dim=16, depth=1, num_heads=2, num_classes=3)
 
@@ -97,6 +98,22 @@ def test_classes_that_the_model_does_not_know_are_left_out_and_counted(
     err = capsys.readouterr().err
     assert "none of the data's classes (a, b, zebra) is one of the model's (x, y, z)" in err
     assert _evaluate(checkpoint, data, capsys, "--labels", str(names), "--by-number")["top1"] == pytest.approx(4 / 12)
+
+
+def test_names_travel_though_nothing_tells_how_images_are_prepared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ViTConfig(
+        image_size=(8, 8), patch_size=4, embed_dim=8, depth=1, num_heads=2, num_classes=3, norm_eps=1e-12
+    )
+    params = init_params(jax.random.key(0), config)
+    save(tmp_path / "a", build_model(config), params, "huggingface_vit", class_names=("c", "b", "a"))
+    for source, target, layout in (("a", "b", "huggingface_vit"), ("b", "c", "timm")):
+        given = [str(tmp_path / source), str(tmp_path / target), "--layout", layout]
+        assert main(["convert", *given]) == 0
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["id2label"] == {"0": "c", "1": "b", "2": "a"}
+    assert "the names of the classes are not written" in capsys.readouterr().err
+    assert not (tmp_path / "b" / "preprocessor_config.json").exists()
 
 
 def test_a_name_of_several_classes_is_refused_where_the_data_have_it() -> None:
