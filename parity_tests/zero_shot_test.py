@@ -335,7 +335,7 @@ def test_cocas_text_tower_is_refused_by_name(clip):
     folder = clip[0]
     model, params = vit_flax.load(folder)
     tensors = {**vit_flax.to_state_dict(model, params, "open_clip_with_text"), "cls_emb": np.zeros(24)}
-    told = {"num_heads": 3, "text_num_heads": 3, "image_size": 16}
+    told: dict[str, Any] = {"num_heads": 3, "text_num_heads": 3, "image_size": 16}
     with pytest.raises(vit_flax.ConversionError, match=r"CoCa's, with a token of its own .*tower='image'. reads"):
         vit_flax.from_state_dict(tensors, **told)
 

@@ -121,7 +121,7 @@ def _run_random(options: argparse.Namespace) -> int:
     for name in ("steps", "html"):
         if getattr(options, name) is not None:
             raise ValueError(f"--{name} is of the digits ViT, not of images and texts")
-    mutation = TOWER_MUTATIONS.get(options.mutate)
+    mutation = None if options.mutate is None else TOWER_MUTATIONS.get(options.mutate)
     if options.mutate is not None and mutation is None:
         raise ValueError(f"--mutate {options.mutate} is of the digits ViT: leave --random out")
     if mutation is not None and options.random not in (None, mutation.case):
@@ -130,7 +130,7 @@ def _run_random(options: argparse.Namespace) -> int:
     _use_float64()
     from vit_flax.parity.towers import compare_small_towers
 
-    case: str = mutation.case if mutation else options.random
+    case = str(options.random if mutation is None else mutation.case)
     return _tell(options, compare_small_towers(case, mutation))
 
 
