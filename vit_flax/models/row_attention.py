@@ -134,7 +134,7 @@ def _call(
 def fits(tokens: int, heads: int, head_dim: int) -> bool:
     """Whether the target's fast memory holds what both kernels take of an image in bfloat16."""
     chip = chip_of_kind(target().kind)
-    most = (chip.fast_memory if chip else SCOPE) * 3 // 4
+    most = (chip.fast_memory if chip else SCOPE) * 4 // 5
     heads //= head_shards()
     return fast_memory(tokens, 7 * heads * head_dim, heads, head_dim, 2) <= most
 
