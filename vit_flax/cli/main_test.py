@@ -16,7 +16,7 @@ from vit_flax.cli.parser import Parser
 from vit_flax.cli.spelling import options_of, spelled
 from vit_flax.cli.startup import hide_absent_accelerators
 from vit_flax.convert import LAYOUTS, write_checkpoint
-from vit_flax.presets import PRESETS
+from vit_flax.presets import PRESETS, TWO_TOWERS
 from vit_flax.recipes import RECIPES
 from vit_flax.train.data import SOURCES
 
@@ -176,7 +176,8 @@ def test_versions_of_what_is_installed_are_told(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("what", "names"), [("presets", PRESETS), ("layouts", LAYOUTS), ("recipes", RECIPES), ("sources", SOURCES)]
+    ("what", "names"),
+    [("presets", {**PRESETS, **TWO_TOWERS}), ("layouts", LAYOUTS), ("recipes", RECIPES), ("sources", SOURCES)],
 )
 def test_names_are_listed(what: str, names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", what, "--json"]) == 0
