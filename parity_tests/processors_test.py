@@ -81,6 +81,42 @@ def test_pixels_are_the_processors(model_type: str, values: dict[str, Any], tmp_
         )
 
 
+@pytest.mark.parametrize(
+    ("model_type", "values"),
+    [
+        *((kind, {}) for kind in ("vit", "beit", "dinov2", "clip", "chinese_clip", "siglip", "dinov3_vit")),
+        ("owlvit", {"image_processor_type": "OwlViTImageProcessor", "size": {"height": 32, "width": 40}}),
+        ("vit", {"image_processor_type": "ViTImageProcessor", "do_convert_rgb": True}),
+        ("clip", {"image_processor_type": "CLIPImageProcessor", "do_convert_rgb": False}),
+        ("siglip", {"do_convert_rgb": None}),
+    ],
+)
+def test_transparent_colours_are_painted_where_the_processor_paints_them(
+    model_type: str, values: dict[str, Any], tmp_path: Path
+) -> None:
+    owner, ours = _owner(tmp_path, model_type, values), read_processor(values, model_type)
+    colour = Image.fromarray(PHOTOS[3])
+    palette = colour.quantize(16)
+    files = {
+        "palette.png": (palette, {"transparency": 3}),
+        "several.png": (palette, {"transparency": bytes(range(0, 256, 16))}),
+        "palette.gif": (palette, {"transparency": 2}),
+        "colour.png": (colour, {"transparency": colour.getpixel((5, 5))}),
+        "grey.png": (colour.convert("L"), {"transparency": colour.convert("L").getpixel((5, 5))}),
+        "alpha.png": (Image.fromarray(np.dstack([PHOTOS[3], PHOTOS[3][..., 0]])), {}),
+    }
+    for name, (image, said) in files.items():
+        image.save(tmp_path / name, **said)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow would have palettes with transparency turned into RGBA
+            expected = owner(transformers.image_utils.load_image(str(tmp_path / name)), return_tensors="np")[
+                "pixel_values"
+            ][0]
+            found = ours((tmp_path / name).read_bytes()).transpose(2, 0, 1)
+        allowed = 2 * FLOAT32_ROUNDING * np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, rtol=FLOAT32_ROUNDING, atol=allowed, err_msg=name)
+
+
 @pytest.mark.parametrize(("model_type", "values"), PROCESSORS)
 def test_what_is_written_is_what_was_read(model_type: str, values: dict[str, Any], tmp_path: Path) -> None:
     value = read_processor(values, model_type)

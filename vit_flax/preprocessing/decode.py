@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # Modes that Pillow turns into 8-bit grey or colour without a choice of ours. Transparency is dropped, not blended, as
-# torchvision's, timm's and transformers' loaders do.
+# torchvision's, timm's and transformers' loaders do. A colour that is called transparent outlives their conversion.
 CONVERTED = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 TARGETS = {1: "L", 3: "RGB"}
@@ -30,6 +30,8 @@ class Decoding:
 
     exif: bool = False  # apply the EXIF orientation: transformers does, torchvision and timm do not
     pixel_range: tuple[float, float] | None = None  # range of wider pixels that maps to 0..255, clipped beyond
+    # paint the colour that a file calls transparent (PNG's tRNS, GIF) white: transformers' do_convert_rgb does
+    white_transparency: bool = False
 
 
 def import_pillow() -> Any:
@@ -89,7 +91,11 @@ def open_image(
                 )
             elif image.mode not in CONVERTED:
                 raise BadImageError(f"mode {image.mode!r} is not turned into RGB without a colour profile: convert it")
-            return image.convert(TARGETS[channels])  # which decodes, too
+            converted = image.convert(TARGETS[channels])  # which decodes, too
+            if decoding.white_transparency and channels == 3 and converted.info.get("transparency") is not None:
+                white = image_module.new("RGBA", converted.size, (255, 255, 255, 255))
+                converted = image_module.alpha_composite(white, converted.convert("RGBA")).convert("RGB")
+            return converted
     except BadImageError:
         raise
     except FileNotFoundError:

@@ -18,7 +18,7 @@ from vit_flax.presets.preset import IMAGENET, INCEPTION
 
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _ON = ("do_resize", "do_rescale", "do_normalize")  # always done here
-_NO_MATTER = ("do_convert_rgb", "do_reduce_labels")
+_FOLLOWED = ("do_convert_rgb", "do_reduce_labels")  # the second is of segmentation maps
 _RESCALE = 1 / 255
 
 
@@ -33,6 +33,7 @@ class DepthPreprocessing:
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
     exif: bool = True  # photographs are turned, as transformers' pipeline turns them
+    white_transparency: bool = False  # the colour that a file calls transparent becomes white
 
     @classmethod
     def from_huggingface(cls, values: Mapping[str, object], source: str) -> DepthPreprocessing:
@@ -46,7 +47,7 @@ class DepthPreprocessing:
         if kind.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor") != "DPTImageProcessor":
             raise ValueError(f"{source}: processor {kind[:60]!r} is none of depth models: DPTImageProcessor is")
         wrong = [name for name in _ON if not told.get(name, True)]
-        wrong += [name for name in told if name.startswith("do_") and name not in (*_ON, *_NO_MATTER) and told[name]]
+        wrong += [name for name in told if name.startswith("do_") and name not in (*_ON, *_FOLLOWED) and told[name]]
         wrong += ["rescale_factor"] * (abs(told.get("rescale_factor", _RESCALE) - _RESCALE) > 1e-9)
         wrong += ["resample"] * (told.get("resample", 3) not in _FILTERS)
         if wrong:
@@ -60,6 +61,7 @@ class DepthPreprocessing:
             interpolation=_FILTERS[told.get("resample", 3)],
             mean=tuple(told.get("image_mean") or INCEPTION[0]),
             std=tuple(told.get("image_std") or INCEPTION[1]),
+            white_transparency=bool(told.get("do_convert_rgb")),
         )
 
     def to_huggingface(self) -> dict[str, object]:
@@ -72,6 +74,7 @@ class DepthPreprocessing:
             "resample": next(number for number, name in _FILTERS.items() if name == self.interpolation),
             "image_mean": list(self.mean),
             "image_std": list(self.std),
+            "do_convert_rgb": self.white_transparency,
             "do_resize": True,
             "do_rescale": True,
             "do_normalize": True,
@@ -85,7 +88,7 @@ class DepthPreprocessing:
         return (
             match_channels(image, channels)
             if isinstance(image, np.ndarray)
-            else to_array(open_image(image, channels, Decoding(self.exif)))
+            else to_array(open_image(image, channels, Decoding(self.exif, white_transparency=self.white_transparency)))
         )
 
     def sides(self, height: int, width: int) -> tuple[int, int]:

@@ -61,6 +61,7 @@ class Preprocessing:
     fill: tuple[int, ...] | None = None  # colour of 'border'; None: the mean
     exif: bool = False  # photographs are turned as their EXIF data say
     pixel_range: tuple[float, float] | None = None  # black and white of pixels wider than 8 bits; None: refused
+    white_transparency: bool = False  # the colour that a file calls transparent becomes white
     class_names: tuple[str, ...] | None = None
     class_descriptions: tuple[str, ...] | None = None  # what a person reads, where the names are codes
 
@@ -118,7 +119,7 @@ class Preprocessing:
     @property
     def decoding(self) -> Decoding:
         """What is followed of what files say."""
-        return Decoding(self.exif, self.pixel_range)
+        return Decoding(self.exif, self.pixel_range, self.white_transparency)
 
     @property
     def resized_to(self) -> tuple[int, int] | None:

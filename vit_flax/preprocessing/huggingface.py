@@ -32,6 +32,7 @@ class _Processor:
     do_center_crop: bool = False
     crop_size: int | None = None
     floats: bool = False  # pixels are brought to 0..1 before they are resized
+    convert_rgb: bool = False  # a colour that is called transparent becomes white; the pipeline has converted the rest
     patches: tuple[int, int] | None = None  # side and most of the patches that images of any size are cut into
 
 
@@ -39,11 +40,13 @@ _PROCESSORS = {
     "ViTImageProcessor": _Processor(INCEPTION, 2),
     "DeiTImageProcessor": _Processor(INCEPTION, 3, 256, do_center_crop=True, crop_size=224),
     "BeitImageProcessor": _Processor(INCEPTION, 3, crop_size=224),
-    "BitImageProcessor": _Processor(CLIP, 3, square=False, do_center_crop=True, crop_size=224),
-    "CLIPImageProcessor": _Processor(CLIP, 3, square=False, do_center_crop=True, crop_size=224),
-    "ChineseCLIPImageProcessor": _Processor(CLIP, 3, square=False, do_center_crop=True, crop_size=224),
-    "OwlViTImageProcessor": _Processor(CLIP, 3, {"height": 768, "width": 768}, crop_size=768),
-    "SiglipImageProcessor": _Processor(INCEPTION, 3, {"height": 224, "width": 224}, square=False),
+    "BitImageProcessor": _Processor(CLIP, 3, square=False, do_center_crop=True, crop_size=224, convert_rgb=True),
+    "CLIPImageProcessor": _Processor(CLIP, 3, square=False, do_center_crop=True, crop_size=224, convert_rgb=True),
+    "ChineseCLIPImageProcessor": _Processor(
+        CLIP, 3, square=False, do_center_crop=True, crop_size=224, convert_rgb=True
+    ),
+    "OwlViTImageProcessor": _Processor(CLIP, 3, {"height": 768, "width": 768}, crop_size=768, convert_rgb=True),
+    "SiglipImageProcessor": _Processor(INCEPTION, 3, {"height": 224, "width": 224}, square=False, convert_rgb=True),
     "Siglip2ImageProcessor": _Processor(INCEPTION, 2, patches=(16, 256)),
     "DINOv3ViTImageProcessor": _Processor(IMAGENET, 2, floats=True),
 }
@@ -64,9 +67,8 @@ _OF_MODELS = {
     "dinov3_vit": "DINOv3ViTImageProcessor",
     "deit": "DeiTImageProcessor",
 }
-_SWITCHES = {"do_resize", "do_center_crop", "do_rescale", "do_normalize"}
-# do_convert_rgb: the pipeline has done it; do_reduce_labels: of segmentation maps
-_NO_MATTER = {"do_convert_rgb", "do_reduce_labels"}
+_SWITCHES = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
+_NO_MATTER = {"do_reduce_labels"}  # of segmentation maps
 
 
 def read_processor(values: Mapping[str, object], model_type: str | None, file: str = PROCESSOR_FILE) -> Preprocessing:
@@ -121,6 +123,7 @@ def _read(given: Mapping[str, Any], processor: _Processor) -> Preprocessing:
     if isinstance(resample, bool) or resample not in _RESAMPLE:
         raise ValueError(f"resample={resample!r} is none of Pillow's filters, {', '.join(map(str, _RESAMPLE))}")
     fields["interpolation"] = _RESAMPLE[resample]
+    fields["white_transparency"] = bool(given.get("do_convert_rgb", processor.convert_rgb))
     return Preprocessing(**fields, **_statistics(given, processor))
 
 
@@ -186,6 +189,7 @@ def write_processor(value: Preprocessing) -> dict[str, object] | str:
         return f"torchvision does not resize tensors with interpolation {value.interpolation!r}"
     resize, size = value.resized_to, value.image_size
     shared = {
+        "do_convert_rgb": value.white_transparency,
         "do_resize": value.crop_mode != "none",
         "do_rescale": True,
         "rescale_factor": 1 / 255,
