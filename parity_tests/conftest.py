@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jaxtyping
 import pytest
 import torch
 
@@ -27,6 +28,14 @@ def _seeded() -> None:
 def _attention() -> Iterator[None]:
     with attention_backend(os.environ.get("VIT_FLAX_ATTENTION", "auto")):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _annotations_unchecked() -> Iterator[None]:
+    """Annotations are checked in the tests beside the code; here it would take an eighth of the time."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -201,7 +201,7 @@ COMPONENTS = [
 # families with another row in the list
 REPEATING = (
     "vit", "clip, classifier", "siglip", "registers, classifier", "deit, two heads", "dinov3", "mae",
-    "ijepa, classifier",
+    "ijepa, classifier", "dinov2, gated", "siglip, classifier",
 )  # fmt: skip
 
 

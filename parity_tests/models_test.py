@@ -80,7 +80,7 @@ def test_vit(name: str) -> None:
     _check(module, "explained", arguments["img_size"], num_heads=arguments["num_heads"], **overrides)
 
 
-REPEATING = ("square", "wide_tokens", "mixed_kernels", "scaled")  # what others show, too
+REPEATING = ("square", "wide_tokens", "mixed_kernels", "scaled", "silu_rms", "large_kernel")  # what others show, too
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in REPEATING else n for n in T2T])

@@ -55,13 +55,13 @@ def test_mutation_is_caught_where_it_acts(name: str) -> None:
     assert found == (mutation.section, mutation.first)
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("platform", ["tpu", pytest.param("gpu", marks=pytest.mark.slow)])
 def test_nothing_differs_under_a_policy_that_stores_float64(platform: str) -> None:
     assert _divergence(UNBROKEN, STORED, platform) is None
 
 
 # of layers that are computed in another form there, forward and backward
-STORED_FIRST = {("softmax_over_queries", "tpu"), ("patch_gradient", "tpu")}
+STORED_FIRST = {("softmax_over_queries", "tpu")}
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_reads_the_training_checkpoint(wrapper, tmp_path):
     assert_agrees(run_flax(model, params, images), run_torch(theirs, images))
 
 
-@pytest.mark.parametrize("size", [32, 80])
+@pytest.mark.parametrize("size", [pytest.param(32, marks=pytest.mark.slow), 80])
 def test_another_image_size_as_the_original_resizes(size):
     theirs, told, _ = build("performer")
     tensors = theirs.state_dict()

@@ -27,7 +27,7 @@ MASKED: dict[str, tuple[str, dict[str, Any]]] = {
     "mae": ("ViTMAEForPreTraining", {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1,
                                      "decoder_num_attention_heads": 2, "decoder_intermediate_size": 16}),
 }  # fmt: skip
-SLOW = ("vit, masked", "deit, masked", "mae")
+SLOW = ("vit, masked", "deit, masked", "mae", "dinov2_with_registers")
 FAMILIES = ["vit", "dinov2", "dinov2_with_registers", "dinov3", *MASKED]
 pytestmark = [
     pytest.mark.usefixtures("_float32"),

@@ -62,7 +62,13 @@ FAMILIES: dict[str, ViTConfig] = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(f, marks=pytest.mark.slow) if f in ("one rotation for all", "one table for all") else f
+        for f in FAMILIES
+    ],
+)
 def test_remat_and_scan_give_blocks_what_they_need(family: str) -> None:
     plain = build_model(FAMILIES[family])
     params = _params(plain)

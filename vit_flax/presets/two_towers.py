@@ -74,4 +74,5 @@ _BOTH |= {
     name: _naflex(name, size)
     for name, size in (("google/siglip2-base-patch16-naflex", BASE), ("google/siglip2-so400m-patch16-naflex", SO400M))
 }
+# every preset of images and texts by its name: that of the image tower and `_with_text`
 TWO_TOWERS: dict[str, Preset[TwoTowersConfig]] = {f"{name}{SUFFIX}": preset for name, preset in _BOTH.items()}
