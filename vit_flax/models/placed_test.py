@@ -46,7 +46,7 @@ FAMILIES: dict[str, ViTConfig] = {
     },
 }
 RNG = np.random.default_rng(0)
-IMAGES, LABELS = RNG.standard_normal((8, 8, 8, 1)).astype(np.float32), np.arange(8) % 3
+IMAGES, LABELS = RNG.standard_normal((8, 8, 8, 1)).astype(np.float32), np.arange(8, dtype=np.int32) % 3
 DEVICES = 4
 BATCH, SAME = PartitionSpec("data"), PartitionSpec()
 
