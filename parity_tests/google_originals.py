@@ -56,7 +56,8 @@ class Encoder(nn.Module):
             names = ("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
             x = AddPositions(name="posembed_input")(x)
         if self.scan:
-            scanned = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast,
+            same_mask: Any = nn.broadcast  # annotated as a number of an axis alone
+            scanned = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=same_mask,
                               length=self.depth)  # fmt: skip
             x, _ = scanned(self.heads, self.mlp_dim, names, name="encoderblock")(x, mask)
         else:
