@@ -6,6 +6,8 @@ google-research/big_vision (models/vit.py). Modules have the names that they hav
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
