@@ -11,18 +11,14 @@ benchmarks/results/accelerators.json one by one; `--add` compiles only what is n
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.accelerator_contestants import CONTESTANTS, IS_OURS, apply_of, is_scanned, runs_on
 from benchmarks.cases import MODELS
-from benchmarks.environment import describe
-from benchmarks.results import RESULTS, save
-from vit_flax import gpu_compiler
+from benchmarks.compiled import measure, one_chip, write_rows
+from benchmarks.results import RESULTS
 
 BATCHES = {"S": 64, "B": 64, "L": 32, "B384": 32, "L518": 8}
 CHIPS = {"v5e": "v5e:1x1", "v6e": "v6e:1x1", "v5p": "v5p:2x2x1", "h100": "h100:1"}  # of v5p there is no single chip
@@ -36,10 +32,8 @@ def compile_case(model: str, depth: int | None, batch: int, mode: str, topology:
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    from vit_flax.models.precision import compiled_for
-    from vit_flax.plan.targets import compiler_options, topology_devices, traced_for
+    from vit_flax.plan.targets import compiler_options
 
     config = MODELS[model] if depth is None else MODELS[model].replace(depth=depth)
     apply, init = apply_of(contestant, config)
@@ -62,9 +56,7 @@ def compile_case(model: str, depth: int | None, batch: int, mode: str, topology:
         loss, gradients = jax.value_and_grad(loss_of)(params, images, labels)
         return jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradients), loss
 
-    device = topology_devices(topology)[0]
-    alone = NamedSharding(Mesh(np.array([device]), ("x",)), PartitionSpec())
-    with traced_for(topology), compiled_for(device.platform, kind=device.device_kind):
+    with one_chip(topology) as alone:
         if mode == "training":
             lowered = jax.jit(step, in_shardings=alone, donate_argnums=0).lower(params, images, labels)
         else:
@@ -72,33 +64,11 @@ def compile_case(model: str, depth: int | None, batch: int, mode: str, topology:
     return lowered.compile(compiler_options(topology))
 
 
-def measure(model: str, depth: int | None, batch: int, mode: str, chip: str, contestant: str) -> dict[str, Any]:
+def measure_case(model: str, depth: int | None, batch: int, mode: str, chip: str, contestant: str) -> dict[str, Any]:
     """Returns one row; where the program cannot be compiled, why."""
-    import jax
-
-    from vit_flax.chips import find_chip
-    from vit_flax.plan.costs import costs
-    from vit_flax.plan.hlo import Program
-
     row: dict[str, Any] = dict(zip(KEY, (model, depth, batch, mode, chip, contestant), strict=True))
-    started = time.perf_counter()
-    try:
-        compiled = compile_case(model, depth, batch, mode, CHIPS[chip], contestant)
-    except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
-        return {**row, "error": str(error).splitlines()[0][:160]}
-    found = costs(Program(compiled.as_text()), find_chip(CHIPS[chip]))
-    reported = compiled.cost_analysis() or {}
-    return {
-        **row,
-        "accessed": int(reported["bytes accessed"]) if "bytes accessed" in reported else None,
-        "bytes": found.bytes,
-        "device_bytes": found.device_bytes,
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "flops": found.flops,
-        "uncounted": sorted(found.uncounted),
-        "bound_seconds": found.seconds,
-        "compile_seconds": round(time.perf_counter() - started, 1),
-    }
+    topology = CHIPS[chip]
+    return measure(row, topology, lambda: (compile_case(model, depth, batch, mode, topology, contestant), {}))
 
 
 def table(result: dict[str, Any]) -> str:
@@ -164,29 +134,12 @@ def main() -> None:
     parser.add_argument("--add", action="store_true", help="keep the rows that are there, and compile the others")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
-    with gpu_compiler.quiet():
-        import jax
-
-        jax.config.update("jax_platforms", "cpu")
-        jax.devices()
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    if options.add and options.output.exists():
-        kept = json.loads(options.output.read_text())["rows"]
-        rows = {tuple(row[name] for name in KEY): row for row in kept}
     todo = [
         (model, options.depth, options.batch or BATCHES[model], mode, chip, contestant)
         for model in options.models for chip in options.chips for mode in options.modes
         for contestant in options.contestants if runs_on(contestant, chip)
     ]  # fmt: skip
-    taken = describe()
-    for number, case in enumerate(todo, 1):
-        if case in rows and rows[case].get("commit") and options.add:
-            continue
-        row = measure(*case) | {"commit": taken["commit"]}
-        rows[case] = row
-        print(f"{number}/{len(todo)} {json.dumps(row)}", file=sys.stderr, flush=True)
-        save(options.output, {"benchmark": "accelerators", **taken, "rows": list(rows.values())})
-        jax.clear_caches()  # rows add up to gigabytes
+    write_rows("accelerators", options.output, KEY, todo, measure_case, options.add)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,12 @@ benchmarks/results/attention.json one by one; `--add` compiles only what is not 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.accelerators import CHIPS, MODES
-from benchmarks.environment import describe
-from benchmarks.results import RESULTS, save
-from vit_flax import gpu_compiler
+from benchmarks.compiled import measure, one_chip, write_rows
+from benchmarks.results import RESULTS
 
 BACKENDS = {"v5e": ("rows", "splash", "stored"), "h100": ("stored", "cudnn")}
 TOKENS = (257, 577, 1025, 1370)
@@ -34,14 +30,12 @@ def compile_case(chip: str, mode: str, width: int, tokens: int, backend: str) ->
     """Returns the compiled program, and which back end 'auto' would have chosen."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     from vit_flax.models.attention import Attention
     from vit_flax.models.attention_backends import attention_backend, backend_for
     from vit_flax.models.norm import LayerNorm
-    from vit_flax.models.precision import Precision, compiled_for
-    from vit_flax.plan.targets import compiler_options, topology_devices, traced_for
+    from vit_flax.models.precision import Precision
+    from vit_flax.plan.targets import compiler_options
 
     policy = Precision(compute=jnp.bfloat16, stored=jnp.bfloat16)
     norm = LayerNorm(precision=policy)
@@ -59,9 +53,7 @@ def compile_case(chip: str, mode: str, width: int, tokens: int, backend: str) ->
         out, pullback = jax.vjp(forward, params, x)
         return out, pullback(g)
 
-    device = topology_devices(CHIPS[chip])[0]
-    alone = NamedSharding(Mesh(np.array([device]), ("x",)), PartitionSpec())
-    with traced_for(CHIPS[chip]), compiled_for(device.platform, kind=device.device_kind):
+    with one_chip(CHIPS[chip]) as alone:
         auto = backend_for((batch, HEADS, tokens, width), jnp.bfloat16, policy, True)
         params = jax.eval_shape(init, jax.random.key(0), x)
         with attention_backend(backend):
@@ -72,31 +64,15 @@ def compile_case(chip: str, mode: str, width: int, tokens: int, backend: str) ->
     return lowered.compile(compiler_options(CHIPS[chip])), auto
 
 
-def measure(*case: Any) -> dict[str, Any]:
+def measure_case(*case: Any) -> dict[str, Any]:
     """Returns one row; where the program cannot be compiled, why."""
-    import jax
-
-    from vit_flax.chips import find_chip
-    from vit_flax.plan.costs import costs
-    from vit_flax.plan.hlo import Program
-
     row: dict[str, Any] = dict(zip(KEY, case, strict=True))
-    started = time.perf_counter()
-    try:
+
+    def compile_program() -> tuple[Any, dict[str, Any]]:
         compiled, auto = compile_case(*case)
-    except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
-        return {**row, "error": str(error).splitlines()[0][:160]}
-    found = costs(Program(compiled.as_text()), find_chip(CHIPS[row["chip"]]))
-    return {
-        **row,
-        "auto": auto,
-        "bytes": found.bytes,
-        "device_bytes": found.device_bytes,
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "flops": found.flops,
-        "bound_seconds": found.seconds,
-        "compile_seconds": round(time.perf_counter() - started, 1),
-    }
+        return compiled, {"auto": auto}
+
+    return measure(row, CHIPS[row["chip"]], compile_program)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -137,26 +113,12 @@ def main() -> None:
     parser.add_argument("--add", action="store_true", help="keep the rows that are there, and compile the others")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
-    with gpu_compiler.quiet():
-        import jax
-
-        jax.config.update("jax_platforms", "cpu")
-        jax.devices()
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    if options.add and options.output.exists():
-        rows = {tuple(row[name] for name in KEY): row for row in json.loads(options.output.read_text())["rows"]}
-    taken = describe()
-    for case in (
+    cases = [
         (chip, mode, width, tokens, backend)
         for chip in options.chips for mode in options.modes for width in options.widths for tokens in options.tokens
         for backend in BACKENDS[chip]
-    ):  # fmt: skip
-        if case in rows:
-            continue
-        rows[case] = measure(*case)
-        print(json.dumps(rows[case]), file=sys.stderr, flush=True)
-        save(options.output, {"benchmark": "attention", **taken, "rows": list(rows.values())})
-        jax.clear_caches()
+    ]  # fmt: skip
+    write_rows("attention", options.output, KEY, cases, measure_case, options.add)
 
 
 if __name__ == "__main__":

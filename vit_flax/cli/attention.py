@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_flax.array_writer import ArrayWriter
-from vit_flax.cli.images import add_model_options, explain_bad, image_files, load_model, refuse_all_bad
+from vit_flax.cli.arrays import append_paths, report_arrays
+from vit_flax.cli.images import add_model_options, image_files, load_model
 from vit_flax.cli.progress import Progress
 from vit_flax.preprocessing.decode import BadImageError, import_pillow
 from vit_flax.preprocessing.naflex import to_patches
@@ -100,18 +101,8 @@ def _write_weights(options: argparse.Namespace, writer: ArrayWriter) -> int:
             if isinstance(batch, tuple):
                 arrays["spatial_shapes"] = batch[2][: len(rows)]
             writer.append(arrays)
-        refuse_all_bad(bad, images)
-        writer.append({"images": np.asarray([path for index, path in enumerate(images) if index not in bad])})
-    shapes = {name: list(shape) for name, shape in writer.shapes.items() if name != "images"}
-    if options.json:
-        told: dict[str, Any] = {"file": options.output, "shapes": shapes, "notes": loaded.notes}
-        print(json.dumps({**told, "bad": {images[index]: reason for index, reason in bad.items()}}))
-    else:
-        listed = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in shapes.items())
-        print(f"wrote {options.output}: {listed}")
-    if bad:
-        explain_bad(bad, images, "attention")
-    return 1 if bad else 0
+        append_paths(writer, images, bad)
+    return report_arrays("attention", options, writer, loaded, images, bad)
 
 
 def _one_batch(rows: list[np.ndarray], size: int, transform: Preprocessing) -> Any:

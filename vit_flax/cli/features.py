@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vit_flax.array_writer import ArrayWriter
-from vit_flax.cli.images import (
-    add_model_options,
-    counted,
-    explain_bad,
-    image_files,
-    is_projection,
-    load_model,
-    refuse_all_bad,
-)
+from vit_flax.cli.arrays import append_paths, report_arrays
+from vit_flax.cli.images import add_model_options, counted, image_files, is_projection, load_model
 from vit_flax.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -91,20 +81,8 @@ def run(options: argparse.Namespace) -> int:
     bad: dict[int, str] = {}
     with Progress(len(images)) as progress, writer:
         loaded.predictor.write(writer, method, counted(images, progress), bad)
-        refuse_all_bad(bad, images)
-        good = [path for index, path in enumerate(images) if index not in bad]
-        writer.append({"images": np.asarray(good)})
-    shapes = {name: list(shape) for name, shape in writer.shapes.items() if name != "images"}
-    if options.json:
-        told: dict[str, Any] = {"file": options.output, "shapes": shapes, "notes": loaded.notes}
-        told |= {"shape": shapes["features"]} if "features" in shapes else {}
-        print(json.dumps({**told, "bad": {images[index]: reason for index, reason in bad.items()}}))
-    else:
-        listed = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in shapes.items())
-        print(f"wrote {options.output}: {listed}")
-    if bad:
-        explain_bad(bad, images, "features")
-    return 1 if bad else 0
+        append_paths(writer, images, bad)
+    return report_arrays("features", options, writer, loaded, images, bad)
 
 
 def parse_layers(text: str) -> int | tuple[int, ...] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from vit_flax.config.checks import require_int
+from vit_flax.config.checks import require_int, require_positive
 from vit_flax.config.position import Position
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ class RotatedWindows(Windows):
     def check(self, config: ViTConfig) -> None:
         """Raises ValueError where heads are of a width that two axes cannot share."""
         super().check(config)
-        if not self.rope_theta > 0:
-            raise ValueError(f"rope_theta must be positive, got {self.rope_theta!r}")
+        require_positive("rope_theta", self.rope_theta)
         if not self.window_size:
             raise ValueError("window_size=0 leaves rows and columns without a number: it must be positive")
         if config.head_dim % 4:

@@ -8,12 +8,14 @@ from typing import Any
 from vit_flax.config import ViTConfig, WindowedViTConfig
 from vit_flax.convert import huggingface as hf
 from vit_flax.convert.config_files import Family, activation
-from vit_flax.convert.layout import Layout, Shapes, any_match, count_blocks, ratio_for, vote
-from vit_flax.convert.rules import CONV, ConversionError, Drop, Rule, grid_rows
+from vit_flax.convert.layout import Layout, Shapes, ratio_for, vote
+from vit_flax.convert.rules import CONV, Drop, Rule, grid_rows
 from vit_flax.convert.timm_blocks import linear, norm
 from vit_flax.convert.timm_sam import BESIDE, distance_rules, head_width, infer_windows
 
 _BLOCK = "layers.{i}"
+_QKV = "attn.qkv"  # one layer of all three
+_NAMES = hf.Names(_BLOCK, "layer_norm1", "layer_norm2", _QKV, _QKV, _QKV, "attn.proj", "mlp.lin1", "mlp.lin2")
 _KERNEL = "patch_embed.projection.weight"
 
 
@@ -34,25 +36,18 @@ def _rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
 
 
 def _infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
-    depth = count_blocks(shapes, f"{_BLOCK}.layer_norm1.weight")
-    dim = vote(shapes, (f"{_BLOCK}.layer_norm{{n}}.weight", 0))
-    if depth is None or dim is None:
-        raise ConversionError("no tensors named layers.0.layer_norm1: there is no block to read")
-    hidden = vote(shapes, (f"{_BLOCK}.mlp.lin2.weight", 1), (f"{_BLOCK}.mlp.lin1.bias", 0))
+    blocks = hf.block_infer(shapes, _NAMES)
     table = shapes.get("pos_embed", ())
     grid = tuple(table[1:3]) if len(table) == 4 else None
     return {
-        "depth": depth,
-        "embed_dim": dim,
-        "qkv_bias": any_match(shapes, f"{_BLOCK}.attn.qkv.bias"),
-        **({} if hidden is None else {"mlp_ratio": ratio_for(hidden, dim)}),
+        **blocks,
         **hf.patch_infer(shapes, _KERNEL),
         "pos_embed": "learned" if table else "none",
         "neck_chans": vote(shapes, ("neck.conv1.weight", 0), ("neck.layer_norm{n}.weight", 0)),
         "num_classes": 0,
         "global_pool": "none",
-        **infer_windows(shapes, f"{_BLOCK}.attn", depth, grid),
-        **head_width(shapes, f"{_BLOCK}.attn", dim),
+        **infer_windows(shapes, f"{_BLOCK}.attn", blocks["depth"], grid),
+        **head_width(shapes, f"{_BLOCK}.attn", blocks["embed_dim"]),
     }
 
 

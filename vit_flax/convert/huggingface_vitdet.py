@@ -9,12 +9,14 @@ from typing import Any
 from vit_flax.config import ViTConfig, WindowedViTConfig
 from vit_flax.convert import huggingface as hf
 from vit_flax.convert.config_files import Family, activation
-from vit_flax.convert.layout import Layout, Shapes, any_match, count_blocks, ratio_for, vote
+from vit_flax.convert.layout import Layout, Shapes, any_match, vote
 from vit_flax.convert.rules import CONV, ConversionError, Rule
 from vit_flax.convert.timm_blocks import linear, norm
 from vit_flax.convert.timm_sam import distance_rules, head_width
 
 _BLOCK = "encoder.layer.{i}"
+_QKV = "attention.qkv"  # one layer of all three
+_NAMES = hf.Names(_BLOCK, "norm1", "norm2", _QKV, _QKV, _QKV, "attention.proj", "mlp.fc1", "mlp.fc2")
 _KERNEL = "embeddings.projection.weight"
 _TABLE = "embeddings.position_embeddings"
 
@@ -34,18 +36,11 @@ def _rules(config: ViTConfig) -> tuple[Rule, ...]:
 def _infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     if any_match(shapes, f"{_BLOCK}.residual.{{rest}}"):
         raise ConversionError("layout 'huggingface_vitdet': convolutions after blocks (residual) are not read")
-    depth = count_blocks(shapes, f"{_BLOCK}.norm1.weight")
-    dim = vote(shapes, (f"{_BLOCK}.norm{{n}}.weight", 0))
-    if depth is None or dim is None:
-        raise ConversionError("no tensors named encoder.layer.0.norm1: there is no block to read")
-    hidden = vote(shapes, (f"{_BLOCK}.mlp.fc2.weight", 1), (f"{_BLOCK}.mlp.fc1.bias", 0))
+    blocks = hf.block_infer(shapes, _NAMES)
     rows = vote(shapes, (_TABLE, 1))
     side = math.isqrt(rows - 1) if rows else 0
     return {
-        "depth": depth,
-        "embed_dim": dim,
-        "qkv_bias": any_match(shapes, f"{_BLOCK}.attention.qkv.bias"),
-        **({} if hidden is None else {"mlp_ratio": ratio_for(hidden, dim)}),
+        **blocks,
         **hf.patch_infer(shapes, _KERNEL),
         "pos_embed": "learned" if rows else "none",
         "pos_embed_class_row": bool(rows),
@@ -53,7 +48,7 @@ def _infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
         "use_rel_pos": any_match(shapes, f"{_BLOCK}.attention.rel_pos_h"),
         "num_classes": 0,
         "global_pool": "none",
-        **head_width(shapes, f"{_BLOCK}.attention", dim),
+        **head_width(shapes, f"{_BLOCK}.attention", blocks["embed_dim"]),
     }
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from vit_flax.config import ViTConfig
 from vit_flax.convert import LAYOUTS, Checkpoint, ConversionError, Layout, get_layout, write_checkpoint
-from vit_flax.parity.compare import Row, compare_arrays, compare_components, require_x64, subject_of
+from vit_flax.parity.compare import compare_components, require_x64, subject_of
 from vit_flax.parity.inputs import DrawnImages, draw_images, positions_in_float64
+from vit_flax.parity.outputs import Outputs, compare_outputs
 from vit_flax.parity.peers import import_peer
 from vit_flax.parity.report import Check, Report
 from vit_flax.preparing import config_of_library
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("timm", "transformers")
 _TIMM_LAYOUTS = ("timm", "deit", "timm_sam")  # whose names timm's own models have
-Outputs = Callable[[Any, Any], dict[str, Any]]  # (module, pixels) -> 'features' and 'output', those that it has
+OUTPUTS = {"features": "method='features'", "output": "method='__call__'"}  # those that a peer has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,9 @@ def compare_checkpoint(reading: Reading, against: str | None = None, name: str |
     )
     with positions_in_float64(peer.module):
         report.sections["components"] = compare_components(subject, images.pixels)
-        report.sections["outputs"] = _compare_outputs(peer, model, subject.params, images)
+        report.sections["outputs"] = compare_outputs(
+            peer.outputs, peer.module, partial(_flax_outputs, model, padding), subject.params, images, OUTPUTS
+        )
     report.seconds = time.monotonic() - start
     return report
 
@@ -100,27 +102,11 @@ def _apply(model: Any, padding: Mapping[str, np.ndarray], params: PyTree, pixels
     return found
 
 
-def _compare_outputs(peer: Peer, model: Any, params: PyTree, images: DrawnImages) -> list[Row]:
-    import torch
-
-    pixels = torch.from_numpy(images.pixels)
-    with torch.no_grad():
-        torch64 = peer.outputs(peer.module, pixels)
-        torch32 = peer.outputs(peer.module.float(), pixels.float())
-        peer.module.double()
-    rows, padding = [], images.flax_arguments
-    for name, method in (("features", "features"), ("output", "__call__")):
-        if name not in torch64:
-            continue
-        run = jax.jit(lambda p, x, method=method: model.apply({"params": p}, x, **padding, method=method))
-        in64, in32 = (
-            np.asarray(run(jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), params), x), np.float64)
-            for dtype in (jnp.float64, jnp.float32)
-            for x in (jnp.asarray(images.to_flax(images.pixels), dtype),)
-        )
-        theirs64, theirs32 = (result[name].double().numpy() for result in (torch64, torch32))
-        rows.append(compare_arrays(name, f"method={method!r}", theirs64, in64, theirs32, in32))
-    return rows
+def _flax_outputs(
+    model: Any, padding: Mapping[str, np.ndarray], params: PyTree, pixels: jax.Array
+) -> dict[str, jax.Array]:
+    call = partial(model.apply, {"params": params}, pixels, **padding)
+    return {"features": call(method="features"), "output": call()}
 
 
 def _tokens(features: Any) -> Any:

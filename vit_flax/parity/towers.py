@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
@@ -13,9 +14,10 @@ from jaxtyping import PyTree
 from vit_flax.config import TwoTowersConfig
 from vit_flax.convert import ConversionError, Layout, get_layout
 from vit_flax.models import TwoTowers
-from vit_flax.parity.compare import Row, Subject, compare_arrays, compare_components, expand_pairs, require_x64
+from vit_flax.parity.compare import Subject, compare_components, expand_pairs, require_x64
 from vit_flax.parity.inputs import DrawnImages, DrawnTexts, draw_images, draw_texts, positions_in_float64
 from vit_flax.parity.libraries import every_tensor_has_a_place, load_transformers
+from vit_flax.parity.outputs import compare_outputs
 from vit_flax.parity.peers import import_peer
 from vit_flax.parity.report import Check, Report
 from vit_flax.parity.tower_mutations import TowerMutation
@@ -124,7 +126,9 @@ def _report(
     report = Report(title, config.to_dict(), checks=checks)
     with positions_in_float64(module):
         report.sections["components"] = compare_components(subject, images.pixels)
-        report.sections["outputs"] = _outputs(run, module, model, subject.params, images, texts)
+        compute = partial(_flax_outputs, model, images, texts)
+        names = {name: name for name in OUTPUTS}
+        report.sections["outputs"] = compare_outputs(run, module, compute, subject.params, images, names)
     report.seconds = time.monotonic() - start
     return report
 
@@ -154,32 +158,13 @@ def _apply(model: TwoTowers, params: PyTree, pixels: Any, images: DrawnImages, t
     return dict(zip(("logits_per_image", "logits_per_text"), found, strict=True))
 
 
-def _outputs(
-    run: Any, module: Any, model: TwoTowers, params: PyTree, images: DrawnImages, texts: DrawnTexts
-) -> list[Row]:
-    import torch
-
-    pixels = torch.from_numpy(images.pixels)
-    with torch.no_grad():
-        torch64 = run(module, pixels)
-        torch32 = run(module.float(), pixels.float())
-        module.double()
-
-    def compute(params: PyTree, pixels: Any) -> dict[str, Any]:
-        variables = {"params": params}
-        padding: dict[str, Any] = images.flax_arguments
-        found = _apply(model, params, pixels, images, texts)
-        found["image_embeds"] = model.apply(variables, pixels, **padding, method="encode_images")
-        found["text_embeds"] = model.apply(variables, texts.tokens, texts.mask, method="encode_texts")
-        return found
-
-    def compute_in(dtype: Any) -> dict[str, np.ndarray]:
-        narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        found = jax.jit(compute)(narrow, jnp.asarray(images.to_flax(images.pixels), dtype))
-        return {name: np.asarray(array, np.float64) for name, array in found.items()}
-
-    flax64, flax32 = compute_in(jnp.float64), compute_in(jnp.float32)
-    theirs = [{name: found[name].double().numpy() for name in OUTPUTS} for found in (torch64, torch32)]
-    return [
-        compare_arrays(name, name, theirs[0][name], flax64[name], theirs[1][name], flax32[name]) for name in OUTPUTS
-    ]
+def _flax_outputs(
+    model: TwoTowers, images: DrawnImages, texts: DrawnTexts, params: PyTree, pixels: Any
+) -> dict[str, Any]:
+    variables = {"params": params}
+    padding: dict[str, Any] = images.flax_arguments
+    return {
+        **_apply(model, params, pixels, images, texts),
+        "image_embeds": model.apply(variables, pixels, **padding, method="encode_images"),
+        "text_embeds": model.apply(variables, texts.tokens, texts.mask, method="encode_texts"),
+    }

@@ -1,0 +1,43 @@
+"""The end of commands that write arrays of many images: the images' paths, and what was written."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vit_flax.cli.images import explain_bad, refuse_all_bad
+
+if TYPE_CHECKING:
+    from vit_flax.array_writer import ArrayWriter
+    from vit_flax.cli.images import Loaded
+
+
+def append_paths(writer: ArrayWriter, images: list[str], bad: dict[int, str]) -> None:
+    """Appends the paths of the images that could be read.
+
+    Raises:
+        ValueError: none could.
+    """
+    refuse_all_bad(bad, images)
+    writer.append({"images": np.asarray([path for index, path in enumerate(images) if index not in bad])})
+
+
+def report_arrays(
+    command: str, options: argparse.Namespace, writer: ArrayWriter, loaded: Loaded, images: list[str],
+    bad: dict[int, str],
+) -> int:  # fmt: skip
+    """Prints the shapes of what was written and the images that could not be read; returns the exit status."""
+    shapes = {name: list(shape) for name, shape in writer.shapes.items() if name != "images"}
+    if options.json:
+        told: dict[str, Any] = {"file": options.output, "shapes": shapes, "notes": loaded.notes}
+        told |= {"shape": shapes["features"]} if "features" in shapes else {}
+        print(json.dumps({**told, "bad": {images[index]: reason for index, reason in bad.items()}}))
+    else:
+        listed = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in shapes.items())
+        print(f"wrote {options.output}: {listed}")
+    if bad:
+        explain_bad(bad, images, command)
+    return 1 if bad else 0
