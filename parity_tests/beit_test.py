@@ -23,7 +23,7 @@ from parity_tests.agreement import (
 from parity_tests.peers import import_timm, import_transformers
 from parity_tests.random_weights import random_images, randomise
 from vit_flax.convert import ConversionError, Wish, from_mapping, get_layout
-from vit_flax.models.resample import resize_windows
+from vit_flax.models.resample import resize_rel_pos_bias
 from vit_flax.parity.tolerances import ANOTHER_DEFINITION
 from vit_flax.parity.wrong_tensors import Wrong, changed, exchanged, thirds_swapped
 from vit_flax.reading import read_model
@@ -162,11 +162,11 @@ def test_what_becomes_of_tables_is_told():
 
 def test_arrays_of_jax_are_resized_alike():
     table = np.random.default_rng(0).standard_normal((11 * 7 + 3, 4))
-    ours = resize_windows(table, (6, 4), (3, 9), "geometric")
+    ours = resize_rel_pos_bias(table, (6, 4), (3, 9), "geometric")
     assert ours.shape == (5 * 17 + 3, 4)
-    assert_agrees(resize_windows(jnp.asarray(table), (6, 4), (3, 9), "geometric"), ours)
+    assert_agrees(resize_rel_pos_bias(jnp.asarray(table), (6, 4), (3, 9), "geometric"), ours)
     with pytest.raises(ValueError, match="80 rows"):
-        resize_windows(table[1:], (6, 4), (3, 9), "geometric")
+        resize_rel_pos_bias(table[1:], (6, 4), (3, 9), "geometric")
 
 
 @pytest.mark.parametrize(

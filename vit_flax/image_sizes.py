@@ -10,9 +10,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from vit_flax.models import VisionTransformer
-from vit_flax.models.resample import resize_distances, resize_pos_embed, resize_windows
+from vit_flax.models.resample import resize_pos_embed, resize_rel_pos, resize_rel_pos_bias
 from vit_flax.models.shapes import expected_shapes
-from vit_flax.resizing import DISTANCES, TABLE, WINDOWS
+from vit_flax.resizing import REL_POS, REL_POS_BIAS, TABLE
 
 
 def at_image_size(
@@ -20,7 +20,7 @@ def at_image_size(
     params: PyTree,
     image_size: tuple[int, int] | int,
     resample: str = "bicubic_antialias",
-    resample_windows: str = "bicubic",
+    resample_rel_pos_bias: str = "bicubic",
 ) -> tuple[VisionTransformer, PyTree]:
     """Returns the model and parameters for images of (height, width); what does not depend on it is shared.
 
@@ -30,7 +30,7 @@ def at_image_size(
         image_size: (height, width), or the side of a square.
         resample: how its table of positions is resized, a mode of vit_flax.models.resample: timm's dynamic_img_size is
             'bicubic_antialias', transformers' interpolate_pos_encoding is 'bicubic'.
-        resample_windows: how tables of relative positions are.
+        resample_rel_pos_bias: how its relative position bias tables are resized.
 
     Raises:
         ValueError: the size does not divide into patches, there is no such mode, or the model is bound to its size.
@@ -46,10 +46,10 @@ def at_image_size(
         if path == TABLE and resized.config.pos_embed_grid is None:
             prefix = table.shape[-2] - old[0] * old[1]
             changed = resize_pos_embed(np.asarray(table), old, new, prefix, resample)
-        elif path.endswith(WINDOWS):
-            changed = resize_windows(np.asarray(table), old, new, resample_windows)
-        elif path.endswith(DISTANCES) and table.shape != shape:
-            changed = resize_distances(np.asarray(table), shape[0])
+        elif path.endswith(REL_POS_BIAS):
+            changed = resize_rel_pos_bias(np.asarray(table), old, new, resample_rel_pos_bias)
+        elif path.endswith(REL_POS) and table.shape != shape:
+            changed = resize_rel_pos(np.asarray(table), shape[0])
         elif table.shape != shape:
             raise ValueError(f"{path} is of shape {table.shape}, bound to images of {model.config.image_size}")
         else:

@@ -19,16 +19,16 @@ from vit_flax.models.resample import (
     MODES,
     PATCH_MODES,
     Grid,
-    resize_distances,
     resize_patch_embed,
     resize_pos_embed,
-    resize_windows,
+    resize_rel_pos,
+    resize_rel_pos_bias,
 )
 
 TABLE = "pos_embed"  # the parameter's path
 KERNEL = "patch_embed/proj/kernel"
-WINDOWS = "relative_position_bias_table"  # how the paths of such parameters end
-DISTANCES = ("rel_pos_h", "rel_pos_w")  # and of those that go along the height, and along the width
+REL_POS_BIAS = "relative_position_bias_table"  # how the paths of relative position bias tables end
+REL_POS = ("rel_pos_h", "rel_pos_w")  # and of relative position embeddings along the height, and along the width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,24 +64,24 @@ class PatchResize(_Change):
         return resize_patch_embed(np.asarray(kernel), self.new, self.mode)
 
 
-class WindowResize(_Change):
-    """The way of a table of relative positions from the checkpoint's grid of patches to the model's."""
+class RelPosBiasResize(_Change):
+    """A relative position bias table's way from the checkpoint's grid of patches to the model's."""
 
     def __call__(self, table: ArrayLike) -> np.ndarray:
         """Returns the table resized, computed in float64 whatever its dtype."""
-        return resize_windows(np.asarray(table), self.old, self.new, self.mode)
+        return resize_rel_pos_bias(np.asarray(table), self.old, self.new, self.mode)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DistanceResize:
-    """The way of a table of vectors by distance to the rows that the model has."""
+class RelPosResize:
+    """The way of a relative position embedding along one axis to the rows that the model has."""
 
     rows: int
     stored_shape: tuple[int, ...]
 
     def __call__(self, table: ArrayLike) -> np.ndarray:
         """Returns the table resized, computed in float64 whatever its dtype."""
-        return resize_distances(np.asarray(table), self.rows)
+        return resize_rel_pos(np.asarray(table), self.rows)
 
     def __str__(self) -> str:
         """Says it in a few words."""
@@ -157,13 +157,13 @@ def find_resizes(
         raise ConversionError(f"unknown resampling mode {wish.resample!r}; known: {', '.join(MODES)}")
     case = _Case(layout, resolved, tuple(rules), shapes, expected, wish)
     table, obstacle = _table_resize(case)
-    windows, window_obstacle = _window_resizes(case)
+    biases, bias_obstacle = _rel_pos_bias_resizes(case)
     kernel = _patch_resize(case) if "patch_size" in wish.overrides else None
     if kernel is None and "in_chans" in wish.overrides:
         kernel = _channel_change(case)
-    distances, distance_obstacle = _distance_resizes(case)
-    found = {case.path(TABLE): table, case.path(KERNEL): kernel, **windows, **distances}
-    obstacle = obstacle or window_obstacle or distance_obstacle
+    rel_pos, rel_pos_obstacle = _rel_pos_resizes(case)
+    found = {case.path(TABLE): table, case.path(KERNEL): kernel, **biases, **rel_pos}
+    obstacle = obstacle or bias_obstacle or rel_pos_obstacle
     return {path: resize for path, resize in found.items() if resize is not None}, obstacle
 
 
@@ -263,10 +263,10 @@ def _is_resized(case: _Case) -> bool:
     return case.config.pos_embed == "learned" and bool(case.layout.resample(case.config))
 
 
-def _window_resizes(case: _Case) -> tuple[dict[str, WindowResize], str]:
+def _rel_pos_bias_resizes(case: _Case) -> tuple[dict[str, RelPosBiasResize], str]:
     config, resizes = case.config, {}
     for path in case.expected:
-        if not path.endswith(WINDOWS):
+        if not path.endswith(REL_POS_BIAS):
             continue
         stored = case.shapes.get(sources_of(path, case.rules)[1][0], ())
         if len(stored) != 2:
@@ -280,15 +280,15 @@ def _window_resizes(case: _Case) -> tuple[dict[str, WindowResize], str]:
         if not case.asked:
             found = f"the relative positions are for a {_by(candidates[0])} grid, the model has {_by(config.grid_size)}"
             return {}, f"{found}: pass `image_size=` to say that they are to be resized"
-        mode = case.wish.resample or case.layout.resample_windows
-        resizes[path] = WindowResize(old=candidates[0], new=config.grid_size, mode=mode, stored_shape=stored)
+        mode = case.wish.resample or case.layout.resample_rel_pos_bias
+        resizes[path] = RelPosBiasResize(old=candidates[0], new=config.grid_size, mode=mode, stored_shape=stored)
     return resizes, ""
 
 
-def _distance_resizes(case: _Case) -> tuple[dict[str, DistanceResize], str]:
-    """Returns the changes of the tables of blocks that see the whole grid, whose distances an image size tells."""
-    resizes: dict[str, DistanceResize] = {}
-    sides: dict[str, int] = dict(zip(DISTANCES, case.config.grid_size, strict=True))
+def _rel_pos_resizes(case: _Case) -> tuple[dict[str, RelPosResize], str]:
+    """Returns how the relative position embeddings of blocks that see the whole grid are resized."""
+    resizes: dict[str, RelPosResize] = {}
+    sides: dict[str, int] = dict(zip(REL_POS, case.config.grid_size, strict=True))
     for path, wanted in case.expected.items():
         side = sides.get(path.rpartition("/")[2])
         stored = case.stored_shape(path) if side else ()
@@ -299,7 +299,7 @@ def _distance_resizes(case: _Case) -> tuple[dict[str, DistanceResize], str]:
                 f"{path} is of {stored[0]} distances, and image_size={case.config.image_size} has {wanted[0]}: pass "
                 "`image_size=` to say that it is to be resized"
             )
-        resizes[path] = DistanceResize(rows=wanted[0], stored_shape=stored)
+        resizes[path] = RelPosResize(rows=wanted[0], stored_shape=stored)
     return resizes, ""
 
 

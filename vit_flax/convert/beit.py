@@ -72,6 +72,6 @@ BEIT = Layout(
     components=lambda config: tuple(pair for pair in timm_components(config) if ".ls" not in pair[0]),
     resample=TIMM.resample,
     heads=TIMM.heads,
-    resample_windows="geometric",
+    resample_rel_pos_bias="geometric",
     belongs=named("patch_embed.proj", "blocks.0.attn.proj"),
 )  # fmt: skip

@@ -11,7 +11,7 @@ from vit_flax.config import ViTConfig
 from vit_flax.convert.layout import Shapes, any_match, vote
 from vit_flax.convert.rules import ConversionError, Rule
 from vit_flax.convert.timm import named
-from vit_flax.convert.timm_sam import DISTANCES, TIMM_SAM, infer_windows
+from vit_flax.convert.timm_sam import REL_POS, TIMM_SAM, infer_windows
 
 _BLOCK = "blocks.{i}.attn"
 _TABLE = ("pos_embed_grid", "pos_embed_class_row")  # fields
@@ -25,8 +25,8 @@ def _rules(config: ViTConfig) -> tuple[Rule, ...]:
 
 def _image_grid(shapes: Shapes) -> tuple[int, int] | None:
     """Returns the grid of the blocks that see all of it: along both sides larger than the windows of the others."""
-    tables = [name for name in shapes if name.endswith(f".{DISTANCES[0]}")]
-    pairs = [(shapes[name], shapes.get(name.replace(*DISTANCES), ())) for name in tables]
+    tables = [name for name in shapes if name.endswith(f".{REL_POS[0]}")]
+    pairs = [(shapes[name], shapes.get(name.replace(*REL_POS), ())) for name in tables]
     grids = sorted({tuple((table[0] + 1) // 2 for table in pair) for pair in pairs if all(len(t) == 2 for t in pair)})
     if len(grids) != 2 or not all(small < large for small, large in zip(*grids, strict=True)):
         return None

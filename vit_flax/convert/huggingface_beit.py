@@ -157,7 +157,7 @@ def _layout(names: hf.Names, suffix: str, where: str) -> Layout:
         conditions=_conditions,
         hint=hf.HINT,
         resample=lambda config: "bicubic",
-        resample_windows="bilinear",
+        resample_rel_pos_bias="bilinear",
         prefixes=("beit.",),
         prefix=_prefix,
         outside=("classifier.",),

@@ -11,7 +11,7 @@ from vit_flax.convert.config_files import Family, activation
 from vit_flax.convert.layout import Layout, Shapes, ratio_for, vote
 from vit_flax.convert.rules import CONV, Drop, Rule, grid_rows
 from vit_flax.convert.timm_blocks import linear, norm
-from vit_flax.convert.timm_sam import BESIDE, distance_rules, head_width, infer_windows
+from vit_flax.convert.timm_sam import BESIDE, head_width, infer_windows, rel_pos_rules
 
 _BLOCK = "layers.{i}"
 _QKV = "attn.qkv"  # one layer of all three
@@ -26,7 +26,7 @@ def _rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
         Rule("patch_embed.projection.bias", "patch_embed/proj/bias"),
         *norm(f"{_BLOCK}.layer_norm{{n}}", "blocks_{i}/norm{n}"),
         *linear(f"{_BLOCK}.attn.{{layer}}", "blocks_{i}/attn/{layer}"),
-        *distance_rules(f"{_BLOCK}.attn"),
+        *rel_pos_rules(f"{_BLOCK}.attn"),
         *linear(f"{_BLOCK}.mlp.lin{{n}}", "blocks_{i}/mlp/fc{n}"),
         Rule("neck.conv{n}.weight", "neck/conv{n}/kernel", CONV),
         *norm("neck.layer_norm{n}", "neck/norm{n}"),

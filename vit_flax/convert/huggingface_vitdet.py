@@ -12,7 +12,7 @@ from vit_flax.convert.config_files import Family, activation
 from vit_flax.convert.layout import Layout, Shapes, any_match, vote
 from vit_flax.convert.rules import CONV, ConversionError, Rule
 from vit_flax.convert.timm_blocks import linear, norm
-from vit_flax.convert.timm_sam import distance_rules, head_width
+from vit_flax.convert.timm_sam import head_width, rel_pos_rules
 
 _BLOCK = "encoder.layer.{i}"
 _QKV = "attention.qkv"  # one layer of all three
@@ -28,7 +28,7 @@ def _rules(config: ViTConfig) -> tuple[Rule, ...]:
         Rule("embeddings.projection.bias", "patch_embed/proj/bias"),
         *norm(f"{_BLOCK}.norm{{n}}", "blocks_{i}/norm{n}"),
         *linear(f"{_BLOCK}.attention.{{layer}}", "blocks_{i}/attn/{layer}"),
-        *distance_rules(f"{_BLOCK}.attention"),
+        *rel_pos_rules(f"{_BLOCK}.attention"),
         *linear(f"{_BLOCK}.mlp.fc{{n}}", "blocks_{i}/mlp/fc{n}"),
     )
 

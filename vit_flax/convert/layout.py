@@ -45,7 +45,7 @@ class Layout:
     hint: str = ""  # what else to pass when a required field is unknown
     # how the layout's own library resizes position tables: a mode of vit_flax.models.resample; '': it does not
     resample: Callable[..., str] = lambda config: ""
-    resample_windows: str = ""  # and how tables of relative positions: a mode of WINDOW_MODES there
+    resample_rel_pos_bias: str = ""  # and how relative position bias tables: a mode of REL_POS_BIAS_MODES there
     aliases: tuple[tuple[str, str], ...] = ()  # (older name, today's name), as templates: read, never written
     # between tensors that are parts of one in the checkpoint, and those parts as the rules know them
     split: Callable[[Checkpoint], Checkpoint] | None = None

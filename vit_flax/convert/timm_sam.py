@@ -12,7 +12,7 @@ from vit_flax.convert.rules import CONV, ConversionError, Drop, Rule, grid_rows
 from vit_flax.convert.timm import named, timm_components, timm_infer
 from vit_flax.convert.timm_blocks import block_rules, linear, norm
 
-DISTANCES = ("rel_pos_h", "rel_pos_w")
+REL_POS = ("rel_pos_h", "rel_pos_w")
 _FREE = (
     "image_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps",
     "window_size", "global_attn_indexes", "use_rel_pos", "neck_chans", "num_classes", "init_values",
@@ -29,18 +29,18 @@ BESIDE = (
 )
 
 
-def distance_rules(source: str) -> tuple[Rule, ...]:
-    """Returns the rules of the tables of relative positions."""
-    return tuple(Rule(f"{source}.{name}", f"blocks_{{i}}/attn/{name}") for name in DISTANCES)
+def rel_pos_rules(source: str) -> tuple[Rule, ...]:
+    """Returns the rules of the relative position embeddings."""
+    return tuple(Rule(f"{source}.{name}", f"blocks_{{i}}/attn/{name}") for name in REL_POS)
 
 
 def infer_windows(shapes: Shapes, source: str, depth: int, grid: tuple[int, ...] | None) -> dict[str, object]:
-    """Returns what tables of relative positions tell of windows and heads; `grid` is what the whole image has.
+    """Returns what relative position embeddings tell of windows and heads; `grid` is what the whole image has.
 
     A block whose tables are of other distances than the grid's attends inside windows. Where all are of the grid, or
     the windows differ, it has to be said.
     """
-    names = [[f"{source.format(i=i)}.{name}" for name in DISTANCES] for i in range(depth)]
+    names = [[f"{source.format(i=i)}.{name}" for name in REL_POS] for i in range(depth)]
     tables = {i: [shapes[name] for name in pair] for i, pair in enumerate(names) if all(n in shapes for n in pair)}
     found: dict[str, object] = {"use_rel_pos": bool(tables)}
     if grid is None or not tables or any(len(table) != 2 for pair in tables.values() for table in pair):
@@ -54,8 +54,8 @@ def infer_windows(shapes: Shapes, source: str, depth: int, grid: tuple[int, ...]
 
 
 def head_width(shapes: Shapes, source: str, width: int) -> dict[str, object]:
-    """Returns the number of heads, of which tables of relative positions tell the width."""
-    own = vote(shapes, *((f"{source}.{name}", 1) for name in DISTANCES))
+    """Returns the number of heads, of which relative position embeddings tell the width."""
+    own = vote(shapes, *((f"{source}.{name}", 1) for name in REL_POS))
     return {"num_heads": width // own} if own else {}
 
 
@@ -65,7 +65,7 @@ def _rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
         Rule("patch_embed.proj.weight", "patch_embed/proj/kernel", CONV),
         Rule("patch_embed.proj.bias", "patch_embed/proj/bias"),
         *block_rules(config),
-        *distance_rules("blocks.{i}.attn"),
+        *rel_pos_rules("blocks.{i}.attn"),
         Rule("neck.0.weight", "neck/conv1/kernel", CONV),
         *norm("neck.1", "neck/norm1"),
         Rule("neck.2.weight", "neck/conv2/kernel", CONV),

@@ -15,7 +15,7 @@ float64, JAX arrays by JAX in float32 or wider, and the result has the dtype of 
 | `bilinear_antialias` | torch bilinear antialias=True | NaFlex: big_vision, HF SigLIP2 |
 | `zoom` | scipy.ndimage.zoom(order=1): linear, corners aligned | Google's vision_transformer, big_vision, scenic |
 | `tiled` | repeated from the first row and column on | SAM 3 |
-| `geometric` | linear, samples closer together near the middle; for tables of relative positions alone | BEiT, timm |
+| `geometric` | linear, samples closer together near the middle; for relative position bias tables alone | BEiT, timm |
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def resize_pos_embed(pos_embed: Table, old_grid: Grid, new_grid: Grid, num_prefi
     return numpy.concatenate([prefix, grid.reshape(*batch, new_height * new_width, dim)], axis=-2)
 
 
-def resize_windows(table: Table, old_grid: Grid, new_grid: Grid, mode: str) -> Table:
-    """Resizes a table of relative positions (steps from patch to patch, then three, heads) to those of another grid.
+def resize_rel_pos_bias(table: Table, old_grid: Grid, new_grid: Grid, mode: str) -> Table:
+    """Resizes a relative position bias table (steps from patch to patch, then three, heads) to that of another grid.
 
     Raises:
         ValueError: no such mode, or the table has not as many rows as the old grid asks for.
     """
-    _check_mode(mode, WINDOW_MODES)
+    _check_mode(mode, REL_POS_BIAS_MODES)
     (old_height, old_width), (height, width) = (tuple(2 * side - 1 for side in grid) for grid in (old_grid, new_grid))
     if table.shape[0] != old_height * old_width + 3:
         raise ValueError(f"a table for a {old_grid[0]}x{old_grid[1]} grid has {old_height * old_width + 3} rows")
@@ -74,12 +74,12 @@ def resize_windows(table: Table, old_grid: Grid, new_grid: Grid, mode: str) -> T
         return table
     numpy: Any = jnp if isinstance(table, jax.Array) else np
     steps = table[:-3].reshape(old_height, old_width, -1)
-    steps = _apply("ih,jw,hwd->ijd", (old_height, height), (old_width, width), WINDOW_MODES[mode], steps)
+    steps = _apply("ih,jw,hwd->ijd", (old_height, height), (old_width, width), REL_POS_BIAS_MODES[mode], steps)
     return numpy.concatenate([steps.reshape(height * width, -1), table[-3:]], axis=0)
 
 
-def resize_distances(table: Table, rows: int) -> Table:
-    """Resizes a table (2 side - 1, dim) of vectors by distance linearly to other rows, as every source of such does.
+def resize_rel_pos(table: Table, rows: int) -> Table:
+    """Resizes a relative position embedding along one axis (2 side - 1, dim) linearly, as every source does.
 
     Reference: get_rel_pos of timm.models.vision_transformer_sam, transformers' VitDet and SAM, detectron2.
     """
@@ -258,7 +258,7 @@ MODES: dict[str, Callable[[int, int], np.ndarray]] = {
     "tiled": _tiled,
 }
 _CROPPED = ("bilinear_crop",)
-WINDOW_MODES: dict[str, Callable[[int, int], np.ndarray]] = {**MODES, "geometric": _geometric}
+REL_POS_BIAS_MODES: dict[str, Callable[[int, int], np.ndarray]] = {**MODES, "geometric": _geometric}
 PATCH_MODES: dict[str, Callable[[int, int], np.ndarray]] = {
     name: _inverse(MODES[name]) for name in ("bicubic", "bicubic_antialias", "bilinear", "bilinear_antialias")
 }
