@@ -40,7 +40,7 @@ __all__ = [
     "subject_of",
 ]
 
-# imported when they are first used: `tolerances` is for those who have no torch, too
+# lazy imports, so that `vit_flax.parity.tolerances` loads without torch
 _MODULES = {
     "vit_flax.parity.compare": (
         "Row",

@@ -28,7 +28,7 @@ Pairs = Iterable[tuple[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """How far one array differs between the frameworks. Errors are 2-norms relative to torch's float64 array."""
+    """Differences of one array between the frameworks; relative ones are 2-norms over that of torch's float64 array."""
 
     name: str  # torch's name
     flax_name: str
@@ -44,8 +44,8 @@ class Row:
 class Subject:
     """A pair of models under comparison: a torch module and a Flax function with its parameters.
 
-    `function(params, images)` takes the images as `to_flax` lays them out. `export` names a tree like `params` as
-    torch's state_dict does; without it gradients of parameters and optimiser steps are not compared.
+    `function(params, images)` takes images in the layout of `to_flax`. `export` maps a pytree like `params` to the
+    names of torch's state_dict; without it gradients of parameters and optimiser steps are not compared.
     """
 
     torch_module: torch.nn.Module
@@ -70,10 +70,10 @@ def expand_pairs(templates: Pairs, torch_module: torch.nn.Module) -> tuple[tuple
 
 
 def subject_of(torch_module: torch.nn.Module, model: VisionTransformer, params: PyTree, layout: Layout) -> Subject:
-    """Returns the Subject of a torch module and the Flax model that its state_dict was converted to."""
+    """Returns the Subject of a torch module, cast to float64 in place, and the Flax model converted from it."""
     constants = {rule.source for rule in layout.rules(model.config) if isinstance(rule, Drop)}
 
-    def export(tree: PyTree) -> dict[str, np.ndarray]:  # constants that the layout writes have no gradient
+    def export(tree: PyTree) -> dict[str, np.ndarray]:  # without the layout's constants, which have no gradient
         tensors = to_state_dict(model, tree, layout.name)
         names = layout.renamed(tensors)
         return {name: array for name, array in tensors.items() if names[name] not in constants}
@@ -91,7 +91,7 @@ def subject_of(torch_module: torch.nn.Module, model: VisionTransformer, params: 
 
 
 def compare_components(subject: Subject, images: np.ndarray) -> list[Row]:
-    """Compares what every paired component puts out for `images` (B, C, H, W), in execution order.
+    """Compares the output of every paired component for `images` (B, C, H, W), in execution order.
 
     Raises:
         ValueError: JAX is in 32-bit mode, or a paired component does not exist or was never called.
@@ -158,7 +158,7 @@ def _torch_gradients(subject: Subject, images: np.ndarray, bits: int, seed: int)
     inputs = torch.from_numpy(images).to(dtype).requires_grad_()
     out = module(inputs)
     out.backward(torch.from_numpy(_cotangent(tuple(out.shape), seed)).to(dtype))
-    # what torch keeps but does not train (a fixed position table) must get no gradient in Flax either
+    # the gradient of a parameter that torch does not train (a fixed position table) must be zero in Flax too
     by_params = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in module.named_parameters()}
     return {name: g.double().numpy() for name, g in {"image": inputs.grad, **by_params}.items() if g is not None}
 
@@ -188,16 +188,17 @@ def compare_arrays(
     flax32: np.ndarray | None = None,
     largest_norm: float = 0.0,
 ) -> Row:
-    """Compares two arrays of the same meaning, and their float32 versions against torch's float64.
+    """Compares two corresponding arrays in float64, and both float32 versions against torch's float64.
 
     Args:
         name: torch's name.
         flax_name: the Flax name.
         torch64: the reference.
-        flax64: the claim; of the reference's shape.
-        torch32: torch's float32 result, or None.
-        flax32: the Flax float32 result, or None.
-        largest_norm: norm of the largest array of the same kind, where exact zeros are computed as its rounding.
+        flax64: the Flax float64 result; another shape disagrees.
+        torch32: torch's float32 result; None: float64 alone decides.
+        flax32: the Flax float32 result, likewise.
+        largest_norm: largest 2-norm of the arrays of the same kind; its rounding is allowed on top, for gradients that
+            are zero in exact arithmetic.
     """
     torch64 = _as_tokens(torch64, flax64)
     torch32 = None if torch32 is None else _as_tokens(torch32, flax64)
@@ -219,7 +220,7 @@ def compare_arrays(
 
 
 def _as_tokens(torch_array: np.ndarray, flax_array: np.ndarray) -> np.ndarray:
-    """Returns tokens that torch keeps in their grid, (B, H, W, D), one after the other as Flax has them."""
+    """Flattens torch's grid of tokens (B, H, W, D) to (B, H W, D) where the Flax array has that shape."""
     if torch_array.ndim != 4:
         return torch_array
     batch, height, width, chans = torch_array.shape

@@ -35,12 +35,12 @@ def compare_digits(
     mutation: Mutation | None = None,
     say: Callable[[str], None] = lambda _text: None,
 ) -> Report:
-    """Converts the trained reference and compares everything about it on real digits.
+    """Converts the trained reference and compares it with the Flax model on scikit-learn's digits.
 
     Args:
         num_steps: optimiser steps to take in both frameworks.
-        mutation: a deliberate error to put into the Flax side.
-        say: called with a word on what is being done, for a progress line.
+        mutation: a deliberate error, applied to the conversion or the Flax model.
+        say: called with each stage's name, for a progress line.
 
     Raises:
         ValueError: JAX is in 32-bit mode.
@@ -76,10 +76,10 @@ def _compare(num_steps: int, mutation: Mutation, say: Callable[[str], None]) -> 
 
 
 class DigitsCase:
-    """The trained reference, its Flax twin (broken by a mutation or not), and what to compare of them."""
+    """The trained reference, the Flax model of the same weights under a mutation, and their comparisons."""
 
     def __init__(self, mutation: Mutation, num_steps: int = 10, batch: int = 32, policy: Precision = UNCHANGED) -> None:
-        """Converts the reference, to compute under `policy`; apply the mutation's patches before."""
+        """Converts the reference, to compute under `policy`; the mutation's patches must be applied already."""
         from vit_flax.reference.digits import digits_images, load_digits_reference
 
         self.mutation, self.num_steps, self.batch, self.policy = mutation, num_steps, batch, policy
@@ -91,7 +91,7 @@ class DigitsCase:
         self.flax_losses: list[float] = []
 
     def comparisons(self) -> Iterator[tuple[str, Callable[[], list[Row]]]]:
-        """Yields every section of the report and the function that fills it."""
+        """Yields each section's name and the function that computes its rows."""
         images = self.images[: self.batch]
         yield "components", lambda: compare_components(self.subject, images)
         yield "intermediates", lambda: compare_intermediates(self.subject, self.model, images)
@@ -128,10 +128,10 @@ def _subject(module: Any, mutation: Mutation, policy: Precision) -> tuple[Subjec
     model, params = from_state_dict(tensors, LAYOUT, num_heads=heads, image_size=(height, width))
     model = model.clone(precision=policy)
     subject = subject_of(module, model, params, layout)
-    if policy.stored is not None:  # heads stay apart: these layers are not called as a whole
+    if policy.stored is not None:  # attention then multiplies by these kernels head by head, without calling the layers
         whole = [pair for pair in subject.pairs if not pair[1].removesuffix(INPUT).endswith(("attn/qkv", "attn/proj"))]
         subject = dataclasses.replace(subject, pairs=tuple(whole))
-    if mutation.config is not None:  # what runs is broken, not the export: the layout cannot hold every config
+    if mutation.config is not None:  # of the forward pass alone: the layout cannot export every config
         model = build_model(model.config.replace(**mutation.config(model.config)), precision=policy)
         subject = dataclasses.replace(subject, function=lambda p, images: model.apply({"params": p}, images))
     if mutation.images is not None:

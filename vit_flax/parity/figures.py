@@ -1,4 +1,4 @@
-"""The numbers behind the report's pictures, as JSON types."""
+"""The data of the report's figures, as JSON types."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def class_attention(module: torch.nn.Module, images: np.ndarray, config: ViTConf
 
 
 def attention_weights(module: torch.nn.Module, images: np.ndarray, config: ViTConfig, block: int) -> np.ndarray:
-    """Computes the attention (B, heads, N, N) of a block of the tutorial's ViT from its queries and keys."""
+    """Computes the attention weights (B, heads, N, N) of a block of the tutorial's ViT from its queries and keys."""
     import torch
 
     name = f"backbone.blocks.{block}.attn.qkv"

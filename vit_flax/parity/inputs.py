@@ -1,4 +1,4 @@
-"""What both frameworks' models are given to be compared: random images, padded patches, texts."""
+"""Random inputs of a comparison, the same for both frameworks: images, padded patches, texts."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ TEXTS = 3
 
 @dataclasses.dataclass(frozen=True)
 class DrawnImages:
-    """Images in torch's order of axes; of NaFlex models their patches, with a mask and grids."""
+    """Images (B, C, H, W); for NaFlex models padded patches with their mask and grids."""
 
     pixels: np.ndarray  # (B, C, H, W), or patches (B, N, p p C)
-    mask: np.ndarray | None = None
-    grids: np.ndarray | None = None
+    mask: np.ndarray | None = None  # (B, N), False for padding
+    grids: np.ndarray | None = None  # (B, 2), rows and columns of patches
 
     @property
     def to_flax(self) -> Callable[[np.ndarray], np.ndarray]:
-        """What lays them out as Flax takes them."""
+        """The function from NCHW to NHWC; the identity for patches."""
         return (lambda pixels: pixels.transpose(0, 2, 3, 1)) if self.mask is None else (lambda pixels: pixels)
 
     @property
     def flax_arguments(self) -> dict[str, np.ndarray]:
-        """What a Flax model is given beside them."""
+        """Keyword arguments of the Flax model beside the pixels."""
         if self.mask is None or self.grids is None:
             return {}
         return {"mask": self.mask, "spatial_shapes": self.grids}
 
     def torch_arguments(self) -> dict[str, torch.Tensor]:
-        """Returns what transformers' model is given beside them."""
+        """Returns the keyword arguments of transformers' model beside the pixels."""
         import torch
 
         if self.mask is None or self.grids is None:
@@ -50,7 +50,7 @@ class DrawnImages:
 
 
 def draw_images(config: ViTConfig, seed: int = 0) -> DrawnImages:
-    """Returns two images; of a NaFlex model a wide one and a tall one, with padding behind both."""
+    """Draws two random images; for a NaFlex model a wide one and a tall one, both padded."""
     drawn = np.random.default_rng(seed)
     if not config.tokens.pads:
         return DrawnImages(drawn.standard_normal((2, config.in_chans, *config.image_size)))
@@ -63,14 +63,17 @@ def draw_images(config: ViTConfig, seed: int = 0) -> DrawnImages:
 
 @dataclasses.dataclass(frozen=True)
 class DrawnTexts:
-    """Tokens (T, N) of texts of several lengths, and which are no padding; None: nothing tells it."""
+    """Token ids (T, N) of texts of several lengths, and their attention mask, None where the tokeniser returns none."""
 
     tokens: np.ndarray
     mask: np.ndarray | None
 
 
 def draw_texts(config: TextConfig, hides_padding: bool, seed: int = 0) -> DrawnTexts:
-    """Returns texts that end as the model looks for it, where it does, with higher numbers before where it may."""
+    """Draws random token ids that end with the end-of-text token where `pool` looks for one.
+
+    `pool="eos"` also gets a higher id before the end, at which `pool="argmax"` would pool instead.
+    """
     length, vocab = config.context_length, config.vocab_size
     end = {"eos": config.eos_token_id, "argmax": vocab - 1}.get(config.pool)
     pad = 1 if end == 0 and vocab > 1 else 0
@@ -90,7 +93,7 @@ def draw_texts(config: TextConfig, hides_padding: bool, seed: int = 0) -> DrawnT
 
 @contextlib.contextmanager
 def positions_in_float64(module: torch.nn.Module) -> Iterator[None]:
-    """Keeps transformers' SigLIP 2 from resizing a float64 table of positions in float32, while the context lasts."""
+    """Makes transformers' SigLIP 2 resize float64 position embeddings in float64, not float32, within the context."""
     import torch
 
     kinds: set[Any] = {type(part) for part in module.modules() if hasattr(part, "resize_positional_embeddings")}

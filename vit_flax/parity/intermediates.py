@@ -19,11 +19,11 @@ METHOD = "forward_intermediates"
 
 
 def compare_intermediates(subject: Subject, model: VisionTransformer, images: np.ndarray) -> list[Row]:
-    """Returns rows of every block of the tutorial's ViT: patches, prefix tokens, both normalised, and attention.
+    """Compares every block of the tutorial's ViT in float64: patch and prefix tokens, both normed, attention weights.
 
     Args:
         subject: the pair of models.
-        model: the Flax one.
+        model: the Flax model of the pair.
         images: (B, C, H, W).
     """
     import torch

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LIBRARIES = ("timm", "transformers")
-_TIMM_LAYOUTS = ("timm", "deit", "timm_sam")  # whose names timm's own models have
-OUTPUTS = {"features": "method='features'", "output": "method='__call__'"}  # those that a peer has
+_TIMM_LAYOUTS = ("timm", "deit", "timm_sam")  # the names of timm's own state_dicts
+OUTPUTS = {"features": "method='features'", "output": "method='__call__'"}  # by name, the Flax call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Peer:
 
     title: str
     module: Any  # in float64 and evaluation mode; returns one tensor
-    layout: Layout  # which names its modules
+    layout: Layout  # of the names of its modules
     outputs: Outputs
     checks: list[Check]
 
@@ -51,8 +51,8 @@ def compare_checkpoint(reading: Reading, against: str | None = None, name: str |
     Args:
         reading: of the checkpoint.
         against: 'timm' or 'transformers'; None takes the one that the layout belongs to.
-        name: timm's model; None takes the preset's or the config.json's.
-        seed: of the images.
+        name: timm's name of the model; None takes the preset's or the config.json's.
+        seed: seed of the images.
 
     Raises:
         ConversionError: the checkpoint cannot be loaded, or the library has no such model.
@@ -110,12 +110,12 @@ def _flax_outputs(
 
 
 def _tokens(features: Any) -> Any:
-    """Returns maps (B, C, H, W), which trunks put out, as tokens (B, N, C)."""
+    """Flattens feature maps (B, C, H, W), as trunks return them, to tokens (B, N, C)."""
     return features.flatten(2).swapaxes(1, 2) if features is not None and features.ndim == 4 else features
 
 
 def every_tensor_has_a_place(missing: Iterable[str], unexpected: Iterable[str], library: str) -> list[Check]:
-    """Returns the statement that another library loads a checkpoint whole."""
+    """Returns the check that another library's model has no missing and no unexpected keys."""
     text = f"{library} finds a place for every tensor and a tensor for every parameter"
     wrong = [*(f"no {name}" for name in missing), *(f"nothing to do with {name}" for name in unexpected)]
     more = f": {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}" if wrong else ""
@@ -125,15 +125,15 @@ def every_tensor_has_a_place(missing: Iterable[str], unexpected: Iterable[str], 
 def load_transformers(
     checkpoint: Checkpoint, kind: type[PreTrainedModel], values: Mapping[str, object]
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Returns transformers' model of a checkpoint's weights, in float64, and the parameters that have none.
+    """Loads a checkpoint as a transformers model in float64, and returns it with its missing keys.
 
     Args:
-        checkpoint: under its own names.
-        kind: transformers' class.
-        values: of its config.json.
+        checkpoint: under transformers' names.
+        kind: transformers' class of the model.
+        values: fields of config.json.
 
     Raises:
-        ConversionError: it cannot be loaded as that.
+        ConversionError: transformers cannot load the checkpoint as `kind`.
     """
     import torch
 
@@ -172,7 +172,7 @@ def _transformers_peer(checkpoint: Checkpoint, layout: Layout, config: ViTConfig
     left_out = ("pooler.",) if config.representation_size is None else ()
     missing = [name for name in absent if not name.startswith(left_out)]
     if hasattr(module.config, "mask_ratio"):
-        module.config.mask_ratio = 0.0  # ViT-MAE looks at all patches, as evaluation does
+        module.config.mask_ratio = 0.0  # ViT-MAE without masking, as here
     pooled = config.representation_size is not None or not absent
 
     def outputs(module: Any, pixels: Any) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def _transformers_peer(checkpoint: Checkpoint, layout: Layout, config: ViTConfig
     return Peer(f"transformers' {kind.__name__}", module, memory, outputs, checks)
 
 
-# fields whose values make another model of the same timm name: constructor arguments by another name or the same
+# fields that override the architecture of a timm name, and timm's constructor arguments for them
 _TIMM_SIZES = {
     "image_size": "img_size", "patch_size": "patch_size", "in_chans": "in_chans", "num_classes": "num_classes",
     "embed_dim": "embed_dim", "depth": "depth", "num_heads": "num_heads", "mlp_ratio": "mlp_ratio",
@@ -239,7 +239,7 @@ def _timm_peer(checkpoint: Checkpoint, layout: Layout, model: Any, params: PyTre
     except RuntimeError as error:
         said = str(error).splitlines()[-1].strip().rstrip(".")
         advice = (
-            "; what stands for other sizes is compared once vit-flax convert has resized it" if "pos" in said else ""
+            "; position embeddings of another size: resize them with vit-flax convert first" if "pos" in said else ""
         )
         raise ConversionError(f"timm's {architecture} cannot hold these tensors: {said}{advice}") from error
 

@@ -27,15 +27,15 @@ def compare_outputs(
     images: DrawnImages,
     names: Mapping[str, str],
 ) -> list[Row]:
-    """Returns a row for each output that the torch module has.
+    """Compares each named output that the torch module returns.
 
     Args:
-        run: of the torch module.
-        module: in float64, as it is afterwards.
-        compute: of the Flax model, jitted here.
-        params: of the Flax model, in float64.
-        images: what both are given.
-        names: the outputs, and what reports call them on Flax's side.
+        run: function of the module and NCHW pixels that returns its outputs by name.
+        module: in float64; cast to float32 and back in place, so its weights are rounded to float32.
+        compute: likewise of the Flax parameters and pixels; jitted here.
+        params: parameters of the Flax model, in float64.
+        images: inputs of both.
+        names: outputs to compare, and the names of their Flax counterparts in the report.
     """
     import torch
 

@@ -27,7 +27,7 @@ from vit_flax.parity.tolerances import FLOAT32_FACTOR
 
 
 def format_page(report: Report) -> str:
-    """Returns the page: HTML that needs nothing outside itself, neither network nor scripts."""
+    """Returns the page as HTML without external resources or scripts."""
     style = Path(__file__).with_name("page.css").read_text("utf-8")
     body = itertools.chain(
         headline(report),
@@ -56,12 +56,12 @@ def _compared(report: Report) -> Iterator[str]:
     yield (
         f"<p>On one side a Vision Transformer written in PyTorch{_described(report.config)}; on the other the same "
         "model written in Flax linen, whose parameters were converted from the first: values are moved and turned, "
-        "never computed. Both were given the same images. What every component puts out was recorded on both sides "
+        "never computed. Both were given the same images. The output of every component was recorded on both sides "
         "and paired by name, in the order in which torch runs them; then the gradients; then training itself.</p>"
     )
     yield (
-        "<p><strong>float64 decides.</strong> The difference of two arrays is the norm of what lies between them over "
-        "the norm of torch’s. A right port differs by rounding alone, near 10⁻¹⁶ to 10⁻¹³, a wrong one by 10⁻⁷ or "
+        "<p><strong>float64 decides.</strong> The difference of two arrays is the norm of their difference over the "
+        "norm of torch’s. A right port differs by rounding alone, near 10⁻¹⁶ to 10⁻¹³, a wrong one by 10⁻⁷ or "
         f"more; {ALLOWED} separates them, and nothing is tuned. "
         "<strong>float32 follows</strong>, where both frameworks round, each in its own order: the error of each is "
         f"taken against torch’s float64, and Flax’s may be at most {FLOAT32_FACTOR:.0f} times torch’s.</p></section>"
@@ -101,7 +101,7 @@ def _positions(report: Report) -> Iterator[str]:
     table = report.figures.get("position_table")
     if not table:
         return
-    yield '<section id="positions"><h2>Where a token sits</h2>'
+    yield '<section id="positions"><h2>The position table</h2>'
     yield _figure(
         positions_figure(table),
         f"The fixed position table, added to the {len(table)} tokens: a row for each token, the class token first; a "
@@ -122,18 +122,18 @@ def _components(report: Report) -> Iterator[str]:
 def _how_to_read(rows: list[Row]) -> str:
     if all(row.agrees for row in rows):
         seen = (
-            "In float64 (diamonds) the frameworks part by rounding only and stay left of the dashed line. In float32 "
-            "(dots) both are about as far from the truth as that format must be, and equally far."
+            "In float64 (diamonds) the frameworks differ by rounding only and stay left of the dashed line. In float32 "
+            "(dots) the errors of both against float64 are those of the format, and alike."
         )
     else:
         seen = (
-            "Black diamonds agree, coloured ones differ. The marked row is where the error enters; what comes after "
-            "it inherits it, so look no further down before that row is explained."
+            "Black diamonds agree, coloured ones differ. The marked row is the first diverging component; the error "
+            "propagates to those after it, so explain that row first."
         )
     off = any(not row.relative_difference <= 10.0**HIGHEST_DECADE for row in rows)
     beyond = " Those on the right are off the scale: huge, infinite or not numbers." if off else ""
     return (
-        "The model runs from top to bottom; the further right, the further apart, a factor of ten at a time. "
+        "Components in execution order from top to bottom; their difference to the right, on a log scale. "
         f"{seen} Hollow marks on the left are exactly 0, which has no place on a log scale.{beyond} The two dotted "
         "lines, ε, are what rounding a single number costs in each format."
     )
@@ -146,9 +146,9 @@ def _intermediates(report: Report) -> Iterator[str]:
     yield from _kinds(
         report,
         "intermediates",
-        "What leaves the blocks",
-        "What others build on: the patches after every block, the prefix tokens apart from them, both with and without "
-        "the final norm, and the weights of attention.",
+        "Intermediate features",
+        "The patch tokens after every block and, separately, the prefix tokens, both with and without the final norm, "
+        "and the attention weights.",
     )
 
 
@@ -156,10 +156,10 @@ def _stressed(report: Report) -> Iterator[str]:
     yield from _kinds(
         report,
         "stressed",
-        "The same under stress",
-        "The components again, after a large constant was added to the tokens, so that every normalisation meets a "
-        "mean far above the deviation. A variance computed the quick way, mean of squares less square of mean, loses "
-        "its digits here; with small activations nobody would notice.",
+        "Components at a large mean",
+        "The components again, after a large constant was added to the tokens, so that every LayerNorm sees a mean far "
+        "above the standard deviation. A variance computed as the mean of squares less the square of the mean loses "
+        "its digits here; small activations would not show it.",
     )
 
 
@@ -169,7 +169,7 @@ def _gradients(report: Report) -> Iterator[str]:
         "gradients",
         "Gradients",
         "A forward pass may be right and its derivative wrong. These are the gradients of the image and of every "
-        "parameter, for one random direction of the output. Some are 0 in exact arithmetic (softmax ignores a "
+        "parameter, for one random cotangent of the output. Some are 0 in exact arithmetic (softmax ignores a "
         "constant, so a key’s bias has no effect): those are judged against the largest.",
     )
 
@@ -189,7 +189,7 @@ def _attention(report: Report) -> Iterator[str]:
     yield '<section id="attention"><h2>Where the class token looks</h2>'
     yield _figure(
         f'<div class="strips">{"".join(attention_figures(attention))}</div>',
-        f"Some of the images, and beside each what the class token draws on in the last block, in heads 1 to {heads} "
+        f"Some of the images, and beside each the class token's attention in the last block, in heads 1 to {heads} "
         f"from left to right: the greener, the more attention. The weights lie on {len(rows)} × {len(rows[0])} patches "
         "and are enlarged smoothly; each map is scaled to its own largest weight, and the number says how much of the "
         "attention that one patch gets. "
@@ -218,10 +218,10 @@ def _training(report: Report) -> Iterator[str]:
     yield from _kinds(
         report,
         "steps",
-        "What training leaves behind",
-        "The losses, and every parameter after the last step. AdamW divides each gradient by its own size, so a "
-        "gradient that is 0 but for rounding still moves its parameter: expect a few marks, key biases, to the right "
-        "of the rest.",
+        "Losses and parameters after training",
+        "The losses, and every parameter after the last step. AdamW divides each gradient by the root of its second "
+        "moment, so a gradient that is 0 but for rounding still moves its parameter: expect a few marks, key biases, "
+        "to the right of the rest.",
     )
 
 
@@ -235,5 +235,5 @@ def _figure(drawing: str, caption: str) -> str:
 
 
 def _chart(drawing: str, rows: list[Row], caption: str) -> str:
-    # tall, so what there is to see comes first
+    # the chart is tall, so the caption stands above it
     return f"<figure><figcaption>{caption}</figcaption>{legend(rows)}{drawing}</figure>"

@@ -1,4 +1,4 @@
-"""Dot plots of the errors on a log scale, a row for a component, drawn to any width without scaling their text."""
+"""Dot plots of the errors on a log scale, a row for a component, of any width with text of one size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vit_flax.parity.compare import Row
 from vit_flax.parity.page_numbers import power_of_ten, scientific
 from vit_flax.parity.tolerances import FLOAT32_EPS, FLOAT32_FACTOR, FLOAT64_EPS, FLOAT64_RELATIVE
 
-# Across, in percent of the width: labels end, a lane for exact zeros, the scale, a lane for what is off it.
+# Across, in percent of the width: end of the labels, lane of exact zeros, the scale, lane of values off the scale.
 LABELS, ZERO, SCALE, OFF = 33.0, 37.5, (42.0, 93.0), 97.0
 # Down, in pixels.
 TOP, ROW, HEADING, NOTE, BOTTOM = 56, 21, 32, 26, 30
@@ -35,7 +35,7 @@ MARKS = (
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of a chart: the rows whose marks it shows, one or (a kind of component) one for each block."""
+    """One line of a chart and its rows: a single one, or the same component of every block."""
 
     group: str
     label: str
@@ -48,7 +48,7 @@ def lines_in_order(rows: Iterable[Row]) -> list[Line]:
 
 
 def lines_by_kind(rows: Iterable[Row]) -> list[Line]:
-    """Returns a line for every kind of row, that is for all names which differ only in numbers."""
+    """Returns a line for all rows whose names differ only in numbers."""
     kinds: dict[str, list[Row]] = {}
     blocks: dict[str, list[str]] = {}
     for row in rows:
@@ -72,7 +72,7 @@ def _number(group: str) -> str:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Returns the numbered part that a component is in, if any, and a short name of the component within."""
+    """Returns a component's block, "" outside the blocks, and its short name within."""
     found = re.match(r"(.*?\.\d+)(?:[.:]|$)(.*)", name)
     group, rest = found.groups() if found else ("", name)
     if group and not rest:
@@ -99,7 +99,7 @@ def reason(row: Row) -> str:
 
 
 def legend(rows: Iterable[Row]) -> str:
-    """Returns the marks that a chart of these rows holds, and their meaning."""
+    """Returns the legend of the marks that these rows have."""
     shown = {kind for row in rows for kind, _ in _values(row)}
     items = "".join(
         '<span><svg width="14" height="14" viewBox="-7 -7 14 14" aria-hidden="true">'
@@ -114,8 +114,8 @@ def error_chart(ident: str, title: str, lines: list[Line], first: str | None) ->
     """Draws the errors of all lines.
 
     Args:
-        ident: begins the ids of the chart's elements.
-        title: what a screen reader says the chart is.
+        ident: prefix of the ids of the chart's elements.
+        title: the SVG's title, for screen readers.
         lines: from top to bottom.
         first: name of the row that disagrees first in the report, if it is in this chart.
     """
@@ -159,13 +159,13 @@ def _first_note(row: Row, line: Line) -> str:
 
 
 def _offsets(count: int) -> list[float]:
-    """Returns how far above or below the middle of its line each of several rows is drawn."""
+    """Returns the vertical offsets, in pixels, of several rows on one line."""
     step = min(3.6, (ROW - 8) / max(count - 1, 1))
     return [round((i - (count - 1) / 2) * step, 1) for i in range(count)]
 
 
 class _Scale:
-    """The log scale across, wide enough for the rows and always for the tolerance and both roundings."""
+    """The horizontal log scale, from the rows' values, the tolerance and both machine epsilons."""
 
     def __init__(self, rows: list[Row]) -> None:
         values = [value for row in rows for _, value in _values(row)]
@@ -175,7 +175,7 @@ class _Scale:
         self.any_off = any(not value <= 10.0**self.high for value in values)  # NaN too
 
     def place(self, value: float) -> float:
-        """Returns where a value lies across, in percent."""
+        """Returns a value's horizontal position, in percent."""
         if value == 0:
             return ZERO
         if not value <= 10.0**self.high:
@@ -198,7 +198,7 @@ class _Scale:
         yield "</g>"
 
     def grid(self, bottom: int) -> Iterator[str]:
-        """Yields the upright lines and what they stand for, above and below the rows."""
+        """Yields the vertical lines and their labels, above and below the rows."""
         every = 3 if self.high - self.low <= 15 else 6
         decades = [d for d in range(self.low, self.high + 1) if (d - _TOLERANCE_DECADE) % every == 0]
         if self.any_off and decades[-1] == self.high:

@@ -1,4 +1,4 @@
-"""The page's pictures of the model at work: patches, one token, the position table, attention, losses."""
+"""The page's figures of the model: patches, one token, the position table, attention, losses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GAP = 2  # between patches, in pixels of the image
 
 
 def patches_figure(figures: dict[str, Any]) -> str:
-    """Draws an image cut into numbered patches, and one of them as the row of pixels that its token is."""
+    """Draws an image cut into numbered patches, and one of them flattened to its token."""
     image, size, token = np.array(figures["image"]), figures["patch_size"], figures["token"]
     rows, columns = image.shape[0] // size, image.shape[1] // size
     step = size + _GAP
@@ -83,7 +83,7 @@ def positions_figure(table: list[list[float]]) -> str:
 
 
 def attention_figures(figures: dict[str, Any]) -> Iterator[str]:
-    """Yields a strip for each image: the image, then what each head of the class token looks at in it."""
+    """Yields a strip for each image: the image, then the class token's attention in each head."""
     for image, label, heads in zip(figures["images"], figures["labels"], figures["weights"], strict=True):
         weights = np.array(heads)
         cell, step = 20, 22
@@ -103,7 +103,7 @@ def _percent(weights: np.ndarray) -> str:
 
 
 def losses_figure(torch_losses: list[float], flax_losses: list[float]) -> str:
-    """Draws both loss curves over each other: torch's broad and pale, Flax's thin and dark."""
+    """Draws the loss curves of both frameworks on the same axes: torch's broad and pale, Flax's thin and dark."""
     finite = [loss for loss in (*torch_losses, *flax_losses) if math.isfinite(loss)]
     top, height, left, right = 28, 260, 9.0, 100.0
     steps = len(torch_losses)
@@ -152,12 +152,12 @@ def _image(uri: str, x: float, y: float, width: float, height: float, smooth: bo
 
 
 def _svg(ident: str, title: str, described: str, width: float, height: float, parts: list[str]) -> str:
-    """Returns a drawing that scales as a whole."""
+    """Returns an SVG that scales with its text."""
     return _named(ident, title, described, f'viewBox="0 0 {width:g} {height:g}"', parts)
 
 
 def _flexible(ident: str, title: str, described: str, height: float, parts: list[str]) -> str:
-    """Returns a drawing as wide as there is room, in which only places across scale, not text."""
+    """Returns an SVG of full width in which horizontal positions scale and text does not."""
     return _named(ident, title, described, f'width="100%" height="{height:g}"', parts)
 
 

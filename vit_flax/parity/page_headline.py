@@ -1,4 +1,4 @@
-"""The top of the page: what was found, in one sentence and a few numbers."""
+"""The top of the page: the verdict in one sentence, and a few numbers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vit_flax.parity.page_tables import verdict
 from vit_flax.parity.report import Report
 from vit_flax.parity.tolerances import FLOAT64_RELATIVE
 
-# What is said of a first divergence, by the section it is in; the row's name follows.
+# The verdict of a first divergence by its section; the row's name follows.
 _PARTING = {
     "components": "The two models differ, first in ",
-    "intermediates": "The two models differ in what leaves their blocks, first in ",
+    "intermediates": "The two models differ in their intermediate features, first in ",
     "stressed": "The two models differ once activations have a large mean, first in ",
     "gradients": "The two models differ in their gradients, first in that of ",
-    "steps": "The two models part in training, first in ",
-    "outputs": "The two models differ in what they return, first in ",
+    "steps": "The two models differ in training, first in ",
+    "outputs": "The two models differ in their outputs, first in ",
 }
 
 
@@ -39,7 +39,7 @@ def plain_verdict(report: Report) -> str:
 
 
 def headline(report: Report) -> Iterator[str]:
-    """Yields the verdict, where the models part if they do, and a few numbers."""
+    """Yields the verdict, the first divergence and a few numbers."""
     first = report.first_divergence
     text = escape(plain_verdict(report))
     if first is not None:
@@ -125,10 +125,10 @@ def _number(value: str, label: str, holds: bool) -> str:
 
 
 def _worst(rows: list[Row]) -> float:
-    """Returns the largest relative difference, NaN if there is one.
+    """Returns the largest relative difference, or NaN if any is.
 
-    Leaves out rows that agree though they are above the tolerance: they are zero in exact arithmetic, so that their
-    difference relative to themselves means nothing.
+    Rows that agree although they are above the tolerance are left out: they are zero in exact arithmetic, so their
+    relative difference means nothing.
     """
     values = [r.relative_difference for r in rows if not (r.agrees and r.relative_difference > FLOAT64_RELATIVE)]
     return max(values, key=lambda value: math.inf if math.isnan(value) else value, default=0.0)

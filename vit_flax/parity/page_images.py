@@ -1,4 +1,4 @@
-"""Arrays as PNG images inside the page, with a colour scale that reads in light, in dark and without colour vision."""
+"""Arrays as embedded PNG images, with a sequential colour map that is safe for colour blindness."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import zlib
 import numpy as np
 from numpy.typing import ArrayLike
 
-# Light to dark in steps of even lightness; hue stays green, apart from the orange and blue of the two frameworks.
+# Light to dark in steps of equal lightness; green, unlike the orange and blue of the two frameworks.
 _SCALE = np.array([[247, 246, 240], [198, 226, 210], [120, 190, 168], [36, 139, 124], [8, 84, 86], [6, 38, 48]]) / 255
 _HIGHLIGHT = np.array([30, 178, 145]) / 255
 
 
 def png(pixels: ArrayLike) -> str:
-    """Returns grey (H, W) or coloured (H, W, 3) pixels in [0, 1] as a data URI; what is not a number is black."""
+    """Encodes grey (H, W) or RGB (H, W, 3) pixels in [0, 1] as a PNG data URI; NaN is black."""
     levels = np.nan_to_num(np.asarray(pixels, np.float64), posinf=1.0, neginf=0.0).clip(0, 1)
     data = np.round(levels * 255).astype(np.uint8)
     height, width = data.shape[:2]
@@ -32,13 +32,13 @@ def _chunk(chunk: tuple[bytes, bytes]) -> bytes:
 
 
 def heat(values: ArrayLike, low: float, high: float) -> np.ndarray:
-    """Returns the colours (..., 3) of values between `low`, lightest, and `high`, darkest."""
+    """Returns the RGB colours (..., 3) of values between `low`, lightest, and `high`, darkest."""
     place = np.clip((np.asarray(values, np.float64) - low) / (high - low), 0, 1) * (len(_SCALE) - 1)
     return np.stack([np.interp(place, np.arange(len(_SCALE)), channel) for channel in _SCALE.T], axis=-1)
 
 
 def highlighted(image: ArrayLike, weights: ArrayLike, factor: int = 6) -> np.ndarray:
-    """Returns ink on paper with a highlighter over it: an image (H, W), 1 is ink, under weights on a coarser grid."""
+    """Overlays an image (H, W), in which 1 is ink, enlarged `factor` times, with weights of a coarser grid."""
     ink = np.kron(np.asarray(image, np.float64), np.ones((factor, factor)))
     weights = np.nan_to_num(np.asarray(weights, np.float64))
     strength = 0.8 * _enlarged(weights / (weights.max() or 1.0), ink.shape)[..., None]
@@ -46,12 +46,12 @@ def highlighted(image: ArrayLike, weights: ArrayLike, factor: int = 6) -> np.nda
 
 
 def paper(ink: ArrayLike) -> np.ndarray:
-    """Returns the colours of ink in [0, 1] on paper."""
+    """Returns the RGB colours of a grey image in which 0 is paper and 1 is ink."""
     return _SCALE[0] * (1 - 0.86 * np.asarray(ink, np.float64)[..., None])
 
 
 def _enlarged(grid: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns a grid enlarged linearly, its cells' centres in the middle of their share of the larger one."""
+    """Resizes a grid bilinearly with half-pixel centres."""
     for axis, size in enumerate(shape):
         centres = (np.arange(grid.shape[axis]) + 0.5) * size / grid.shape[axis]
         grid = np.apply_along_axis(

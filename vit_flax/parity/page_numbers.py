@@ -1,4 +1,4 @@
-"""Numbers as people read them on the page."""
+"""The page's number formats."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _SPACE, _THIN = "\N{NO-BREAK SPACE}", "\N{NARROW NO-BREAK SPACE}"
 
 
 def power_of_ten(exponent: int) -> str:
-    """Returns 10⁻⁹ for -9."""
+    """Formats a power of ten by its exponent: 10⁻⁹ for -9."""
     return "10" + str(exponent).translate(_SUPERSCRIPTS)
 
 
 def scientific(value: float) -> str:
-    """Returns a number with two digits and its power of ten: 1.3 × 10⁻¹¹."""
+    """Formats a number with two digits and its power of ten: 1.3 × 10⁻¹¹."""
     if math.isnan(value):
         return "not a number"
     if math.isinf(value):
@@ -29,17 +29,17 @@ def scientific(value: float) -> str:
 
 
 def compact(value: float | None) -> str:
-    """Returns a number as a table holds it: 1.3e-11, or a dash where nothing was computed."""
+    """Formats a number of a table: 1.3e-11, or a dash for None."""
     if value is None:
         return "–"
     return f"{value:.1e}" if value else "0"
 
 
 def shape_text(shape: Iterable[int]) -> str:
-    """Returns 32 × 17 × 48."""
+    """Formats a shape: 32 × 17 × 48, or 'one number' for a scalar."""
     return f"{_SPACE}×{_SPACE}".join(map(str, shape)) or f"one{_SPACE}number"
 
 
 def plural(count: int, noun: str, nouns: str | None = None) -> str:
-    """Returns '1 step' or '10 steps'; `nouns` is the plural where an s does not make it."""
+    """Returns '1 step' or '10 steps'; `nouns` is an irregular plural."""
     return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"

@@ -1,4 +1,4 @@
-"""The page's last part: every number behind the pictures, and how to get them again."""
+"""The page's last part: the tables of all rows, and the command that reproduces them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vit_flax.parity.report import SECTIONS, Check, Report
 
 
 def record(report: Report) -> Iterator[str]:
-    """Yields the section with all statements, tables, settings and versions of a report."""
+    """Yields the section with all checks, tables, settings and versions of a report."""
     yield '<section id="record"><h2>The full record</h2>'
     if report.checks:
         yield "<h3>Conversion and predictions</h3>" + _checks(report.checks)
     if report.worked_example:
         yield (
             "<h3>The worked example, stage by stage</h3><p>The tutorial follows one image through every stage and "
-            "writes the shapes down. Both frameworks walk the same way, in float64.</p>"
+            "states the shapes. Both frameworks run the same stages, in float64.</p>"
         )
         yield _stages(report.worked_example)
     yield "<h3>Every row</h3>"
@@ -34,7 +34,7 @@ def record(report: Report) -> Iterator[str]:
 
 
 def verdict(agrees: bool) -> str:
-    """Returns the word that a row or statement gets."""
+    """Returns the verdict of a row or check as HTML."""
     return '<span class="agrees">✓ agrees</span>' if agrees else '<strong class="differs">✗ differs</strong>'
 
 
@@ -107,11 +107,11 @@ def _plain(value: object) -> str:
 
 
 def _again(report: Report) -> Iterator[str]:
-    if not report.figures:  # only the embedded default fills them: how others were compared, the report does not know
+    if not report.figures:  # only the embedded default has them; the command of other comparisons is not recorded
         return
     options = f" --steps {len(report.torch_losses)}" + (f" --mutate {report.mutation}" if report.mutation else "")
     yield (
-        "<h3>Do it again</h3>"
+        "<h3>Reproduce it</h3>"
         f'<div class="scroll"><pre><code>pip install "vit-linen[torch]"\n'
         f"vit-flax compare{escape(options)} --html report.html</code></pre></div>"
         f"<p>It took {report.seconds:.0f} seconds here. Seeds are fixed; only the last digits of rounding "

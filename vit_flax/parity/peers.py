@@ -1,4 +1,4 @@
-"""Imports of the libraries that checkpoints are compared with."""
+"""Imports of timm, transformers and other libraries that checkpoints are compared with."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _SUPPRESSION = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def import_peer(library: str) -> ModuleType:
-    """Returns timm, transformers or another library that may import torchvision, whichever build of that there is.
+    """Imports timm, transformers or another library, with whichever build of torchvision is installed.
 
     Raises:
-        ImportError: the library is not installed, or cannot be imported; one line.
+        ImportError: the library is not installed or its import fails; the message is one line.
     """
     try:
         _declare_operators()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a library warns of while it loads is not ours to mend
+            warnings.simplefilter("ignore")  # warnings of another library's import are not about the caller's code
             return importlib.import_module(library)
-    except Exception as error:  # a broken build raises whatever it likes
+    except Exception as error:  # a broken build may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, ModuleNotFoundError) and error.name == library:
             raise ImportError(f"comparing with {library} needs it: pip install {library}") from error
@@ -32,9 +32,9 @@ def import_peer(library: str) -> ModuleType:
 
 @functools.cache
 def _declare_operators() -> object:
-    """Declares the operators of torchvision where its own cannot be loaded, as a CUDA wheel's beside a CPU torch.
+    """Declares torchvision's operators where its compiled library cannot be loaded: a CUDA wheel beside a CPU torch.
 
-    Such a torchvision describes operators that nothing defines, which fails its import. No ViT calls any of them.
+    Such a torchvision registers fake kernels of operators that do not exist, and its import fails. No ViT calls them.
     """
     spec = importlib.util.find_spec("torchvision")
     if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("torch") is None:

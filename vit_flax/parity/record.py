@@ -1,7 +1,7 @@
 """Records every component's output in execution order: torch by hooks, Flax by interception.
 
-A component is named as its framework names it: `backbone.blocks.0.attn` in torch, `blocks_0/attn` in Flax. The name
-with `:input` behind it stands for what goes into the component.
+Components have their framework's names: `backbone.blocks.0.attn` in torch, `blocks_0/attn` in Flax. A name followed by
+`:input` is the component's first argument.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def record_torch(
     Args:
         module: a torch.nn.Module.
         images: its input, a torch tensor.
-        names: module names as in `named_modules()`, with `:input` behind them where the input is wanted.
+        names: module names as in `named_modules()`, followed by `:input` for a module's input.
 
     Raises:
-        ValueError: a name is no module's.
+        ValueError: a name is not in `named_modules()`.
     """
     modules = dict(module.named_modules())
     unknown = sorted(name for name in names if name.removesuffix(INPUT) not in modules)
@@ -67,7 +67,7 @@ def record_flax(
         function: calls linen modules; the arrays of a component called twice are those of its first call.
         params: first argument of `function`.
         images: second argument of `function`.
-        names: module paths such as `blocks_0/attn`, with `:input` behind them where the input is wanted.
+        names: module paths such as `blocks_0/attn`, followed by `:input` for a module's input.
 
     Raises:
         ValueError: a named component was never called; the message lists those that were.

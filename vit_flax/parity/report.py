@@ -1,4 +1,4 @@
-"""What a comparison found: rows by section, losses, labels, and the numbers behind the pictures."""
+"""The result of a comparison: rows by section, losses, checks, and the data of the figures."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from vit_flax.parity.compare import Row, first_divergence
 
-# In the order in which a disagreement is looked for.
+# In the order in which the first divergence is looked for.
 SECTIONS = {
-    "components": "Components: what each puts out, in execution order",
-    "intermediates": "What leaves the blocks: intermediate features, and weights of attention",
-    "stressed": "Components again, with activations of a large mean",
+    "components": "Outputs of the components, in execution order",
+    "intermediates": "Intermediate features and attention weights of every block",
+    "stressed": "Outputs of the components, with activations of a large mean",
     "gradients": "Gradients of the image and of every parameter",
     "steps": "Losses and parameters after the optimiser steps",
-    "outputs": "All tokens after the last norm, and what the model returns",
+    "outputs": "Tokens after the final norm, and the model's outputs",
 }
 
 
@@ -47,7 +47,7 @@ class Report:
 
     @property
     def first_divergence(self) -> tuple[str, str] | None:
-        """Section and row that disagree first, or None."""
+        """Section and name of the first row that disagrees, or None."""
         for section in SECTIONS:
             name = first_divergence(self.sections.get(section, []))
             if name is not None:
@@ -56,12 +56,12 @@ class Report:
 
     @property
     def agrees(self) -> bool:
-        """Whether every row and every statement holds, and there is at least one row."""
+        """Whether every row and check agrees, and there is at least one row."""
         rows = [row for section in self.sections.values() for row in section]
         return bool(rows) and all(x.agrees for x in (*rows, *self.checks, *self.worked_example))
 
     def to_dict(self) -> dict[str, object]:
-        """Returns all of it as JSON types; numbers that are not finite become strings."""
+        """Returns the report as JSON types; numbers that are not finite become strings."""
         first = self.first_divergence
         return _finite(
             {
@@ -77,7 +77,7 @@ class Report:
 
 
 def library_versions() -> dict[str, str]:
-    """Returns the versions of Python and of the libraries that compute."""
+    """Returns the versions of Python and of the compared libraries, and the processor's architecture."""
     from importlib import metadata
 
     versions = {"python": platform.python_version(), "machine": platform.machine()}

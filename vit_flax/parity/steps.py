@@ -1,4 +1,4 @@
-"""Trains both frameworks on the same batches and compares losses and parameters after every step."""
+"""Trains both models on the same batches and compares the loss of every step and the parameters after the last."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class AdamW:
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """Loss of every step in both frameworks, and the parameters after the last one."""
+    """Loss of every step in both frameworks, and a row for the losses and for every parameter after the last step."""
 
     torch_losses: list[float]
     flax_losses: list[float]
@@ -47,14 +47,17 @@ def compare_steps(
 
     Args:
         subject: the two models; must have `export`.
-        batches: (images (B, C, H, W), labels (B,)); integer labels mean cross-entropy, others mean squared error.
-        decay_mask: tree of booleans like the parameters: which of them optax decays.
-        no_weight_decay: last part of the names of those that torch does not decay.
-        optimizer: numbers of AdamW.
-        flax_optimizer: other numbers for the Flax side, to see that the comparison notices.
+        batches: (images (B, C, H, W), labels (B,)); integer labels take cross-entropy, others mean squared error.
+        decay_mask: pytree of booleans like the parameters, optax's mask of weight decay.
+        no_weight_decay: last part of the names of parameters that torch does not decay.
+        optimizer: hyperparameters of both optimisers.
+        flax_optimizer: other hyperparameters for Flax, as a deliberate error.
 
     Returns:
         the losses, a row for them ('loss'), and a row for every parameter after the last step.
+
+    Raises:
+        ValueError: JAX is in 32-bit mode, or the subject has no `export`.
     """
     require_x64()
     if subject.export is None:
@@ -66,7 +69,7 @@ def compare_steps(
     largest = max(float(np.linalg.norm(p)) for p in torch_params.values())
     rows = [compare_arrays("loss", "loss", np.asarray(torch_losses), np.asarray(flax_losses))]
     rows += [
-        # a parameter that only torch has must not be trained there
+        # a parameter that only torch has must keep its initial value
         compare_arrays(name, name, value, np.asarray(flax_params.get(name, before[name])), largest_norm=largest)
         for name, value in torch_params.items()
     ]

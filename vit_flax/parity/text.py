@@ -9,7 +9,7 @@ from vit_flax.parity.report import SECTIONS, Report
 
 
 def format_report(report: Report) -> str:
-    """Returns the whole report as text; its last lines say what was proven, or what disagrees first."""
+    """Returns the report as text; the last line is the verdict, with the first diverging component."""
     return "\n".join(_lines(report))
 
 

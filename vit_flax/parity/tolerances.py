@@ -22,11 +22,11 @@ class Tolerance(TypedDict):
 
 
 # A right port agrees with torch in float64 up to rounding: 2.2e-16 an operation, some 1e-13 at the end of a deep model.
-# The smallest error of meaning found in practice (another epsilon, 1e-6 against 1e-5) is above 1e-7. 1e-9 lies between,
-# with room on both sides.
+# The smallest real error found in practice (another epsilon, 1e-6 against 1e-5) is above 1e-7. 1e-9 lies between, with
+# a margin on both sides.
 FLOAT64_RELATIVE = 1e-9
 
-# What has no sum of many terms (a resizing kernel, a loss, a mixture of two images) agrees to a few roundings.
+# Functions without a sum of many terms (a resizing kernel, a loss, a mixture of two images) agree to a few roundings.
 FLOAT64_ROUNDING = 1e-12
 
 # An activation is a handful of special functions (exp, log1p, tanh, erf), each within two units in the last place in
@@ -35,10 +35,10 @@ FLOAT64_ROUNDING = 1e-12
 ACTIVATION_SPACINGS = 16.0
 ACTIVATION_GRADIENT_SPACINGS = 160.0
 
-# A deliberate error counts as seen from here on: a hundred times the tolerance, so that no rounding passes for it.
+# The smallest relative difference that counts as a deliberate error being seen: a hundred times the tolerance, so that
+# no rounding passes for one.
 SEEN = 1e-7
-# What is another definition and not another epsilon (a resampling kernel, an activation, a mask left out) stands out
-# ten times further.
+# Another definition (a resampling kernel, an activation, a missing mask), not another epsilon: ten times as large.
 ANOTHER_DEFINITION = 1e-6
 
 # In float32 both frameworks round, in different orders. The error of each is measured against torch's float64; ours may
@@ -70,17 +70,22 @@ FLOAT64_EPS = float(np.finfo(np.float64).eps)
 
 # Some gradients are zero in exact arithmetic (a key bias: softmax ignores a constant), so what is computed for them is
 # pure rounding of terms as large as the largest gradient. An absolute difference below this many roundings of the
-# largest is none.
+# largest is allowed.
 ROUNDINGS = 64.0
 
 
 def float64_allowed(reference_norm: float, largest_norm: float) -> float:
-    """Returns the norm that a float64 difference may have, given the norms of its reference and of the largest peer."""
+    """Returns the largest 2-norm allowed of a float64 difference.
+
+    Args:
+        reference_norm: 2-norm of torch's array.
+        largest_norm: largest 2-norm of the arrays of the same kind.
+    """
     return FLOAT64_RELATIVE * reference_norm + ROUNDINGS * FLOAT64_EPS * largest_norm
 
 
 def float32_allowed(torch_error: float, reference_norm: float, largest_norm: float) -> float:
-    """Returns the norm that a float32 error may have, given torch's own float32 error."""
+    """Returns the largest 2-norm allowed of Flax's float32 error, given torch's; norms as in `float64_allowed`."""
     return FLOAT32_FACTOR * max(torch_error, FLOAT32_EPS * reference_norm) + FLOAT32_EPS * largest_norm
 
 
@@ -90,19 +95,19 @@ def float32_allowed(torch_error: float, reference_norm: float, largest_norm: flo
 OTHER_MACHINE = 2e-3
 
 
-# How far a model of random weights is from float64 under a `Precision`. What is counted, on the way of a number through
-# a block's two branches (attention, MLP):
+# The expected error, against float64, of a model of random weights under a `Precision`. Roundings counted in a block's
+# two residual branches (attention, MLP):
 KERNELS = 4  # of qkv, proj, fc1 and fc2
-OPERANDS = 8  # what they multiply, and queries, keys, weights and values
-RESULTS = 10  # normed tokens twice, qkv, logits, weights, their mix, proj, fc1, its activation, fc2
+OPERANDS = 8  # of those four products, and queries, keys, attention weights and values
+RESULTS = 10  # both norms, qkv, logits, attention weights, weighted values, proj, fc1, its activation, fc2
 PRODUCTS = 6  # each a sum of many terms
-# and once: patches and class token come from pixels and a kernel, logits from normed tokens and a kernel
+# and once a model: the patch embedding multiplies pixels and a kernel, the head normed tokens and a kernel
 END_KERNELS, END_OPERANDS, END_RESULTS = 2, 2, 2
-# A gradient multiplies what the forward pass kept by what comes back, and that is as far off as the logits it comes
-# from and then rounded as often on its way: three errors of one size, whose squares add up.
+# A gradient multiplies stored activations by a cotangent, which has the error of the logits and as many roundings of
+# the backward pass: three errors of one size, whose squares add up.
 GRADIENT_FACTOR = math.sqrt(3)
-# So far it is an expectation. The norm of a few numbers scatters around it, and layers pass on a little more than they
-# get (GELU 1.04 times in the mean): twice it is beyond both for twenty logits.
+# The above is an expectation. The norm of a few numbers scatters around it, and layers amplify relative errors a little
+# (GELU by 1.04 in the mean): twice the expectation covers both for twenty logits.
 SCATTER = 2.0
 
 
@@ -117,23 +122,24 @@ def rounding(dtype: DTypeLike) -> float:
 
 
 def policy_allowed(policy: Precision, depth: int, terms: int) -> float:
-    """Returns how far, relative to their norm, logits of a ViT computed under `policy` may be from float64's.
+    """Returns the error allowed, relative to their norm, of a ViT's logits computed under `policy`, against float64.
 
-    Roundings are independent, so their squares add up. Of the stream after `n` branches a branch is one part in n + 1
-    (they are alike, and point in random directions), so that the branches' own roundings weigh 1 + 1/2 + 1/3 ... in the
-    end, less than 1 + ln n; roundings of the stream itself weigh one each. Layers pass a relative error on as it is.
+    Roundings are independent, so their squares add up. A branch's output is one part in n + 1 of the residual stream
+    after n branches (they are alike, and point in random directions), so the roundings of all branches weigh
+    1 + 1/2 + 1/3 ... in the end, less than 1 + ln n; roundings of the stream itself weigh one each. Layers are taken to
+    keep a relative error.
 
     Args:
-        policy: the dtypes, as a CPU computes them: its float32 products are exact whatever `products` says.
-        depth: blocks.
-        terms: of the longest sum in a product, of whose roundings as many add up.
+        policy: the dtypes, as on a CPU, whose float32 products have full precision whatever `products` says.
+        depth: number of blocks.
+        terms: number of terms of the longest sum in a product, each of which adds a rounding.
     """
     wide = jnp.promote_types(policy.params, jnp.float32)
     compute, stored, stream = (dtype or wide for dtype in (policy.compute, policy.stored, policy.stream))
     multiplied, kept, flowing, summed = (rounding(dtype) ** 2 for dtype in (compute, stored, stream, wide))
     branches = 2 * depth
-    weight = (1 + math.log(branches)) / 2  # of what is counted in both branches of a block
-    operands = multiplied if multiplied > kept else 0.0  # else they were rounded when they were stored
+    weight = (1 + math.log(branches)) / 2  # of the counts above, which are of two branches
+    operands = multiplied if multiplied > kept else 0.0  # otherwise storing has rounded them already
     total = (KERNELS * weight + END_KERNELS) * multiplied
     total += (OPERANDS * weight + END_OPERANDS) * operands
     total += (RESULTS * weight + END_RESULTS) * kept

@@ -1,6 +1,6 @@
-"""Deliberate errors of text towers, and of what compares texts with images; each must be caught, as `mutations` says.
+"""Deliberate errors of text towers and of the logits of images and texts; each must be caught, as in `mutations`.
 
-They are put into a small model of transformers with random weights: `vit-flax compare --mutate text_causal`.
+Each is applied to a small transformers model of random weights: `vit-flax compare --mutate text_causal`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class TowerMutation:
 
     name: str
     description: str
-    case: str  # the model_type of the model that it breaks
+    case: str  # model_type of the model
     first: str  # the row that must disagree first
     wrong: Wrong
     section: str = "components"  # of the report
@@ -38,17 +38,17 @@ def _pooled(name: str, description: str, case: str, **fields: object) -> TowerMu
 TOWER_MUTATIONS: dict[str, TowerMutation] = {
     m.name: m
     for m in (
-        TowerMutation("text_not_causal", "tokens of a text see what comes later (CLIP)", "clip", _SEEN_IN_ATTENTION,
+        TowerMutation("text_not_causal", "no causal mask in the text tower (CLIP)", "clip", _SEEN_IN_ATTENTION,
                       {"text_causal": False}),
-        TowerMutation("text_causal", "tokens of a text see only what came before (SigLIP)", "siglip",
+        TowerMutation("text_causal", "a causal mask in the text tower (SigLIP)", "siglip",
                       _SEEN_IN_ATTENTION, {"text_causal": True}),
-        _pooled("text_end_highest", "the end of a text where the number is highest", "clip", text_pool="argmax"),
-        _pooled("text_last", "the last token in place of the end of a text", "clip", text_pool="last"),
-        _pooled("text_end_sought", "the end of a text, which SigLIP does not look for", "siglip", text_pool="argmax"),
-        _pooled("text_other_end", "another token as the end of a text", "metaclip_2", text_eos_token_id=0),
-        TowerMutation("text_exact_gelu", "exact GELU for CLIP's quick one", "clip", f"{_BLOCK}.mlp.fc2:input",
+        _pooled("text_end_highest", "pooling at the highest token id, not at EOS", "clip", text_pool="argmax"),
+        _pooled("text_last", "pooling at the last token, not at EOS", "clip", text_pool="last"),
+        _pooled("text_end_sought", "pooling at the highest token id, not the last token", "siglip", text_pool="argmax"),
+        _pooled("text_other_end", "another token id as EOS", "metaclip_2", text_eos_token_id=0),
+        TowerMutation("text_exact_gelu", "exact GELU instead of CLIP's quick GELU", "clip", f"{_BLOCK}.mlp.fc2:input",
                       {"text_activation": "gelu"}),
-        TowerMutation("text_erf_gelu", "exact GELU for SigLIP's of tanh", "siglip", f"{_BLOCK}.mlp.fc2:input",
+        TowerMutation("text_erf_gelu", "exact GELU instead of SigLIP's tanh GELU", "siglip", f"{_BLOCK}.mlp.fc2:input",
                       {"text_activation": "gelu"}),
         TowerMutation("text_norm_eps", "another epsilon in the text tower's norms", "clip", f"{_BLOCK}.layer_norm1",
                       {"text_norm_eps": 1e-3}),
@@ -56,19 +56,19 @@ TOWER_MUTATIONS: dict[str, TowerMutation] = {
                       {"text_num_heads": 2}),
         TowerMutation("text_keys_for_values", "keys and values of the text tower swapped", "clip", _SEEN_IN_ATTENTION,
                       exchanged(f"{_BLOCK}.self_attn.k_proj", f"{_BLOCK}.self_attn.v_proj")),
-        TowerMutation("text_positions_shifted", "positions of tokens one row off", "siglip", f"{_BLOCK}:input",
+        TowerMutation("text_positions_shifted", "position embeddings one row off", "siglip", f"{_BLOCK}:input",
                       changed(f"{_TEXT}.embeddings.position", lambda a: np.roll(a, 1, 0))),
-        TowerMutation("text_tokens_shifted", "embeddings of tokens one row off", "siglip", f"{_BLOCK}:input",
+        TowerMutation("text_tokens_shifted", "token embeddings one row off", "siglip", f"{_BLOCK}:input",
                       changed(f"{_TEXT}.embeddings.token", lambda a: np.roll(a, 1, 0))),
-        TowerMutation("text_projection_turned", "the text's projection not transposed", "siglip", f"{_TEXT}.head",
+        TowerMutation("text_projection_turned", "text projection not transposed", "siglip", f"{_TEXT}.head",
                       changed(f"{_TEXT}.head.weight", lambda a: a.T)),
-        TowerMutation("text_projection_bias", "the text's projection with its bias subtracted", "siglip",
+        TowerMutation("text_projection_bias", "text projection's bias subtracted", "siglip",
                       f"{_TEXT}.head", changed(f"{_TEXT}.head.bias", lambda a: -a)),
-        TowerMutation("text_final_norm", "gains of the text tower's last norm in reverse", "clip",
+        TowerMutation("text_final_norm", "scales of the text tower's final norm reversed", "clip",
                       f"{_TEXT}.final_layer_norm", changed(f"{_TEXT}.final_layer_norm", lambda a: a[::-1])),
-        TowerMutation("logit_scale", "another scale of the logits", "clip", _LOGITS,
+        TowerMutation("logit_scale", "another logit scale", "clip", _LOGITS,
                       changed("logit_scale", lambda a: a + 1), "outputs"),
-        TowerMutation("logit_bias", "another bias of the logits", "siglip", _LOGITS,
+        TowerMutation("logit_bias", "another logit bias", "siglip", _LOGITS,
                       changed("logit_bias", lambda a: a + 1), "outputs"),
     )
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Compares a model of images and texts with transformers' own: components of both towers, embeddings, logits."""
+"""Compares a two-tower model with transformers' own: components of both towers, embeddings, logits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # transformers' classes by the model_type of config.json, without 'Model'
 KINDS = {"clip": "CLIP", "metaclip_2": "MetaClip2", "siglip": "Siglip", "siglip2": "Siglip2"}
-HIDING = ("clip", "metaclip_2", "siglip2")  # whose tokenisers say what is padding
+HIDING = ("clip", "metaclip_2", "siglip2")  # tokenisers that return an attention mask
 OUTPUTS = ("image_embeds", "text_embeds", "logits_per_image", "logits_per_text")
 _SMALL = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
 _END = 60
@@ -60,7 +60,7 @@ def compare_towers(reading: Reading, seed: int = 0) -> Report:
 
 
 def compare_small_towers(case: str, mutation: TowerMutation | None = None, seed: int = 0) -> Report:
-    """Compares a small model of random weights that transformers builds, with or without a deliberate error.
+    """Compares a small transformers model of random weights with its Flax conversion, under a mutation if given.
 
     Raises:
         ImportError: transformers is not installed.
@@ -83,7 +83,7 @@ def compare_small_towers(case: str, mutation: TowerMutation | None = None, seed:
 
 
 def small_towers(case: str, seed: int = 0) -> PreTrainedModel:
-    """Returns a small model of transformers with random weights, in float64; `case` is a model_type of `KINDS`."""
+    """Builds a small transformers model of random weights, in float64; `case` is a model_type of `KINDS`."""
     import torch
 
     text = {**_SMALL, "vocab_size": _END + 4, "max_position_embeddings": 9, "eos_token_id": _END, "bos_token_id": 1}
@@ -134,7 +134,7 @@ def _report(
 
 
 def _recorded(module: Any, images: DrawnImages, texts: DrawnTexts) -> Any:
-    """Makes the module's call one of pixels alone, and returns what gives all its outputs."""
+    """Makes the module a function of pixels alone, in place, and returns the function that gives all its outputs."""
     import torch
 
     kind = type(module)

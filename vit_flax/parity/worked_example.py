@@ -1,4 +1,4 @@
-"""The tutorial's worked example, walked through both frameworks: shapes and values of every stage."""
+"""The tutorial's worked example in both frameworks: shapes and values of every stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMAGE_SIZE, PATCH_SIZE, TOKEN_LEN = (60, 100), 20, 768
 
 
 def draw_image() -> np.ndarray:
-    """Draws the example's 60x100 picture, grey in [0, 1]: sky, sun, hills and a house."""
+    """Draws the example's grey 60x100 image, in [0, 1]: sky, sun, hills and a house."""
     height, width = IMAGE_SIZE
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     image = 0.9 - 0.35 * y / height  # sky
@@ -32,7 +32,11 @@ def draw_image() -> np.ndarray:
 
 
 def walk() -> list[Check]:
-    """Runs the example in the reference and in Flax, float64, and returns a line a stage."""
+    """Runs the example in the reference and in Flax, in float64, and returns a check for each stage.
+
+    Raises:
+        ValueError: JAX is in 32-bit mode.
+    """
     require_x64()
     import torch
 

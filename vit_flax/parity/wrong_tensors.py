@@ -1,4 +1,4 @@
-"""Wrong conversions: tensors changed as a wrong rule would, to prove that a test can fail."""
+"""Wrong conversions: tensors changed as a wrong rule would change them, to prove that a test can fail."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Wrong: TypeAlias = Change | Mapping[str, Any]  # a change of the tensors, or oth
 
 
 def changed(needle: str, change: ArrayChange) -> Change:
-    """Returns the error that changes every tensor whose name holds `needle`."""
+    """Returns the mutation of every tensor whose name contains `needle`; it raises ValueError where none does."""
 
     def mutate(tensors: Tensors) -> dict[str, np.ndarray]:
         if not any(needle in name for name in tensors):
@@ -25,7 +25,10 @@ def changed(needle: str, change: ArrayChange) -> Change:
 
 
 def exchanged(first: str, second: str) -> Change:
-    """Returns the error that exchanges tensors whose names differ by `first` and `second` only."""
+    """Returns the mutation that exchanges tensors whose names differ by `first` and `second` only.
+
+    It raises ValueError where no two do.
+    """
 
     def exchange(tensors: Tensors) -> dict[str, np.ndarray]:
         pairs = {name: name.replace(first, second) for name in tensors if first in name}
@@ -39,7 +42,7 @@ def exchanged(first: str, second: str) -> Change:
 
 
 def thirds_swapped(needle: str, first: int = 0, second: int = 1) -> Change:
-    """Returns the error that swaps two of q, k, v in the fused tensors whose names hold `needle`."""
+    """Returns the mutation that swaps two of q, k, v in the fused tensors whose names contain `needle`."""
 
     def swap(array: np.ndarray) -> np.ndarray:
         parts = np.split(array, 3)
@@ -50,5 +53,5 @@ def thirds_swapped(needle: str, first: int = 0, second: int = 1) -> Change:
 
 
 def transposed_patches(height: int, width: int, chans: int) -> ArrayChange:
-    """Returns the change of a (out, C p p) kernel to one that reads patches as (p, p, C)."""
+    """Returns the change of a kernel (out, C p p) to one that reads patches as (p, p, C)."""
     return lambda a: a.reshape(-1, chans, height, width).transpose(0, 2, 3, 1).reshape(a.shape)
