@@ -1,6 +1,6 @@
 """PyTorch's Vision Transformers rebuilt in Flax linen and proven equal.
 
-Names are imported when they are first used, so that `vit-flax inspect` of a broken file need not wait for JAX.
+Names are imported lazily, so that `vit-flax inspect` of a broken file need not wait for JAX.
 """
 
 import sys
@@ -95,7 +95,7 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def _warn_of_namesake(folders: list[str]) -> None:
-    """Warns where PyPI's project 'vit-flax', whose modules overwrite this package's, is installed as well."""
+    """Warns where PyPI's project 'vit-flax' is installed as well, whose modules overwrite this package's."""
     for folder in folders:
         if next(Path(folder).glob("vit_flax-*.dist-info"), None):
             warnings.warn(

@@ -1,4 +1,4 @@
-"""Arrays that are appended to on disk row by row, for results larger than memory."""
+"""Arrays on disk that grow row by row, for results larger than memory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ COPIED = 1 << 24  # bytes per chunk
 
 
 class ArrayWriter:
-    """Writes arrays to an .npz file, or to a new folder of .npy files, which `np.load(mmap_mode="r")` need not read.
+    """Writes arrays to an .npz file, or to a new folder of .npy files, which `np.load(mmap_mode="r")` can map.
 
-    Rows are written as they come, beside the target; it is there when the context is left, whole, or else as it was.
+    Rows are written as they come, to a temporary folder beside the target, which is replaced when the context ends
+    without an error and left as it was otherwise.
 
         with ArrayWriter("features.npz") as writer:
             writer.append({"features": batch})
 
     Raises:
-        ValueError: the folder of the target does not exist, the target has another ending, or is a folder with files.
+        ValueError: the target's parent does not exist, its suffix is another, or it is a folder with files.
     """
 
     def __init__(self, target: str | os.PathLike[str]) -> None:
@@ -51,7 +52,7 @@ class ArrayWriter:
         return self
 
     def append(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Adds rows, the first axis, to arrays by name; a name that is new begins an array.
+        """Appends rows along the first axis to the arrays of these names; a new name starts an array.
 
         Raises:
             ValueError: the rows are of another shape or dtype than those before.
@@ -108,5 +109,5 @@ class ArrayWriter:
                 path = self._folder / f"{name}.npy"
                 with path.open("rb") as source, archive.open(path.name, "w", force_zip64=True) as copy:
                     shutil.copyfileobj(source, copy, COPIED)
-                path.unlink()  # so that little more than the arrays' own room is needed
+                path.unlink()  # now, so that the disk holds little more than the arrays once
         whole.replace(self.target)

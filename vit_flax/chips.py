@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One chip: rates a second, memory in bytes, links in bytes a second one way and of one chip.
+    """One chip: rates per second, memory in bytes, links in bytes per second, one way and of one chip.
 
     Reference: cloud.google.com/tpu/docs, the pages 'TPU v4', 'v5e', 'v5p' and 'v6e' (system architecture); NVIDIA's
     data sheets of A100 80GB SXM, H100 SXM, H200 SXM and HGX B200 (dense rates), and of DGX A100, H100, H200 and B200
@@ -30,12 +30,12 @@ class Chip:
     fast_memory: int = 0  # bytes of VMEM, as JAX's Pallas has it
 
     def compute_seconds(self, flops: Mapping[str, int]) -> float:
-        """Returns how long products take at the least, by kind as in `vit_flax.plan.products`."""
+        """Returns the least time of matrix products, by their kind as in `vit_flax.plan.products`."""
         return sum(number / self.rates.get(kind, self.flops) for kind, number in flops.items())
 
     @property
     def is_gpu(self) -> bool:
-        """Whether it is a GPU, and else a TPU."""
+        """Whether the chip is a GPU; otherwise it is a TPU."""
         return self.link_name == "NVLink"
 
 
@@ -53,7 +53,7 @@ def _gpu(kind: str, flops: float, tf32: float, fp32: float, fp64: float, memory:
 
 
 MIB = 2**20
-# what the makers publish of each chip, by the name that `plan --topology` takes
+# published figures of each chip, by its name in `plan --topology`
 CHIPS = {
     "v4": _tpu(
         275e12,
@@ -75,12 +75,12 @@ CHIPS = {
 
 
 def chip_of_kind(kind: str) -> Chip | None:
-    """Returns the chip of a device that JAX calls `kind`; None if it is none of these."""
+    """Returns the chip of a JAX device_kind; None for others than those above."""
     found = [(len(name), chip) for chip in CHIPS.values() for name in chip.kinds if kind.startswith(name)]
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
-# TPUs' names by number: of chips, or of TensorCores, two of which are one of our devices
+# TPU names that count chips, and names that count TensorCores, two of which are one device here (megacore)
 _BY_CHIPS = {"v5litepod": "v5e", "v5e": "v5e", "v6e": "v6e"}
 _BY_CORES = {"v4": "v4", "v5p": "v5p"}
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
@@ -90,7 +90,7 @@ _CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Chips and how they are laid out: of TPUs the slice's shape, of GPUs (hosts, GPUs of each)."""
+    """Chips of one kind: the shape of a TPU slice, or (hosts, GPUs per host)."""
 
     chip_name: str
     shape: tuple[int, ...]
@@ -102,7 +102,7 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """The name that the compiler and we use, such as 'v5e:4x4'."""
+        """The compiler's name of the topology, such as 'v5e:4x4'."""
         sizes = self.shape[1:] if self.chip.is_gpu and self.shape[0] == 1 else self.shape
         return f"{self.chip_name}:{'x'.join(map(str, sizes))}"
 
@@ -111,7 +111,7 @@ def parse_topology(text: str) -> Topology:
     """Returns the topology of a name: 'v5e:4x4', a TPU's own such as 'v5litepod-16' or 'v4-8', 'h100:8', 'h100:4x8'.
 
     Raises:
-        ValueError: it is none of them, or the chip is unknown.
+        ValueError: the name has another form, or the chip is unknown.
     """
     if found := re.fullmatch(r"([a-z0-9]+)-(\d+)", text):
         return _by_number(text, found[1], int(found[2]))

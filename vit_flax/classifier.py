@@ -37,7 +37,7 @@ def find_replacement(
     shapes: Mapping[str, tuple[int, ...]],
     expected: Mapping[str, tuple[int, ...]],
 ) -> Replacement | None:
-    """Returns what to do for a model of `config`, or None where the checkpoint has just that classifier."""
+    """Returns the replacement for a model of `config`; None where the checkpoint's classifier fits it."""
     own = [rule for rule in rules if isinstance(rule, Rule) and is_head(rule.target)]
     roots = {root for root, _ in layout.heads} | {source.rpartition(".")[0] for r in own for source in r.sources}
     there = sorted(n for n in shapes if any(n.startswith(f"{root}.") for root in roots if root) or _named(own, n))
@@ -66,7 +66,7 @@ def is_head(path: str) -> bool:
 
 
 def several_layers(layout: Layout, unexpected: Collection[str]) -> str:
-    """Returns what to do about a classifier of several layers, which no layout holds; '' where there is none."""
+    """Returns advice on a checkpoint's classifier of several layers, which no layout holds; '' where it has none."""
     for root, _ in layout.heads:
         layers = sorted({name.rpartition(".")[0] for name in unexpected if root and name.startswith(f"{root}.")})
         if layers:
@@ -100,12 +100,12 @@ def reset_classifier(
     Args:
         model: the model that `params` belong to; it stays as it is.
         params: its parameters.
-        num_classes: of the new classifier, whose weights are random.
-        global_pool: how tokens become what it reads; None leaves that as it is. Norms stay where they are.
-        seed: of the random weights.
+        num_classes: classes of the new classifier, whose weights are random.
+        global_pool: pooling before it; None keeps the model's. The final norm keeps its place.
+        seed: seed of the random weights.
 
     Raises:
-        ValueError: values do not fit the model; pooling by attention needs parameters that cannot be made up here.
+        ValueError: values do not fit the model, or `global_pool` is attention pooling that the model has no layers for.
 
     Reference: timm.models.VisionTransformer.reset_classifier.
     """

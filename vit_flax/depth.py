@@ -44,7 +44,7 @@ from vit_flax.reading import read_model
 from vit_flax.writing import flat_params
 
 PREPROCESSOR = "preprocessor_config.json"
-_PARTS = ("neck", "head")  # what a depth model has beside its backbone
+_PARTS = ("neck", "head")  # parts of a depth model beside its backbone
 
 
 def load_depth(
@@ -53,16 +53,17 @@ def load_depth(
     image_size: tuple[int, int] | int | None = None,
     float32: bool = False,
 ) -> tuple[DepthEstimator, PyTree]:
-    """Returns the depth model of a folder of transformers, or hf://owner/name, or of its tensors, and its parameters.
+    """Returns the depth model of transformers' folder, hf://owner/name or named arrays, and its parameters.
 
     Args:
         source: the folder or address, or named arrays.
-        config: the contents of a config.json, where none lies beside the weights.
-        image_size: (height, width) or the side of a square, to which positions are resized; None: the config's.
-        float32: read tensors of other types in it.
+        config: the contents of a config.json; None: the one beside the weights.
+        image_size: (height, width) or the side of a square, to which position embeddings are resized; None: the
+            config's.
+        float32: cast tensors to float32.
 
     Raises:
-        ConversionError: it is no Depth Anything, a tensor is missing, unexpected or misshapen (all are listed).
+        ConversionError: the model is no Depth Anything, or a tensor is missing, unexpected or misshapen (all listed).
     """
     checkpoint = from_mapping(source) if isinstance(source, Mapping) else read_checkpoint(source)
     checkpoint = in_float32(checkpoint) if float32 else checkpoint
@@ -136,16 +137,17 @@ def _backbone(model: DepthEstimator) -> VisionTransformer:
 def depth_at_image_size(
     model: DepthEstimator, params: PyTree, image_size: tuple[int, int]
 ) -> tuple[DepthEstimator, PyTree]:
-    """Returns the model and parameters for images of (height, width), positions resized as its backbone does."""
+    """Returns the model and parameters for images of (height, width), position embeddings resized bicubically."""
     backbone, inner = at_image_size(_backbone(model), params["backbone"], image_size, "bicubic")
     return model.clone(config=model.config.replace(backbone=backbone.config)), {**params, "backbone": inner}
 
 
 def read_depth_preprocessing(source: str | os.PathLike[str]) -> tuple[DepthPreprocessing, str]:
-    """Returns how a folder's images are prepared, and a note where nothing in it says so.
+    """Returns the preprocessing of a depth model's folder, and a note where it is the default ('' otherwise).
 
     Raises:
-        ValueError: its preprocessor_config.json is of another processor, or does what cannot be expressed.
+        ConversionError: there are no weights, or the file is no JSON object.
+        ValueError: preprocessor_config.json is of another processor, or one that cannot be expressed.
     """
     path = read_checkpoint(source).path
     file = None if path is None else path.parent / PREPROCESSOR
@@ -162,10 +164,11 @@ def estimate_depth(
 ) -> Float[np.ndarray, "h w"]:
     """Returns the depth of every pixel of an image, uint8 (H, W, 3), a file's contents or a path.
 
-    The image is resized to whole patches and the depth back, as transformers' DPTImageProcessor does both.
+    Depth is in metres for metric models, otherwise relative (larger is nearer). The image is resized to whole patches
+    and the depth back, as transformers' DPTImageProcessor does both.
 
     Raises:
-        BadImageError: it cannot be read.
+        BadImageError: the image cannot be read.
     """
     prepared = preprocessing or DepthPreprocessing()
     pixels = prepared.open(image)

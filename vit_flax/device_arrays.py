@@ -9,21 +9,21 @@ import numpy as np
 
 from vit_flax.convert import ConversionError
 
-_ALIGNMENT = 64  # bytes; JAX's arrays on the CPU begin at multiples of it
+_ALIGNMENT = 64  # bytes; alignment of JAX's arrays on the CPU
 
 
 def on_device(array: np.ndarray) -> jax.Array:
-    """Returns a JAX array with the values of one that may be mapped from a file.
+    """Copies a NumPy array, memory-mapped or not, to JAX's default device.
 
     Raises:
-        ConversionError: it is float64 and JAX's 64-bit mode is off.
+        ConversionError: the array is float64 and JAX's 64-bit mode is off.
     """
     if array.dtype == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         raise ConversionError(
             "the tensors are float64, which JAX would cut to float32: call jax.config.update('jax_enable_x64', True) "
             "first, or cast them to float32 yourself"
         )
-    # always a copy: an array must not change with the file that it was mapped from
+    # always a copy: the result must not change with a memory-mapped file
     if not array.flags.c_contiguous:
         return jax.device_put(np.require(array, requirements="A")).block_until_ready()  # JAX transposes as it copies
     memory = np.empty(array.nbytes + _ALIGNMENT, np.uint8)

@@ -1,7 +1,7 @@
-"""XLA's compiler for GPUs, where JAX's CUDA plugin is installed for it alone (pip install 'vit-linen[gpu-plan]').
+"""XLA's GPU compiler, of a JAX CUDA plugin that is installed for compilation alone (pip install 'vit-linen[gpu-plan]').
 
-JAX takes the plugin for a GPU's, looks for a driver and CUDA's libraries, and complains at every start: our commands
-hide it (`vit_flax.cli.startup`), and `vit-flax plan` asks it.
+With the plugin JAX looks for a driver and CUDA's libraries, and logs errors at every start: the commands hide the
+plugin (`vit_flax.cli.startup`), and `vit-flax plan` shows it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import sys
 from collections.abc import Iterator
 
 _PLUGINS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
-_EXTENSIONS = ("jax_cuda12_plugin", "jax_cuda13_plugin")  # which JAX imports as it starts
+_EXTENSIONS = ("jax_cuda12_plugin", "jax_cuda13_plugin")  # imported by JAX at its start
 
 
 def show() -> bool:
-    """Makes JAX know the plugin, for compiling alone; returns whether there is one."""
+    """Registers the plugin with JAX, for compilation alone; returns whether there is one."""
     import jax
 
     with quiet():
-        jax.config.update("jax_platforms", "cpu")  # or the plugin asks for CUDA's libraries
+        jax.config.update("jax_platforms", "cpu")  # otherwise the plugin loads CUDA's libraries
         jax.devices()  # which discovers plugins, once
         for name in _PLUGINS:
             module = sys.modules.get(name)
@@ -38,7 +38,7 @@ def show() -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps off the terminal what the compilers' libraries write, past Python, about devices that are not there."""
+    """Redirects file descriptor 2 to /dev/null in the context: C++ libraries log missing devices there."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:

@@ -15,7 +15,7 @@ from vit_flax.models import TwoTowers, VisionTransformer
 from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.pretrained import save
 
-# what a run keeps for itself is no part of its weights
+# a run's checkpoints, logs and profiles are not uploaded
 _LEFT = ["checkpoints/*", "tensorboard/*", "*.tfevents.*", "profile/*"]
 _NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
@@ -35,24 +35,24 @@ def push_to_hub(
 ) -> str:
     """Uploads a folder of weights, or a model with its parameters, with a model card, and returns the commit's address.
 
-    The repository is made if there is none. A README.md in the folder is kept; otherwise a card is written for the
-    upload alone (`vit_flax.model_card.model_card`). The server is huggingface.co, or what HF_ENDPOINT says.
+    The repository is created if there is none. A README.md in the folder is kept; otherwise a card is written for the
+    upload alone (`vit_flax.model_card.model_card`). The server is huggingface.co, or HF_ENDPOINT's.
 
     Args:
         source: a folder that `save`, `convert` or training wrote, or a model.
         repository: owner/name.
         params: the model's parameters; not with a folder.
-        layout: of the files made of a model, as for `save`; transformers' own loads there without code of ours.
-        preprocessing: how images are prepared, as for `save`; not with a folder, which has it.
+        layout: layout of a model's files, as for `save`; transformers' own load there without this library.
+        preprocessing: preprocessing of images, as for `save`; not with a folder, which has its own.
         tokenizer: folder whose tokeniser's files are uploaded too, as for `save`; not with a folder, which has them.
         licence: the hub's identifier of the licence, such as apache-2.0; None: the card names none.
-        private: whether a new repository is; None: as the owner's account has it.
+        private: whether a new repository is private; None: the account's default.
         revision: branch to upload to; None: main.
-        token: of the hub; None: the one that `hf auth login` or HF_TOKEN left.
+        token: access token of the hub; None: that of `hf auth login` or HF_TOKEN.
 
     Raises:
-        ConversionError: there are no weights in the folder, the name is no owner/name, huggingface_hub is missing, or
-            the hub refuses or cannot be reached.
+        ConversionError: the folder holds no weights, `repository` is no owner/name, arguments do not fit `source`,
+            huggingface_hub is missing, or the hub refuses or cannot be reached.
     """
     if not _NAME.fullmatch(repository):
         raise ConversionError(f"{repository!r} is no repository: owner/name, of letters, digits, '-', '_' and '.'")
@@ -79,7 +79,7 @@ def _upload(
         import huggingface_hub
     except ImportError as error:
         raise ConversionError("pushing needs huggingface_hub: pip install 'vit-linen[hub]'") from error
-    card = model_card(folder, repository, licence)  # before anything is sent: what cannot be loaded is not uploaded
+    card = model_card(folder, repository, licence)  # before the upload: raises where the weights cannot be loaded
     operations = [
         huggingface_hub.CommitOperationAdd(file.relative_to(folder).as_posix(), file)
         for file in sorted(folder.rglob("*"))
@@ -92,7 +92,7 @@ def _upload(
         api.create_repo(repository, private=private, exist_ok=True)
         message = "Upload by vit_flax"
         commit = api.create_commit(repository, operations, commit_message=message, revision=revision)
-    except Exception as error:  # the network's and the hub's many kinds
+    except Exception as error:  # of the network or the hub, of many types
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ConversionError(f"{repository}: the hub did not take it: {reason[0]}") from error
     return commit.commit_url

@@ -15,7 +15,7 @@ from vit_flax.config import ViTConfig
 
 
 class Device(Protocol):
-    """The attributes of a jax.Device that are read."""
+    """The attributes of a jax.Device that are used."""
 
     @property
     def platform(self) -> str:
@@ -24,22 +24,22 @@ class Device(Protocol):
 
     @property
     def device_kind(self) -> str:
-        """What it is, such as 'TPU v5 lite'."""
+        """The chip's kind, such as 'TPU v5 lite'."""
         ...
 
     @property
     def id(self) -> int:
-        """Its number among all processes' devices."""
+        """The device's number among those of all processes."""
         ...
 
     @property
     def process_index(self) -> int:
-        """The process that it belongs to."""
+        """The index of the device's process."""
         ...
 
 
-# By measurement (`vit_flax_whole` in benchmarks/README.md): a part's largest activation, the hidden layer, has so many
-# bytes, or so many tokens where these are more, since products of fewer rows take longer a row.
+# Measured (`vit_flax_whole` in benchmarks/README.md): the size of a microbatch in bytes of its largest activation, the
+# MLP's hidden layer, or in tokens where that is more, since products of fewer rows take longer per row.
 CPU_ACTIVATION_BYTES = 10 * 2**20
 CPU_TOKENS = 1600
 
@@ -47,15 +47,15 @@ CPU_TOKENS = 1600
 def microbatch_size(
     config: ViTConfig, batch_size: int, dtype: DTypeLike | None = None, devices: Sequence[Device] | None = None
 ) -> int:
-    """Returns how many images of a batch to compute together; `batch_size` itself where parts are no gain.
+    """Returns the number of images of a microbatch; `batch_size` itself where microbatches are no gain.
 
-    They are a gain on one CPU device alone.
+    Microbatches are a gain on a single CPU device only.
 
     Args:
-        config: the model's.
-        batch_size: images a call gets; what is returned divides it.
-        dtype: of the activations that matrix products read; None: float32.
-        devices: that share the batch; None: JAX's default device.
+        config: config of the model.
+        batch_size: images of a call, a multiple of the result.
+        dtype: dtype of the operands of matrix products; None: float32.
+        devices: devices that share the batch; None: JAX's default device.
 
     Raises:
         ValueError: the batch is empty.
@@ -69,7 +69,7 @@ def microbatch_size(
     hidden = tokens * config.mlp_dim * jnp.dtype(dtype or jnp.float32).itemsize
     fitting = max(1, CPU_ACTIVATION_BYTES // hidden, CPU_TOKENS // tokens)
     size = max(part for part in range(1, min(fitting, batch_size) + 1) if batch_size % part == 0)
-    # a batch such as 31 divides into parts too small to be fast
+    # a batch such as 31 has no divisor large enough to be fast
     return size if 3 * size > fitting else batch_size
 
 
@@ -78,7 +78,7 @@ def in_microbatches(compute: Callable[[PyTree], PyTree], images: PyTree, size: i
 
     Args:
         compute: maps images (N, ...) to arrays whose first axis is N, each row from its own image alone.
-        images: an array, or a tree of arrays, of a multiple of `size` images.
+        images: an array, or a pytree of arrays, of a multiple of `size` images.
         size: images computed together, as from `microbatch_size`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The README.md of weights on a hub, from what lies beside them: config, preprocessing, results, a parity report."""
+"""The README.md of weights on a hub, from the files beside them: config, preprocessing, results, a parity report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CARD, RESULTS, RUN, PARITY = "README.md", "results.json", "train.json", "parity.
 # fields of a config that a reader looks for first
 _SHOWN = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "reg_tokens", "global_pool", "num_classes")
 _ZERO_SHOT = "zero-shot-image-classification"
-_LISTED = 100  # names of classes
+_LISTED = 100  # class names
 
 
 def model_card(folder: Path, repository: str, licence: str | None = None) -> str:
@@ -93,7 +93,7 @@ def _images(reading: Reading) -> list[str]:
     if not prepared.is_told:
         return []
     value = prepared.value
-    told = {"size": value.image_size, "mean": value.mean, "std": value.std, "resized by": value.interpolation}
+    told = {"size": value.image_size, "mean": value.mean, "std": value.std, "interpolation": value.interpolation}
     parts = ["## Images", _table({name: item for name, item in told.items() if item is not None})]
     if value.class_names:
         names = list(value.class_names)
@@ -112,7 +112,7 @@ def _training(folder: Path) -> list[str]:
     split, scores = results.get("split"), results.get("best") or results.get("scores") or {}
     told: dict[str, object] = {}
     if run.get("init_from"):
-        told["begun with"] = Path(str(run["init_from"])).name
+        told["initialised from"] = Path(str(run["init_from"])).name
     told["steps"] = results.get("step")
     told |= {f"images, {name}": count for name, count in (results.get("images") or {}).items()}
     if isinstance(scores.get("accuracy"), float):

@@ -1,4 +1,4 @@
-"""How the images of a checkpoint are prepared and its classes named: what lies beside weights, and back."""
+"""Preprocessing and class names of a checkpoint: read from the files beside its weights, and written there."""
 
 from __future__ import annotations
 
@@ -26,29 +26,30 @@ UNTOLD = "nothing tells how images are normalised: mean and std of 0.5 are taken
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """How images are prepared, and what told it."""
+    """The preprocessing of a checkpoint's images, and its source."""
 
     value: Preprocessing
     origin: str
-    is_told: bool = True  # False: nothing tells it, and what is usual was taken
+    is_told: bool = True  # False: no file or preset says it, and the default is taken
 
 
 def read_preprocessing(
     path: str | os.PathLike[str], config: str | None = None, *, image_size: tuple[int, int] | None = None
 ) -> Preprocessing:
-    """Returns how images are prepared for the weights at `path`, and the names of their classes.
+    """Returns the preprocessing of images for the weights at `path`, with their class names.
 
-    Read from preprocessing.json, preprocessor_config.json (or processor_config.json), open_clip_config.json or timm's
-    config.json, whichever is there, or from the weights file itself.
+    The metadata of the weights file counts first, then preprocessing.json, timm's config.json, and transformers'
+    processor_config.json or preprocessor_config.json. open_clip_config.json counts before transformers' files where the
+    weights are named open_clip*, and otherwise where there are none.
 
     Args:
         path: as for `vit_flax.load`.
-        config: a preset's name, which counts where no file tells it.
-        image_size: (height, width) of the model, for which images are prepared in proportion; None: as it is told.
+        config: a preset's name, which counts where no file has a preprocessing.
+        image_size: (height, width) of the model, to which the preprocessing is scaled; None: the stored size.
 
     Raises:
         ConversionError: there are no weights, or a file beside them is broken.
-        ValueError: nothing tells it, or images are prepared in a way that cannot be expressed.
+        ValueError: there is no preprocessing, or one that `Preprocessing` cannot express.
     """
     checkpoint = read_checkpoint(path)
     found = find_preprocessing(checkpoint, config, image_size)
@@ -60,11 +61,11 @@ def read_preprocessing(
 def find_preprocessing(
     checkpoint: Checkpoint, preset: str | None = None, image_size: tuple[int, int] | None = None
 ) -> Prepared:
-    """Returns how the images of an opened checkpoint are prepared; what nothing tells has mean and std of 0.5.
+    """Returns the preprocessing of an opened checkpoint; the default has mean and std of 0.5.
 
     Raises:
         ConversionError: a file beside it is broken.
-        ValueError: images are prepared in a way that cannot be expressed here; the message says which.
+        ValueError: `Preprocessing` cannot express the one beside it; the message says why.
     """
     try:
         found = _beside(checkpoint)
@@ -81,7 +82,7 @@ def find_preprocessing(
 
 
 def with_labels(value: Preprocessing, checkpoint: Checkpoint) -> Preprocessing:
-    """Returns the value with the names of classes that lie beside the weights, unless it has names."""
+    """Returns the value with the class names beside the weights, unless it has its own."""
     if value.class_names is not None:
         return value
     names, described = labels.read_labels(config_of_library(checkpoint))
@@ -89,7 +90,7 @@ def with_labels(value: Preprocessing, checkpoint: Checkpoint) -> Preprocessing:
 
 
 def of_preset(name: str, image_size: tuple[int, int] | None = None) -> Preprocessing:
-    """Returns that of a preset; models of the Hugging Face hub are prepared for as transformers does it."""
+    """Returns a preset's preprocessing; that of a model on the Hugging Face hub resizes as transformers does."""
     value = Preprocessing.from_preset(get_preset(name), image_size)
     if "/" not in name:
         return value
@@ -98,11 +99,11 @@ def of_preset(name: str, image_size: tuple[int, int] | None = None) -> Preproces
 
 
 def read_file(path: Path) -> Preprocessing:
-    """Returns the value of one JSON file of any of the kinds, whatever its name.
+    """Returns the preprocessing in a JSON file of any library above, whatever its name.
 
     Raises:
-        ConversionError: it is no JSON object.
-        ValueError: it cannot be followed.
+        ConversionError: the file holds no JSON object.
+        ValueError: there is no such file, or `Preprocessing` cannot express its values.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
@@ -134,7 +135,7 @@ def _beside(checkpoint: Checkpoint) -> Prepared | None:
         values, origin = processor
         found = Prepared(read_processor(values, config.get("model_type"), origin), origin)
     if found is None and path.with_name(VIDEO_FILE).is_file():
-        raise ValueError(f"{VIDEO_FILE}: videos are prepared otherwise than images, which this library reads")
+        raise ValueError(f"{VIDEO_FILE}: videos are prepared otherwise, and this library reads images only")
     return _with_models_own(found, config)
 
 
@@ -142,7 +143,7 @@ _IN_MODEL = ("norm_mean", "norm_std")  # attributes of a config.json whose model
 
 
 def _with_models_own(found: Prepared | None, config: Mapping[str, Any]) -> Prepared | None:
-    """Returns how images are prepared with what the owner's model does to them: here models take normalised images."""
+    """Composes a preprocessing with the normalisation inside the owner's model, which models here leave outside."""
     if not all(name in config for name in _IN_MODEL):
         return found
     mean, std = (tuple(map(float, config[name])) for name in _IN_MODEL)
@@ -157,7 +158,7 @@ def _with_models_own(found: Prepared | None, config: Mapping[str, Any]) -> Prepa
 
 
 def _without_models_own(value: Preprocessing, config_file: Mapping[str, Any]) -> Preprocessing:
-    """Returns what is left to do before a model that normalises images itself."""
+    """Returns the preprocessing before a model that normalises images itself: the inverse of `_with_models_own`."""
     mean, std = (tuple(map(float, config_file[name])) for name in _IN_MODEL)
     left = tuple(s / own for s, own in zip(value.std, std, strict=True))
     first = tuple(m - s * own for m, s, own in zip(value.mean, left, mean, strict=True))
@@ -170,7 +171,7 @@ def _of_config(config: Mapping[str, Any]) -> Prepared | None:
 
 
 def _processor(path: Path) -> tuple[Mapping[str, Any], str] | None:
-    """Returns the image processor's values and their file: nested ones first, as transformers has it."""
+    """Returns the image processor's values and their file: processor_config.json first, as in transformers."""
     nested = path.with_name(NESTED_FILE)
     if nested.is_file() and isinstance(values := read_json(nested).get("image_processor"), dict):
         return values, NESTED_FILE
@@ -179,7 +180,7 @@ def _processor(path: Path) -> tuple[Mapping[str, Any], str] | None:
 
 
 def config_of_library(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """Returns another library's config.json, which lies beside weights that carry a config of ours."""
+    """Returns another library's config.json, also where the weights carry a config of this library."""
     config = checkpoint.config or {}
     if "model_config" in config and checkpoint.path is not None:
         beside = checkpoint.path.with_name("config.json")
@@ -189,14 +190,14 @@ def config_of_library(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class BesideWeights:
-    """What is written beside weights, so that their images are prepared and their classes named as before."""
+    """Files to write beside weights, which keep their preprocessing and class names."""
 
     config_file: (
         Mapping[str, object] | None
     )  # the layout's own library's config.json; None: it has none, ours is written
     files: Mapping[str, Mapping[str, object]]
-    stored: Mapping[str, object] | None  # what a file that can carry it carries
-    notes: list[str]  # what the layout's own library will not be told
+    stored: Mapping[str, object] | None  # metadata of a weights file that can carry it
+    notes: list[str]  # what the files of the layout's own library cannot express
 
 
 def beside_weights(
@@ -206,19 +207,19 @@ def beside_weights(
     value: Preprocessing | None,
     class_names: labels.Names | None = None,
 ) -> BesideWeights:
-    """Returns what is written beside weights of a layout.
+    """Returns the files to write beside weights of a layout.
 
     Args:
-        layout: its name.
-        config: of the model.
-        config_file: the config.json of the layout's own library, without names of classes.
-        value: how images are prepared; None: nobody knows.
-        class_names: what the classes are called, where that alone is known.
+        layout: the layout's name.
+        config: config of the model.
+        config_file: the config.json of the layout's own library, without class names.
+        value: the preprocessing; None: unknown.
+        class_names: class names, where there is no preprocessing to hold them.
     """
     if value is None and class_names and len(class_names) == config.num_classes:
         if layout.startswith("huggingface") and config_file is not None:
             return BesideWeights({**config_file, **_labels(class_names)}, {}, None, [])
-        note = "the names of the classes are not written: nothing tells how images are prepared, which stands with them"
+        note = "the names of the classes are not written: they belong to a preprocessing, and none is known"
         return BesideWeights(config_file, {}, None, [note])
     if value is None:
         return BesideWeights(config_file, {}, None, [])
@@ -244,7 +245,7 @@ def beside_weights(
 
 
 def _labels(names: labels.Names) -> dict[str, dict[str, object]]:
-    """Returns the names as transformers' config.json has them."""
+    """Returns the class names in the form of transformers' config.json."""
     return {"id2label": {str(number): name for number, name in enumerate(names)},
             "label2id": {name: number for number, name in enumerate(names)}}  # fmt: skip
 
@@ -252,26 +253,26 @@ def _labels(names: labels.Names) -> dict[str, dict[str, object]]:
 def _timm_file(
     config: ViTConfig, value: Preprocessing, names: labels.Names | None
 ) -> tuple[Mapping[str, Any] | None, list[str]]:
-    """Returns timm's config.json, or None and why there is none."""
+    """Returns timm's config.json and notes; None where it cannot express the model, and the notes say why."""
     written, told = write_timm(value), timm_config(config)
     if isinstance(written, str):
         return None, [f"no config.json of timm's is written: {written}"]
     if told is None:
-        return None, ["no config.json of timm's is written: its text cannot say this architecture"]
+        return None, ["no config.json of timm's is written: it cannot express this architecture"]
     named: dict[str, Any] = {"label_names": list(names)} if names else {}
     if names and value.class_descriptions:
         named["label_descriptions"] = dict(zip(names, value.class_descriptions, strict=True))
     cfg = {**written, "num_classes": config.num_classes, "fixed_input_size": True}
     notes = []
     if value.resizer != "pillow":
-        notes.append("timm resizes with Pillow, these images are resized as transformers does: answers differ a little")
+        notes.append("timm resizes with Pillow, these images are resized as transformers does: logits differ slightly")
     if value.exif:
-        notes.append("timm does not turn photographs as their EXIF data say, as is done here")
+        notes.append("timm ignores the EXIF orientation, which is applied here")
     return {**told, **named, "pretrained_cfg": cfg}, notes
 
 
 def as_transformers(value: Preprocessing) -> Preprocessing:
-    """Returns the value as the processors of transformers follow it: tensors resized, EXIF data looked at."""
+    """Returns the value as transformers' processors apply it: tensors are resized, the EXIF orientation is applied."""
     if value.channels != 3 or value.interpolation in ("box", "hamming") or value.crop_mode == "border":
         return value
     resizer = "torchvision" if value.resizer == "pillow" else value.resizer

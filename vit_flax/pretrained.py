@@ -54,17 +54,17 @@ def from_state_dict(
     Args:
         tensors: names to arrays, for example `torch_model.state_dict()`.
         layout: a layout's name; None finds it from the names.
-        config: what tensors cannot tell: a preset's name, a ViTConfig or its `to_dict()`, or the contents of a
-            config.json.
+        config: the fields that tensors cannot tell: a preset's name, a ViTConfig or its `to_dict()`, or the contents of
+            a config.json.
         entry: which weights of a training checkpoint to take where it holds several: levels of its mappings and
             names, for example 'teacher' or 'state_dict/module.base_encoder'.
-        resample: how to resize learned positions when `image_size` asks for another grid of patches, and the patch
-            kernel when `patch_size` asks for other patches (as FlexiViT does): a mode of vit_flax.models.resample. None
-            takes the mode of the layout's own library.
+        resample: how to resize learned position embeddings when `image_size` asks for another grid of patches, and the
+            patch kernel when `patch_size` asks for other patches (as FlexiViT does): a mode of
+            vit_flax.models.resample. None takes the mode of the layout's own library.
         source_grid: (height, width) of the checkpoint's grid of patches, needed where that is not square.
-        tower: of a model of images and texts: 'image' the image tower alone, a VisionTransformer; 'both' a TwoTowers.
-            None: both where the text tower's kind is known and neither `config` nor `num_classes` asks for an image
-            model.
+        tower: for checkpoints of two towers: 'image' for the image tower alone, a VisionTransformer; 'both' for a
+            TwoTowers. None: both where the text tower's kind is known and neither `config` nor `num_classes` asks for
+            an image model.
         **overrides: single fields of the config, for example `num_heads=12`; they win over `config`. A text tower's
             have `text_` before them.
 
@@ -127,11 +127,11 @@ def to_state_dict(model: Model, params: PyTree, layout: str | None = None) -> di
 
 
 def fit_layout(model: VisionTransformer, params: PyTree, layout: str) -> tuple[VisionTransformer, Params, list[str]]:
-    """Returns the model and its parameters as a layout can hold them, and what was done, a line each.
+    """Returns the model and its parameters as a layout can hold them, and the changes, a line each.
 
-    What the model computes stays as it is: a position of the class token is added to the class token where the layout
+    The model's outputs stay the same: the class token's position embedding is added to the class token where the layout
     has no row for it (or is zero where it has one), a mask token is left out (or zero). A model that the layout holds
-    comes back as it is, and so does one that it cannot hold: `to_state_dict` says why.
+    is returned as it is, and so is one that it cannot hold: `to_state_dict` says why.
     """
     steps = steps_to(get_layout(layout), model.config)
     if not steps:
@@ -158,15 +158,14 @@ def save(
     the config and preprocessing.json. A safetensors file carries the config, so `load` needs nothing else. Errors are
     those of `to_state_dict`; nothing is left behind when one occurs.
 
-    `preprocessing` (`read_preprocessing` returns it) tells how images are prepared and what the classes are called. A
-    safetensors file carries it; a folder gets preprocessing.json and what the layout's own library reads, transformers'
-    preprocessor_config.json and names in config.json, or timm's config.json; beside a file of another kind it is
-    NAME.preprocessing.json. `tokenizer`, of a model of images and texts, is a folder whose tokeniser's files are copied
-    into the one that is written. `class_names` counts where there is no `preprocessing`, for transformers' config.json,
-    which takes the names alone.
+    `preprocessing` (as `read_preprocessing` returns it) holds the class names too. A safetensors file carries it; a
+    folder gets preprocessing.json and the files of the layout's own library, transformers' preprocessor_config.json and
+    names in config.json, or timm's config.json; beside a file of another kind it is NAME.preprocessing.json.
+    `tokenizer`, of a two-tower model, is a folder whose tokeniser's files are copied into the written one.
+    `class_names` counts where there is no `preprocessing`, for transformers' config.json, which takes the names alone.
 
     Returns:
-        What the layout's own library will not be told, a line each.
+        What the files of the layout's own library cannot express, a line each.
     """
     copies = {} if tokenizer is None else tokenizer_files(Path(tokenizer))
     if tokenizer is not None and not copies:

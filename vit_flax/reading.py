@@ -1,4 +1,4 @@
-"""What a checkpoint is: found once, in straight order, and one value for everything that is made of it."""
+"""What a checkpoint is: layout, config and plan of its conversion, found once and held in one value."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A checkpoint, and what was found out about it."""
+    """A checkpoint with its layout, its config and the plan of its conversion."""
 
     wish: Wish
     checkpoint: Checkpoint  # under its own names
-    tensors: Checkpoint  # the same under the names that the layout's rules know
+    tensors: Checkpoint  # the same under the names of the layout's rules
     layout: Layout
-    evidence: str  # what told the layout
+    evidence: str  # how the layout was detected
     resolved: Resolved | None  # None: a field of the config is not known
-    plan: Plan | None  # how the tensors become the parameters, resizing included; None: there is no config
-    # shapes of parameters that are made anew, by path: another classifier than the checkpoint's
+    plan: Plan | None  # the conversion of tensors to parameters, with resizing; None: there is no config
+    # shapes of newly initialised parameters, by path: a classifier of another number of classes
     fresh: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    obstacle: str  # which fields are not known, or why a table of another size is not resized; '': nothing
+    obstacle: str  # unknown fields of the config, or why a table of another size is not resized; '': none
 
     @property
     def config(self) -> ModelConfig:
@@ -86,10 +86,10 @@ class Reading:
         return model, unflatten_dict({**flat, **fresh_parameters(self.fresh, dtype)}, sep="/")
 
     def build_image_tower(self) -> tuple[VisionTransformer, Params]:
-        """Returns the model and its parameters, where the wish was for a model of images.
+        """Returns the model and its parameters, of a checkpoint read as a vision model.
 
         Raises:
-            ConversionError: as `build`; or it is a model of images and texts.
+            ConversionError: as `build`; or the model has both towers.
         """
         model, params = self.build()
         if not isinstance(model, VisionTransformer):
@@ -97,12 +97,12 @@ class Reading:
         return model, params
 
     def log_notes(self) -> None:
-        """Warns, in this library's log, of what was left out, cast or applied."""
+        """Logs the checkpoint's notes as warnings: what was left out, cast or applied."""
         for note in self.checkpoint.notes:
             logger.warning("%s: %s", self.checkpoint.source, note)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all of it as JSON types: layout, config with origins, every tensor's fate, problems."""
+        """Returns the reading as JSON types: layout, config with origins, every tensor's fate, problems."""
         shapes = self.tensors.shapes
         config = {} if self.resolved is None else _flat(self.resolved.config)
         origins = {} if self.resolved is None else {"model_config": "layout", **self.resolved.origins}
@@ -115,7 +115,7 @@ class Reading:
             "layout": self.layout.name,
             "evidence": self.evidence,
             "parameters": sum(math.prod(shape) for shape in shapes.values()),
-            "no_tensors": dict(self.tensors.skipped),  # what else a training checkpoint holds, and of what type
+            "no_tensors": dict(self.tensors.skipped),  # other entries of a training checkpoint, and their types
             "config": config,
             "origins": origins,
             "tensors": [{"name": name, "shape": list(shape), "fate": fate} for name, shape, fate in tensors],
@@ -130,11 +130,11 @@ def _flat(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_model(checkpoint: Checkpoint, wish: Wish) -> Reading:
-    """Finds layout, config and the way of every tensor of a checkpoint that `open_checkpoint` returned.
+    """Finds layout, config and plan of a checkpoint that `open_checkpoint` returned.
 
     Raises:
-        ConversionError: the layout cannot be told, or there is no such resampling mode.
-        ValueError: a field given does not exist, or values do not fit each other.
+        ConversionError: the layout is ambiguous or unknown, or there is no such resampling mode.
+        ValueError: a field of the overrides does not exist, or values do not fit each other.
     """
     if wish.config_file is not None:
         checkpoint = dataclasses.replace(checkpoint, config=wish.config_file)
@@ -160,7 +160,7 @@ def read_model(checkpoint: Checkpoint, wish: Wish) -> Reading:
             checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, other.note))
     changes, obstacle = find_resizes(layout, resolved, rules, tensors.shapes, expected, wish)
     steps = plan(tensors.shapes, rules, expected, changes)
-    if changes and "image_size" not in wish.overrides:  # who names the size has asked for it
+    if changes and "image_size" not in wish.overrides:  # an explicit image_size asks for it
         first, more = next(iter(changes)), f" (and {len(changes) - 1} more tables)" if len(changes) > 1 else ""
         note = f"{first} is resized {changes[first]}{more}"
         checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, note))
@@ -173,14 +173,14 @@ def read_model(checkpoint: Checkpoint, wish: Wish) -> Reading:
 def _read_beside(checkpoint: Checkpoint) -> tuple[Beside | None, ConversionError | None]:
     try:
         return read_beside(checkpoint), None
-    except ConversionError as error:  # the caller's own config makes it needless
+    except ConversionError as error:  # raised later, unless the caller gives a config
         return None, error
 
 
 def _sources(
     wish: Wish, layout: Layout, told: tuple[str, ModelConfig] | None, beside: Beside | None
 ) -> tuple[Sources, Sources]:
-    """Returns what counts before the tensors, and what only where they say nothing."""
+    """Returns the fields that count before the tensors, and those that count only where tensors say nothing."""
     if told is None:
         return ([] if beside is None else [(beside.origin, _told_beside(layout, beside))]), []
     origin, config = told
@@ -193,7 +193,7 @@ def _sources(
 
 
 def _told_beside(layout: Layout, beside: Beside) -> dict[str, Any]:
-    """Returns what a config beside the weights says of the towers that are read."""
+    """Returns the fields, of a config beside the weights, of the towers to be read."""
     stored = {name: value for name, value in beside.fields.items() if not is_of_text(name)}
     if not holds_text(layout):
         return stored

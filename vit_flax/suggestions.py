@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
-    """Returns up to `count` known names that a misspelt one may stand for: those that begin with it, then the nearest.
+    """Returns up to `count` known names like a misspelt one: those that begin with it, then the nearest.
 
-    A hyphen and an underscore are one, and so are capitals and small letters.
+    Case is ignored, and hyphens equal underscores.
     """
     plain = {_plain(candidate): candidate for candidate in known}
     begun = [candidate for candidate in plain if len(name) > 2 and candidate.startswith(_plain(name))]

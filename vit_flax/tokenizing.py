@@ -1,6 +1,6 @@
-"""The tokeniser of a checkpoint: texts to the numbers that its text tower reads.
+"""The tokeniser of a checkpoint: texts to the token ids of its text tower.
 
-Tokenisers are other libraries', transformers' above all, and imported when one is read.
+Tokenisers are other libraries', mostly transformers', imported when one is read.
 """
 
 from __future__ import annotations
@@ -21,31 +21,28 @@ from vit_flax.convert import Checkpoint, read_checkpoint
 from vit_flax.convert.checkpoint import one_line
 from vit_flax.convert.folder import HUB, TOKENIZER_FILES
 
-_CHUNK = 4096  # texts that are handed to the library at once
+_CHUNK = 4096  # texts tokenised in one call of the library
 _SHOWN = 60
 _SENTENCEPIECE = ".model"
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Texts as a text tower reads them."""
+    """Token ids of texts, and their attention mask."""
 
     numbers: Int[np.ndarray, "t n"]
-    mask: Bool[np.ndarray, "t n"] | None  # False for padding; None: the tower reads it as it does every token
+    mask: Bool[np.ndarray, "t n"] | None  # False for padding; None: padding is attended to like every token
 
 
 class Tokenizer:
-    """Turns texts into token numbers, cut and padded to the model's context as the owner of its weights does.
+    """Turns texts into token ids, truncated and padded to the model's context length as the weights' owner does.
 
     Args:
-        run: the library's own: texts, all padded and cut -> numbers by 'input_ids', and perhaps 'attention_mask'.
-        config: of the text tower.
-        origin: what messages call it.
-        clean: what is done to a text before.
-        hides_padding: whether the tower is told what is padding, where the library says it.
-
-    Raises:
-        ValueError: a text is none, or a number that comes out is none of the model's; in one line.
+        run: the library's tokeniser: texts to padded and truncated 'input_ids' and, of some, 'attention_mask'.
+        config: config of the text tower.
+        origin: name of the tokeniser in messages.
+        clean: function applied to each text first.
+        hides_padding: whether to return the attention mask, where the library has one.
     """
 
     def __init__(
@@ -60,7 +57,12 @@ class Tokenizer:
         self._run, self._clean, self._hides_padding = run, clean, hides_padding
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Returns the numbers (T, context_length) of texts."""
+        """Returns the token ids (T, context_length) of texts.
+
+        Raises:
+            ValueError: a text is no str or not UTF-8, an id is outside the vocabulary, or the end token at which the
+                model pools is missing; in one line.
+        """
         if isinstance(texts, str):
             raise ValueError("give a list of texts, also where there is only one")
         checked = [self._clean(_checked(text, place)) for place, text in enumerate(texts)]
@@ -97,23 +99,23 @@ class Tokenizer:
 def read_tokenizer(
     path: str | os.PathLike[str], config: TwoTowersConfig | TextConfig, tokenizer: str | None = None
 ) -> Tokenizer:
-    """Returns the tokeniser of the weights at `path`: of the files beside them, or the one that is named.
+    """Returns the tokeniser of the weights at `path`: of the files beside them, or `tokenizer`.
 
     Args:
         path: as for `vit_flax.load`.
-        config: of the model, or of its text tower.
+        config: config of the model, or of its text tower.
         tokenizer: a folder with a tokeniser's files, a sentencepiece file (.model), or hf://owner/name.
 
     Raises:
         ConversionError: there are no weights.
-        ImportError: the library that reads it is not installed.
+        ImportError: the tokeniser's library is not installed.
         ValueError: there is no tokeniser, or it cannot be read.
     """
     return find_tokenizer(read_checkpoint(path), config, tokenizer)
 
 
 def read_tokenizer_alone(tokenizer: str, text: TextConfig) -> Tokenizer:
-    """Returns the tokeniser that is named, without weights; places and errors are those of `read_tokenizer`."""
+    """Returns the tokeniser at `tokenizer`, without weights; places and errors are those of `read_tokenizer`."""
     return Tokenizer(_runner(_named(tokenizer), text), text, tokenizer, hides_padding=False)
 
 
@@ -124,7 +126,7 @@ def find_tokenizer(
     text = config if isinstance(config, TextConfig) else config.text
     told: Any = checkpoint.config or {}
     clean = _open_clip_clean(told["model_cfg"].get("text_cfg") or {}) if "model_cfg" in told else str
-    # open_clip and big_vision do not hide padding; transformers does where its tokeniser says what is padding
+    # open_clip and big_vision do not mask padding; transformers does where its tokeniser returns an attention mask
     hides = "model_type" in told or str(told.get("layout", "")).startswith("huggingface")
     library = _named(tokenizer) if tokenizer is not None else _beside(checkpoint, told)
     return Tokenizer(_runner(library, text), text, tokenizer or str(library.name_or_path), clean, hides)
@@ -134,7 +136,7 @@ def _runner(library: Any, text: TextConfig) -> Callable[[list[str]], Mapping[str
     def run(texts: list[str]) -> Mapping[str, Sequence[Sequence[int]]]:
         try:
             return library(texts, padding="max_length", truncation=True, max_length=text.context_length)
-        except (ValueError, TypeError) as error:  # a tokeniser that has no padding, say
+        except (ValueError, TypeError) as error:  # a tokeniser without a padding token, for example
             raise ValueError(f"{library.name_or_path}: cannot read the texts: {one_line(error)}") from error
 
     return run
@@ -188,7 +190,7 @@ def _read(place: str, build: Callable[[], Any]) -> Any:
         return build()
     except ImportError:
         raise
-    except Exception as error:  # whatever a broken file makes of a library that does not check it
+    except Exception as error:  # a library that does not check a broken file may raise anything
         raise ValueError(f"{place}: its tokeniser cannot be read: {one_line(error)}") from error
 
 
@@ -206,7 +208,7 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + " ...")
 
 
-# What open_clip does to texts before its tokenisers; 'whitespace' is what it does unless told otherwise.
+# open_clip's cleaning functions; 'whitespace' is its default.
 _CLEANS: dict[str, Callable[[str], str]] = {
     "whitespace": lambda text: " ".join(text.split()),
     "lower": lambda text: " ".join(text.split()).lower(),
@@ -218,7 +220,7 @@ _CLEANS: dict[str, Callable[[str], str]] = {
 
 def _open_clip_clean(text_cfg: Mapping[str, Any]) -> Callable[[str], str]:
     arguments = dict(text_cfg.get("tokenizer_kwargs") or {})
-    # of its own tokeniser it is 'lower', which transformers' of CLIP does by itself
+    # open_clip's own tokeniser defaults to 'lower', which transformers' CLIP tokeniser does itself
     name = arguments.pop("clean", "whitespace")
     refused = [f"{key}={value!r}" for key, value in arguments.items() if value]
     refused += [f"tokenizer_mode={text_cfg['tokenizer_mode']!r}"] if text_cfg.get("tokenizer_mode") else []
@@ -233,11 +235,11 @@ def _open_clip_clean(text_cfg: Mapping[str, Any]) -> Callable[[str], str]:
 
 
 def _fixed(text: str) -> str:
-    """Returns a text as open_clip mends it, whose library changes nothing of plain ASCII."""
+    """Returns a text repaired by ftfy, as open_clip does; ftfy leaves ASCII as it is."""
     if text.isascii():
         return text
     try:
         import ftfy  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError(f"open_clip mends texts as {_short(text)} with ftfy: pip install ftfy") from error
+        raise ImportError(f"open_clip repairs texts such as {_short(text)} with ftfy: pip install ftfy") from error
     return ftfy.fix_text(text)

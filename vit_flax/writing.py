@@ -17,7 +17,7 @@ def flat_params(model: VisionTransformer | TwoTowers, params: PyTree) -> dict[st
     """Returns the parameters by path.
 
     Raises:
-        ConversionError: they are not the model's; lists what is missing, unexpected or misshapen.
+        ConversionError: the parameters are not the model's; the message lists those missing, unexpected or misshapen.
     """
     flat: dict[str, PyTree] = flatten_dict(params, sep="/")  # pyright: ignore[reportAssignmentType]
     expected = expected_shapes(model)

@@ -1,4 +1,4 @@
-"""Classes told by words, and how well images and texts find each other."""
+"""Zero-shot classification by texts, and image-text retrieval."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def zero_shot_classifier(
     tokenizer: Tokenizer,
     batch_size: int = 256,
 ) -> Float[np.ndarray, "k e"]:
-    """Returns an embedding of length 1 for each class: the mean of what the templates make of its name.
+    """Returns an embedding of length 1 for each class: the normalised mean of its prompts' embeddings.
 
-    `ZeroShot` makes logits of these and of images' embeddings.
+    `ZeroShot` computes logits from these and image embeddings.
 
     Args:
-        model: of images and texts.
+        model: the two-tower model.
         params: its parameters.
-        names: of the classes.
-        templates: texts in which `{}` stands for a name.
-        tokenizer: of the model; `vit_flax.read_tokenizer` reads it.
+        names: class names.
+        templates: prompts in which `{}` stands for a name.
+        tokenizer: tokeniser of the model, as `vit_flax.read_tokenizer` returns it.
         batch_size: texts computed together.
 
     Raises:
@@ -62,14 +62,14 @@ def zero_shot_classifier(
 def embed_texts(
     model: TwoTowers, params: PyTree, texts: Sequence[str], tokenizer: Tokenizer, batch_size: int = 256
 ) -> Float[np.ndarray, "t e"]:
-    """Returns the embeddings of texts, of length 1."""
+    """Returns the text tower's embeddings of texts, L2-normalised."""
     tokens = tokenizer(texts)
     size = min(batch_size, max(1, len(tokens.numbers)))
     rows = [np.zeros((0, model.config.text.width), np.float32)][: not len(texts)]
     for first in range(0, len(texts), size):
         parts = [None if part is None else part[first : first + size] for part in (tokens.numbers, tokens.mask)]
         count = len(parts[0]) if parts[0] is not None else 0
-        # the last batch is filled with its first text, so that one shape is compiled
+        # the last batch is padded with its first text, so that one shape is compiled
         padded = [None if part is None else part[[*range(count), *[0] * (size - count)]] for part in parts]
         run = _compiled(model)  # pyright: ignore[reportArgumentType]
         rows.append(np.asarray(run(params, *padded))[:count])
@@ -90,15 +90,12 @@ def _compiled(model: TwoTowers) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShot:
-    """A classifier of a model of images and texts, whose classes are told by texts.
-
-    Its embeddings of images are those of the image tower, of any length.
-    """
+    """A zero-shot classifier: logits of a two-tower model's image embeddings, of any length, and class embeddings."""
 
     names: tuple[str, ...]
     classifier: Float[np.ndarray, "k e"]  # of `zero_shot_classifier`
-    scale: float  # that the logits are multiplied by
-    bias: float | None  # and what is added; None: the model was trained by softmax, and has none
+    scale: float  # factor of the logits, exp(logit_scale)
+    bias: float | None  # logit bias; None: the model was trained with a softmax loss and has none
 
     @classmethod
     def of(
@@ -116,13 +113,13 @@ class ZeroShot:
         return cls(tuple(names), classifier, float(np.exp(np.asarray(params["logit_scale"], np.float64))), bias)
 
     def logits(self, embeddings: Float[np.ndarray, "n e"]) -> Float[np.ndarray, "n k"]:
-        """Returns the logits of images, in float64."""
+        """Returns the logits of image embeddings, which are L2-normalised here, in float64."""
         wide = np.asarray(embeddings, np.float64)
         wide = wide / np.linalg.norm(wide, axis=-1, keepdims=True)
         return wide @ np.asarray(self.classifier, np.float64).T * self.scale + (self.bias or 0.0)
 
     def probabilities(self, embeddings: Float[np.ndarray, "n e"]) -> Float[np.ndarray, "n k"]:
-        """Returns each class's share of 1, or where the model was trained by sigmoid how likely each is by itself."""
+        """Returns the softmax over the classes, or each class's sigmoid where the model has a logit bias (SigLIP)."""
         logits = self.logits(embeddings)
         if self.bias is not None:
             return 0.5 * (1 + np.tanh(0.5 * logits))
@@ -136,22 +133,22 @@ def retrieval_recall(
     image_of: Int[np.ndarray, " t"] | None = None,
     ranks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Returns how often what belongs together is among the nearest: 'image_to_text@1' and so on, shares of 1.
+    """Returns the recall at each rank of both directions, in [0, 1]: 'image_to_text@1' and so on.
 
-    Of equal similarities what belongs together counts as the farther.
+    Ties count against the match.
 
     Args:
-        images: embeddings of length 1.
-        texts: the same of texts.
-        image_of: number of the image that each text belongs to; None: text i belongs to image i.
-        ranks: how many of the nearest are looked at.
+        images: L2-normalised embeddings of images.
+        texts: L2-normalised embeddings of texts.
+        image_of: index of each text's image; None: text i belongs to image i.
+        ranks: numbers of nearest neighbours.
 
     Raises:
-        ValueError: there are not as many of both, or an image has no text.
+        ValueError: without `image_of` there are not as many texts as images, or an image has no text.
     """
     if image_of is None:
         if len(images) != len(texts):
-            raise ValueError(f"{len(images)} images and {len(texts)} texts: say which belong together")
+            raise ValueError(f"{len(images)} images and {len(texts)} texts: pass `image_of`, each text's image")
         image_of = np.arange(len(texts))
     if not len(texts) or set(range(len(images))) - set(image_of.tolist()):
         raise ValueError("every image needs a text")
@@ -165,7 +162,7 @@ def recall_of_groups(
     text_groups: Int[np.ndarray, " t"],
     ranks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Returns what `retrieval_recall` does, where images and texts of one group belong together."""
+    """Returns `retrieval_recall` where every image and text of one group match."""
     wide = np.asarray(images, np.float64), np.asarray(texts, np.float64)
 
     def places(rows: np.ndarray, groups: np.ndarray, others: np.ndarray, of_others: np.ndarray) -> np.ndarray:
