@@ -58,6 +58,9 @@ def evaluate(
     scale = 1.0
     for batch in loader:
         placed = place_batch({name: batch[name] for name in ("image", "label")}, mesh)
+        # two batches at most are on the devices. Dispatched without a bound, they fill the memory; and the devices of
+        # one CPU deadlock once a device's queue is full (32 programs) of what waits for another's all-reduce
+        jax.block_until_ready(sums)
         found = eval_function(params, placed)
         if "texts" in found:
             scale = float(found["logit_scale"])

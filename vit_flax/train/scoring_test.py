@@ -1,13 +1,16 @@
 """What an evaluation counts, judged by scikit-learn."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
 from vit_flax.parity.tolerances import FLOAT64_ROUNDING
-from vit_flax.train.config import EarlyStoppingConfig
+from vit_flax.train.config import EarlyStoppingConfig, MeshConfig
 from vit_flax.train.history import History
-from vit_flax.train.scoring import average_precision
+from vit_flax.train.scoring import average_precision, evaluate
+from vit_flax.train.sharding import make_mesh
 
 
 def test_average_precision_is_sklearns() -> None:
@@ -21,6 +24,28 @@ def test_average_precision_is_sklearns() -> None:
     np.testing.assert_allclose(found[:4], expected, rtol=FLOAT64_ROUNDING)
     assert np.isnan(found[4])
     assert np.isnan(average_precision(scores[:0], labels[:0])).all()
+
+
+def test_a_batch_is_dispatched_when_the_one_before_is_done() -> None:
+    @jax.jit
+    def count(images: jax.Array) -> jax.Array:
+        square = jnp.full((300, 300), 1 / 300)
+        product = jax.lax.fori_loop(0, 50, lambda _, x: x @ square, square)  # long enough to be seen under way
+        return images.shape[0] + (0 * product.sum()).astype(jnp.int32)
+
+    before: list[bool] = []
+    sums: list[jax.Array] = []
+
+    def eval_function(params: None, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        before.extend(one.is_ready() for one in sums[-1:])
+        sums.append(count(batch["image"]))
+        zero = jnp.zeros(())
+        return {"count": sums[-1], "loss": zero, "correct": zero, "correct5": zero}
+
+    batches = [{"image": np.zeros((4, 2, 2, 1), np.uint8), "label": np.zeros(4, np.int32)}] * 5
+    scores = evaluate(batches, eval_function, None, make_mesh(MeshConfig(), jax.devices()[:1]))
+    assert scores.numbers["count"] == 20
+    assert before == [True] * 4
 
 
 @pytest.mark.parametrize(
