@@ -74,11 +74,11 @@ def test_nothing_differs_without_a_mutation(case, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--random", "clip", "--mutate", "logit_bias"], "--mutate logit_bias is of --random siglip, got clip"),
-        (["--random", "clip", "--mutate", "gelu_tanh"], "--mutate gelu_tanh is of the digits ViT: leave --random out"),
-        (["--random", "clip", "--steps", "3"], "--steps is of the digits ViT, not of images and texts"),
+        (["--random", "clip", "--mutate", "logit_bias"], "--mutate logit_bias applies to --random siglip, got clip"),
+        (["--random", "clip", "--mutate", "gelu_tanh"], "gelu_tanh applies to the digits ViT: leave --random out"),
+        (["--random", "clip", "--steps", "3"], "--steps applies to the digits ViT, not to two towers"),
         (["--tower", "image"], "--tower needs a checkpoint"),
-        (["somewhere", "--random", "clip"], "--random is of the comparison without a checkpoint"),
+        (["somewhere", "--random", "clip"], "--random applies to the comparison without a checkpoint"),
     ],
 )
 def test_what_does_not_go_together_is_told(arguments, said, capsys):

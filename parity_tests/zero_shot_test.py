@@ -217,7 +217,7 @@ def test_evaluate_counts_by_the_names_of_the_folders(clip, tmp_path, capsys):
     assert main([*arguments, "--labels", str(names)]) == 2
     assert "1 names for the data's 2 classes" in capsys.readouterr().err
     assert main([*arguments[:2], *arguments[3:], "--template", "{}"]) == 2
-    assert "--template is of --zeroshot" in capsys.readouterr().err
+    assert "--template needs --zeroshot" in capsys.readouterr().err
 
 
 def refused(capsys: Any, *arguments: str) -> str:

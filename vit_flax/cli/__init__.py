@@ -1,1 +1,1 @@
-"""The command line `vit-flax`: one file a command."""
+"""The command line `vit-flax`, one file per command."""

@@ -1,4 +1,4 @@
-"""The end of commands that write arrays of many images: the images' paths, and what was written."""
+"""The last steps of commands that write arrays of many images: the images' paths, and the report."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def append_paths(writer: ArrayWriter, images: list[str], bad: dict[int, str]) -> None:
-    """Appends the paths of the images that could be read.
+    """Appends the paths of the readable images.
 
     Raises:
-        ValueError: none could.
+        ValueError: no image is readable.
     """
     refuse_all_bad(bad, images)
     writer.append({"images": np.asarray([path for index, path in enumerate(images) if index not in bad])})
@@ -29,7 +29,7 @@ def report_arrays(
     command: str, options: argparse.Namespace, writer: ArrayWriter, loaded: Loaded, images: list[str],
     bad: dict[int, str],
 ) -> int:  # fmt: skip
-    """Prints the shapes of what was written and the images that could not be read; returns the exit status."""
+    """Prints the shapes of the written arrays and the unreadable images; returns the exit status."""
     shapes = {name: list(shape) for name, shape in writer.shapes.items() if name != "images"}
     if options.json:
         told: dict[str, Any] = {"file": options.output, "shapes": shapes, "notes": loaded.notes}

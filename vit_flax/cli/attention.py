@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from vit_flax.config import ViTConfig
     from vit_flax.preprocessing.evaluation import Preprocessing
 
-SIDE = 448  # pixels of the picture's height, at least
+SIDE = 448  # least height of the picture in pixels
 BAR = 96  # pixels of the colour bar's width
 MARGIN = 24
-NUM_PARALLEL = 2  # attentions in a block of two
-MOST = 1 << 28  # bytes of weights that are computed together
-COLOURS = ((0, 0, 10), (85, 15, 110), (185, 55, 85), (250, 140, 10), (252, 255, 165))  # even steps of brightness
+NUM_PARALLEL = 2  # attention layers of a parallel_things block
+MOST = 1 << 28  # bytes of attention weights computed together
+COLOURS = ((0, 0, 10), (85, 15, 110), (185, 55, 85), (250, 140, 10), (252, 255, 165))  # equal steps of lightness
 EXAMPLE = """example:
   vit-flax attention vit.safetensors --config vit_tiny_patch16_224 photo.jpg -o attention.png
   vit-flax attention vit.safetensors --config vit_tiny_patch16_224 photo.jpg -o last.png --layer -1 --head 0
@@ -40,19 +40,19 @@ def add_parser(commands: Commands) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser(
         "attention",
-        help="draw what the class token looks at",
-        description="Writes the image as the model sees it, and beside it the attention that reaches the class token "
-        "through all blocks (rollout), in colours from the least patch to the most. With --layer it is the attention "
-        "of that block, with --head that of one of its heads. Where there is no class token, it is the mean over the "
-        "queries of all patches. A .npz file gets the weights (heads, queries, keys) of each block as 'layer_0' and "
-        "so on, prefix tokens first. Of several images, or with a new folder for .npy files, images are the first axis "
-        "and 'images' has their paths; they go to the disk as they come.",
+        help="draw attention maps of the class token",
+        description="Writes the preprocessed image, and beside it a heat map of the class token's attention to each "
+        "patch: attention rollout through all blocks, with --layer the attention of that block, with --head that of "
+        "one of its heads. A model without a class token has the mean over the queries of all patches. A .npz file "
+        "gets the attention weights (heads, queries, keys) of each block as 'layer_0' and so on, prefix tokens first. "
+        "For several images, or with a new folder for .npy files, images are the first axis and 'images' has their "
+        "paths; rows are written as they are computed.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add_model_options(parser)
-    parser.add_argument("images", nargs="+", help="image file; for weights also several, and folders of them")
+    parser.add_argument("images", nargs="+", help="image file; for attention weights also several, and folders of them")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="picture, .npz file or folder to write")
     parser.add_argument("--layer", type=int, metavar="N", help="block, from 0, or negative from the end (default: all)")
     parser.add_argument("--head", type=int, metavar="N", help="head of that block, from 0 (default: mean of all)")
@@ -63,17 +63,17 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     target = Path(options.output)
     if options.head is not None and options.layer is None:
-        raise ValueError("--head N is of one block: say which with --layer N (-1 is the last)")
+        raise ValueError("--head N applies to one block: say which with --layer N (-1 is the last)")
     several = len(options.images) > 1 or Path(options.images[0]).is_dir()
     if target.suffix == "" or (several and target.suffix == ".npz"):
         return _write_weights(options, ArrayWriter(target))
     if several:
-        raise ValueError(f"{target}: is of one image; of several, -o FILE.npz or a new folder gets the weights")
+        raise ValueError(f"{target}: shows one image; for more, -o FILE.npz or a new folder gets the weights")
     return _show_one(options, target)
 
 
 def _write_weights(options: argparse.Namespace, writer: ArrayWriter) -> int:
-    """Writes the weights of any number of images, batch by batch."""
+    """Writes the attention weights of any number of images, batch by batch."""
     from vit_flax.inference import attention_function
 
     images = image_files(options.images)
@@ -106,10 +106,10 @@ def _write_weights(options: argparse.Namespace, writer: ArrayWriter) -> int:
 
 
 def _one_batch(rows: list[np.ndarray], size: int, transform: Preprocessing) -> Any:
-    """Returns prepared images as one batch of `size`, the last of them repeated.
+    """Returns preprocessed images as one batch of `size`, filled up with the last of them.
 
     Raises:
-        ValueError: they are of different sizes.
+        ValueError: the images are of different sizes.
     """
     filled = [*rows, *[rows[-1]] * (size - len(rows))]
     if transform.patch_size is not None:
@@ -120,7 +120,7 @@ def _one_batch(rows: list[np.ndarray], size: int, transform: Preprocessing) -> A
 
 
 def _num_bytes(config: ViTConfig, of_one: bool) -> int:
-    """Returns how much the weights of one image take, of one block or all."""
+    """Returns the bytes of one image's attention weights in float32, of one block or of all."""
     tokens = config.num_patches + config.num_prefix_tokens
     return 4 * tokens**2 * config.num_heads * NUM_PARALLEL * (1 if of_one else config.depth)
 
@@ -134,7 +134,7 @@ def _heads(options: argparse.Namespace) -> slice:
 
 
 def _show_one(options: argparse.Namespace, target: Path) -> int:
-    """Writes the picture of one image, or its weights."""
+    """Writes the attention map of one image, or its attention weights."""
     from vit_flax.inference import attention_maps
 
     if not target.absolute().parent.is_dir():
@@ -186,17 +186,17 @@ def _check_numbers(options: argparse.Namespace, config: ViTConfig) -> None:
 
 
 def _shares(options: argparse.Namespace, predictor: Any, prepared: Any) -> np.ndarray:
-    """Returns what the picture shows of each patch, (rows, columns), of sum 1.
+    """Returns the attention to each patch, (rows, columns), normalised to sum 1.
 
     Raises:
-        ValueError: attention is differential, so that there are no shares.
+        ValueError: attention is differential, whose weights may be negative.
     """
     from vit_flax.inference import attention_maps, attention_rollout
 
     model, config = predictor.model, predictor.model.config
     if config.block.startswith("diff"):
         raise ValueError(
-            f"block={config.block!r} mixes values by differences of weights, which are no shares to draw: "
+            f"block={config.block!r} has differential attention, whose weights may be negative and are not drawn: "
             "-o FILE.npz writes the weights"
         )
     if options.layer is None:
@@ -210,9 +210,9 @@ def _shares(options: argparse.Namespace, predictor: Any, prepared: Any) -> np.nd
 
 
 def draw(image: np.ndarray, shares: np.ndarray) -> Image.Image:
-    """Returns the image and, beside it, the image in grey under colours from the smallest share to the largest.
+    """Returns the image and, beside it, the grey image under a heat map of its attention, (rows, columns) of sum 1.
 
-    A bar tells the two in multiples of an even share: where attention is spread evenly, both are near 1.
+    The colour bar gives the smallest and the largest value as multiples of uniform attention.
     """
     from PIL import ImageDraw
 
@@ -237,6 +237,6 @@ def draw(image: np.ndarray, shares: np.ndarray) -> Image.Image:
 
 
 def _coloured(values: np.ndarray) -> np.ndarray:
-    """Returns bytes as colours from dark to light, as bright as they are large."""
+    """Maps uint8 values to RGB colours of increasing lightness."""
     places = np.linspace(0, 255, len(COLOURS))
     return np.stack([np.interp(values, places, channel) for channel in zip(*COLOURS, strict=True)], -1).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""`vit-flax compare`: shows that a torch model and its Flax twin agree, or the first component that diverges."""
+"""`vit-flax compare`: shows that a torch model and its Flax conversion agree, or the first diverging component."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ LIBRARIES = ("timm", "transformers")
 RANDOM = ("clip", "metaclip_2", "siglip", "siglip2")
 EXAMPLE = """example:
   vit-flax compare                                  the trained digits ViT that ships with the package
-  vit-flax compare --steps 50 --html report.html    with more optimiser steps and a page of pictures
+  vit-flax compare --steps 50 --html report.html    with more optimiser steps and a page of figures
   vit-flax compare --mutate gelu_tanh               break the Flax side on purpose: must exit with 1
   vit-flax compare --mutate list                    the names of all such errors
   vit-flax compare dinov2-small/                    a checkpoint, as it is loaded here, with the installed transformers
   vit-flax compare clip-vit-base-patch32/           both towers: embeddings, logits per image and per text
-  vit-flax compare --random siglip                  a small model of images and texts with random weights
+  vit-flax compare --random siglip                  a small two-tower model with random weights
   vit-flax compare deit.pth --config deit_tiny_patch16_224.fb_in1k      or with timm"""
 
 
@@ -39,7 +39,7 @@ def add_parser(commands: Commands) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser(
         "compare",
-        help="compare a torch model with its Flax twin",
+        help="compare a torch model with its Flax conversion",
         description="Converts a torch model and compares components, gradients and optimiser steps, in float64 and "
         "float32. With a checkpoint: compares what is loaded from it, components and outputs, with the installed timm "
         "or transformers model of the same weights. Exit status 0: they agree; 1: they differ; 2: unusable input.",
@@ -55,14 +55,14 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--random",
         choices=RANDOM,
-        help="without a checkpoint: a small model of images and texts, not the digits",
+        help="without a checkpoint: a small two-tower model of random weights, not the digits",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps to compare (default 10)")
     parser.add_argument(
         "--mutate", metavar="NAME", help="put a deliberate error into the Flax side ('list' lists them)"
     )
-    parser.add_argument("--html", metavar="FILE", help="write one self-contained page")
-    parser.add_argument("--json", metavar="FILE", help="write all figures as JSON ('-' for standard output)")
+    parser.add_argument("--html", metavar="FILE", help="write the report as one self-contained page")
+    parser.add_argument("--json", metavar="FILE", help="write the report as JSON ('-' for standard output)")
     parser.set_defaults(run=run)
 
 
@@ -120,12 +120,12 @@ def _run_random(options: argparse.Namespace) -> int:
 
     for name in ("steps", "html"):
         if getattr(options, name) is not None:
-            raise ValueError(f"--{name} is of the digits ViT, not of images and texts")
+            raise ValueError(f"--{name} applies to the digits ViT, not to two towers")
     mutation = None if options.mutate is None else TOWER_MUTATIONS.get(options.mutate)
     if options.mutate is not None and mutation is None:
-        raise ValueError(f"--mutate {options.mutate} is of the digits ViT: leave --random out")
+        raise ValueError(f"--mutate {options.mutate} applies to the digits ViT: leave --random out")
     if mutation is not None and options.random not in (None, mutation.case):
-        raise ValueError(f"--mutate {mutation.name} is of --random {mutation.case}, got {options.random}")
+        raise ValueError(f"--mutate {mutation.name} applies to --random {mutation.case}, got {options.random}")
     _check_json(options)
     _use_float64()
     from vit_flax.parity.towers import compare_small_towers
@@ -149,11 +149,11 @@ def _use_float64() -> None:
 def _run_checkpoint(options: argparse.Namespace) -> int:
     for name in ("steps", "mutate", "html", "random"):
         if getattr(options, name) is not None:
-            raise ValueError(f"--{name} is of the comparison without a checkpoint")
+            raise ValueError(f"--{name} applies to the comparison without a checkpoint")
     _check_json(options)
     wish = wish_of(options)
     if options.tower is None and options.against == "timm":
-        wish = dataclasses.replace(wish, tower="image")  # which is what timm has
+        wish = dataclasses.replace(wish, tower="image")  # timm's models have no text tower
     checkpoint = open_checkpoint(options.checkpoint, wish)
     tell_notes(spelled_notes(checkpoint.notes, options))
 
@@ -166,12 +166,12 @@ def _run_checkpoint(options: argparse.Namespace) -> int:
     if not holds_text(reading.layout):
         return _tell(options, compare_checkpoint(reading, options.against, options.model))
     if options.against == "timm":
-        raise ValueError("--against timm is of an image tower: --tower image compares it")
+        raise ValueError("--against timm compares an image tower alone: pass --tower image")
     return _tell(options, compare_towers(reading))
 
 
 def _tell(options: argparse.Namespace, report: Report) -> int:
-    """Prints and writes what was found, and returns the exit status."""
+    """Prints and writes the report, and returns the exit status."""
     from vit_flax.parity.text import format_report
 
     if options.json != "-":

@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     wish = wish_of(options)
     if wish.tower is None and options.layout is not None and not holds_text(get_layout(options.layout)):
-        wish = dataclasses.replace(wish, tower="image")  # which is what that layout holds
+        wish = dataclasses.replace(wish, tower="image")  # that layout holds an image tower
     checkpoint = open_checkpoint(options.source, wish)  # before JAX is imported: a bad file is reported at once
     opened = spelled_notes(checkpoint.notes, options)
     tell_notes(opened)
@@ -103,10 +103,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _tokenizer(options: argparse.Namespace, checkpoint: Checkpoint, reading: Reading) -> tuple[Path | None, list[str]]:
-    """Returns the folder whose tokeniser is copied, and what to say where none is.
+    """Returns the folder whose tokeniser is copied, and notes where none is.
 
     Raises:
-        ValueError: one is asked for that has no place.
+        ValueError: --tokenizer is given and the target is no folder of both towers.
     """
     both, is_folder = holds_text(reading.layout), not Path(options.target).suffix
     if options.tokenizer is not None:
@@ -123,14 +123,14 @@ def _tokenizer(options: argparse.Namespace, checkpoint: Checkpoint, reading: Rea
         return None, [f"the tokeniser stays in {folder}: a folder in place of {options.target} gets a copy"]
     told = checkpoint.config or {}
     mended = "model_cfg" in told and options.layout is not None and not options.layout.startswith("open_clip")
-    said = "open_clip mends texts (spaces, HTML, ftfy) before its tokeniser: who reads these files alone does not"
+    said = "open_clip cleans texts (spaces, HTML, ftfy) before its tokeniser, which these files alone do not say"
     return folder, [said] * mended
 
 
 def _preprocessing(
     checkpoint: Checkpoint, reading: Reading, preset: str | None
 ) -> tuple[Preprocessing | None, list[str]]:
-    """Returns how images are prepared for the checkpoint, and what to say where that cannot be written."""
+    """Returns the checkpoint's preprocessing, and notes where it cannot be written."""
     from vit_flax.preparing import find_preprocessing
 
     try:
@@ -141,4 +141,4 @@ def _preprocessing(
             return prepared.value.for_model(reading.config.image_size, reading.config.in_chans), []
         return prepared.value, []
     except ValueError as error:  # the weights are written all the same
-        return None, [f"how images are prepared is not written: {error}"]
+        return None, [f"the preprocessing of images is not written: {error}"]

@@ -1,4 +1,4 @@
-"""Opens a command's data source, its images preprocessed for the model."""
+"""The data source of a command, its images preprocessed for the model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Adds where images and labels come from."""
-    parser.add_argument("--data", required=True, metavar="SOURCE[:PATH]", help="where the images come from")
+    """Adds the options of a data source."""
+    parser.add_argument("--data", required=True, metavar="SOURCE[:PATH]", help="data source, such as image_folder:PATH")
     parser.add_argument("--split", default="test", help="train, val or test (default test)")
     parser.add_argument("--image-key", help="column or feature of the image, where its name is unusual")
     parser.add_argument("--label-key", help="column or feature of the label, where its name is unusual")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default 0)")
     parser.add_argument(
-        "--max-bad-share", type=float, default=0.01, metavar="X", help="stop when more cannot be read (default 0.01)"
+        "--max-bad-share", type=float, default=0.01, metavar="X", help="most unreadable images, of 1 (default 0.01)"
     )
 
 
@@ -43,10 +43,10 @@ def data_config(options: argparse.Namespace) -> DataConfig:
 
 
 def open_data(options: argparse.Namespace, loaded: Loaded, split: str, num_classes: int | None) -> Loader:
-    """Returns the loader of a split's images, normalised as the model takes them, in their order.
+    """Returns the loader of a split's images in order, preprocessed for the model.
 
     Raises:
-        ValueError: data that cannot be used, or images that are not brought to one size.
+        ValueError: the data cannot be used, or the preprocessing does not resize images to one size.
     """
     from vit_flax.train.data import open_source
     from vit_flax.train.data.loader import make_loader
@@ -56,7 +56,7 @@ def open_data(options: argparse.Namespace, loaded: Loaded, split: str, num_class
     source = open_source(data, split, config.in_chans, num_classes)
     source.decoding = transform.decoding
     if transform.varies and transform.patch_size is None:
-        raise ValueError(f"{loaded.origin} does not bring images to one size: --preprocessing FILE says how to")
+        raise ValueError(f"{loaded.origin} does not resize images to one size: pass a --preprocessing FILE that does")
     return make_loader(
         source, data, image_size=config.image_size, channels=config.in_chans, train=False, preprocessing=transform
     )

@@ -27,10 +27,10 @@ def add_parser(commands: Commands) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser(
         "depth",
-        help="draw how far away everything in a photograph is",
-        description="Estimates the depth of every pixel with a Depth Anything model, a folder as transformers has it. "
-        "The picture is grey, of the photograph's size, from black for the smallest number to white for the largest: "
-        "relative depth is larger where things are nearer, metric depth is in metres. A .npy file gets the numbers.",
+        help="estimate the depth of every pixel of an image",
+        description="Estimates the depth of every pixel with a Depth Anything model in transformers' format. The "
+        "picture is grey, of the image's size, from black for the smallest depth to white for the largest: relative "
+        "depth is larger where things are nearer, metric depth is in metres. A .npy file gets the depths themselves.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     if not target.absolute().parent.is_dir():
         raise ValueError(f"{target}: its folder does not exist")
     if target.suffix.lower() not in (*PICTURES, ".npy"):
-        raise ValueError(f"{target}: unknown suffix; use {', '.join(PICTURES)} for a picture, .npy for the numbers")
+        raise ValueError(f"{target}: unknown suffix; use {', '.join(PICTURES)} for a picture, .npy for the depths")
     model, params = load_depth(options.checkpoint, float32=True)
     preprocessing, note = read_depth_preprocessing(options.checkpoint)
     if note:

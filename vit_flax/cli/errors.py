@@ -1,14 +1,14 @@
-"""What the command line says of an error."""
+"""The command line's text of an error."""
 
 from __future__ import annotations
 
-# Libraries that come with an extra.
+# Libraries of this package's extras, and the extra.
 EXTRAS: dict[str, str] = dict.fromkeys(("optax", "grain", "orbax", "tensorboardX", "matplotlib", "sklearn"), "train")
 EXTRAS |= {"PIL": "images", "datasets": "datasets", "pyarrow": "datasets", "array_record": "datasets", "torch": "torch"}
 
 
 def explain(error: Exception) -> str:
-    """Returns the error's text; for a library that is not installed, how to get it; for a file, its name first."""
+    """Returns the error's text: for a missing library how to install it, for a file its name first."""
     if isinstance(error, ModuleNotFoundError) and str(error).startswith("No module named"):
         library = (error.name or "").split(".")[0]
         if library in EXTRAS:

@@ -42,24 +42,24 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="measure a checkpoint's accuracy",
-        description="Runs a checkpoint over the images of a data source: top-1, top-5, and each class. With --knn, "
-        "--linear-probe or --caption-retrieval it is the features that are measured, of models without a head too.",
+        description="Runs a checkpoint over the images of a data source: top-1 and top-5 accuracy, in all and per "
+        "class. --knn, --linear-probe, --retrieval and --caption-retrieval measure features and need no head.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add_data_options(parser)
     add_label_option(parser)
-    parser.add_argument("--by-number", action="store_true", help="label 0 is class 0, whatever both are called")
+    parser.add_argument("--by-number", action="store_true", help="match labels and classes by number, not by name")
     parser.add_argument(
         "--zeroshot",
         action="store_true",
-        help="of a model of images and texts: its classes are the names of the data's, or the lines of --labels",
+        help="classify by texts, with a two-tower model: the data's class names, or the lines of --labels",
     )
     parser.add_argument(
         "--caption-retrieval",
         action="store_true",
-        help="of a model of images and texts, on images with texts: how often they find each other",
+        help="recall of image-text retrieval, with a two-tower model on images with texts",
     )
     add_text_options(parser)
     add_model_options(parser)
@@ -93,10 +93,10 @@ def count_correct(
     numbers: np.ndarray,
     zero_shot: ZeroShot | None = None,
 ) -> Scores:
-    """Returns the scores of a model on a loader's normalised batches, whose size is the predictor's.
+    """Returns the scores of a model on a loader's preprocessed batches, whose size is the predictor's.
 
-    `numbers` is the model's class of every label; images of labels that have none (-1) are not counted. Where the
-    classes are those of `zero_shot`, the model is the image tower.
+    `numbers` is the model's class of every label; images of labels that have none (-1) are not counted. With
+    `zero_shot` the model is an image tower and the classes are those of the texts.
     """
     classes = predictor.model.config.num_classes if zero_shot is None else len(zero_shot.names)
     scores = Scores(*(np.zeros(size, np.int64) for size in (classes, classes, classes, len(numbers))))
@@ -125,15 +125,15 @@ def count_correct(
 
 def _check_options(options: argparse.Namespace) -> None:
     if options.templates and not options.zeroshot:
-        raise ValueError("--template is of --zeroshot")
+        raise ValueError("--template needs --zeroshot")
     if options.tokenizer and not (options.zeroshot or options.caption_retrieval):
-        raise ValueError("--tokenizer is of --zeroshot and --caption-retrieval")
+        raise ValueError("--tokenizer needs --zeroshot or --caption-retrieval")
     if options.by_number and options.zeroshot:
-        raise ValueError("--by-number is of a model's own classes, and --zeroshot has the data's")
+        raise ValueError("--by-number is for a model's own classes, --zeroshot takes the data's: leave one out")
 
 
 def _zero_shot(options: argparse.Namespace, loaded: Loaded, source: Source) -> ZeroShot:
-    """Returns the classifier that is made of the data's classes."""
+    """Returns the zero-shot classifier of the data's class names, or of those in --labels."""
     names = list(source.class_names)
     if options.labels:
         names = read_names(options.labels)
@@ -149,7 +149,7 @@ def run(options: argparse.Namespace) -> int:
     _check_options(options)
     is_frozen = check_frozen_options(options)
     if options.caption_retrieval and (is_frozen or options.zeroshot):
-        raise ValueError("--caption-retrieval is of images with texts, and has no classes: ask for it alone")
+        raise ValueError("--caption-retrieval needs images with texts, which have no classes: ask for it alone")
     if options.caption_retrieval:
         return run_retrieval(options)
     if is_frozen and options.zeroshot:

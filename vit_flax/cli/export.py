@@ -18,9 +18,9 @@ EXAMPLE = """example:
   vit-flax export runs/digits/best digits.stablehlo --raw-size 32x32
   vit-flax export dinov2/ dinov2.onnx --output intermediates --layers 2,5,8,11 --norm
 
-The input is `images` (batch, height, width, channels): prepared ones, float32, or with --raw-size uint8 pixels that the
-program prepares as `vit-flax predict` does. The file is compared with the model before it is written. Exit status: 0
-written; 2 unusable input, or a program that is not the model."""
+The input is `images` (batch, height, width, channels): preprocessed float32, or with --raw-size uint8 pixels that the
+program preprocesses as `vit-flax predict` does. The program is compared with the model before it is written. Exit
+status: 0 written; 2 unusable input, or a program that differs from the model."""
 
 
 def add_parser(commands: Commands) -> None:
@@ -51,7 +51,7 @@ def add_parser(commands: Commands) -> None:
         "--raw-size",
         type=height_and_width,
         metavar="HxW",
-        help="take uint8 images of this size and prepare them inside",
+        help="take uint8 images of this size and preprocess them in the program",
     )
     add_label_option(parser)
     parser.set_defaults(run=run)
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     from vit_flax.export.exporting import check_target, export_model
 
     check_target(Path(options.target))
-    dtype, options.dtype = options.dtype, "float32"  # the model is compared in full, whatever is exported
+    dtype, options.dtype = options.dtype, "float32"  # the comparison is with the float32 model, whatever is exported
     loaded = load_model(options)
     loaded.show_notes()
     predictor = loaded.predictor

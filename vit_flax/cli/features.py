@@ -30,9 +30,9 @@ def add_parser(commands: Commands) -> None:
         "features",
         help="write image features, of the whole model or of any of its layers",
         description="Writes 'features', one row an image, and 'images', their paths, to a .npz file, or to a new "
-        "folder of .npy files. With --layers, 'layer_2' and so on: the patch tokens after these blocks. Of a NaFlex "
-        "model 'spatial_shapes' has the rows and columns of each image; tokens beyond are padding. Results go to the "
-        "disk as they come, so that they need not fit in memory.",
+        "folder of .npy files. With --layers, 'layer_2' and so on: the patch tokens after these blocks. For a NaFlex "
+        "model 'spatial_shapes' has the rows and columns of each image; tokens beyond are padding. Rows are written "
+        "as they are computed and need not fit in memory.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -44,22 +44,22 @@ def add_parser(commands: Commands) -> None:
     which.add_argument(
         "--projected",
         action="store_true",
-        help="the vector that is compared with texts: CLIP's get_image_features, not normalised",
+        help="the image embedding in the space of texts: CLIP's get_image_features, not normalised",
     )
     which.add_argument(
         "--tokens",
         action="store_true",
-        help="all tokens after the final norm (default: the vector that the head reads)",
+        help="all tokens after the final norm (default: the head's input)",
     )
     which.add_argument(
         "--layers",
         metavar="N,N",
         help="patch tokens after these blocks, from 0, or from the end --layers=-4,-1; 'last4': the last four; 'all'",
     )
-    parser.add_argument("--grid", action="store_true", help="of --layers: rows and columns as two axes")
-    parser.add_argument("--norm", action=argparse.BooleanOptionalAction, help="of --layers: apply the final norm")
+    parser.add_argument("--grid", action="store_true", help="with --layers: rows and columns as two axes")
+    parser.add_argument("--norm", action=argparse.BooleanOptionalAction, help="with --layers: apply the final norm")
     parser.add_argument(
-        "--prefix-tokens", action="store_true", help="of --layers: class and register tokens too, 'layer_2_prefix'"
+        "--prefix-tokens", action="store_true", help="with --layers: class and register tokens too, 'layer_2_prefix'"
     )
     parser.set_defaults(run=run)
 
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     writer = ArrayWriter(options.output)
     layers = None if options.layers is None else parse_layers(options.layers)
     if options.layers is None and (options.grid or options.norm is not None or options.prefix_tokens):
-        raise ValueError("--grid, --norm and --prefix-tokens are of single blocks: say which with --layers 2,5,8,11")
+        raise ValueError("--grid, --norm and --prefix-tokens need blocks: say which with --layers 2,5,8,11")
     images = image_files(options.images)
     loaded = load_model(options)
     method: Any = "features" if options.tokens else "embeddings"
@@ -86,10 +86,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def parse_layers(text: str) -> int | tuple[int, ...] | None:
-    """Returns what --layers asks for, as `Intermediates` takes it.
+    """Parses --layers into the indices of `Intermediates`: the last N for 'lastN', None for 'all'.
 
     Raises:
-        ValueError: it is neither numbers with commas between them nor 'last4' or 'all'.
+        ValueError: the text is neither comma-separated integers nor 'lastN' or 'all'.
     """
     if text == "all":
         return None
@@ -104,10 +104,10 @@ def parse_layers(text: str) -> int | tuple[int, ...] | None:
 
 
 def _intermediates(layers: int | tuple[int, ...] | None, options: argparse.Namespace, loaded: Loaded) -> Intermediates:
-    """Returns what is asked of the predictor.
+    """Returns the predictor's method for the options of --layers.
 
     Raises:
-        ValueError: the model has no such block.
+        ValueError: the model has no such block, or its images no single grid.
     """
     from vit_flax.models.intermediates import Intermediates, taken_blocks
 
@@ -130,13 +130,13 @@ def _intermediates(layers: int | tuple[int, ...] | None, options: argparse.Names
 
 
 def _projected(reading: Reading) -> str:
-    """Returns the predictor's method that gives the vector in the space that texts share.
+    """Returns the predictor's method of the embedding that image and text towers share.
 
     Raises:
-        ValueError: the model has no such space.
+        ValueError: the model has no projection into that space.
     """
     if is_projection(reading):
         return "logits"
     if reading.layout.name.startswith("huggingface_siglip") and reading.config.global_pool == "map":
-        return "embeddings"  # SigLIP's pooled vector is that already
+        return "embeddings"  # SigLIP has no projection: its pooled output is the embedding
     raise ValueError(f"{reading.checkpoint.source}: has no projection into a space of texts: leave --projected out")

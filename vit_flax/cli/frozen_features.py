@@ -27,25 +27,25 @@ TRAIN = "train"  # the split of the gallery, and of the probe's training
 
 
 def add_frozen_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the evaluators and what each takes."""
+    """Adds the evaluators and their options."""
     group = parser.add_argument_group(
-        "frozen features", "evaluators that need no head: several may be given, the images are read once"
+        "frozen features", "evaluators that need no head; several run on one pass over the images"
     )
     group.add_argument("--knn", action="store_true", help="k nearest neighbours in the training split, as DINOv2")
-    group.add_argument("--linear-probe", action="store_true", help="a linear classifier, learning rates all at once")
+    group.add_argument("--linear-probe", action="store_true", help="a linear classifier, learning rates in parallel")
     group.add_argument("--retrieval", action="store_true", help="recall of images of the same label, within the split")
     group.add_argument("--k", type=_counts, metavar="N,N", help="neighbours (default 10,20; of --retrieval 1,5,10)")
-    group.add_argument("--temperature", type=float, metavar="X", help="of the votes of --knn (default 0.07)")
+    group.add_argument("--temperature", type=float, metavar="X", help="temperature of --knn's votes (default 0.07)")
     group.add_argument(
         "--plain",
         action="store_true",
-        help="--knn by distance, votes all alike, as scikit-learn's KNeighborsClassifier",
+        help="--knn by Euclidean distance with equal votes, as scikit-learn's KNeighborsClassifier",
     )
-    group.add_argument("--picture", metavar="FILE", help="draw nearest neighbours of some images, of --knn")
+    group.add_argument("--picture", metavar="FILE", help="draw nearest neighbours of some images, with --knn")
     group.add_argument(
-        "--learning-rates", type=_numbers, metavar="X,X", help="that --linear-probe tries, at 256 images"
+        "--learning-rates", type=_numbers, metavar="X,X", help="of --linear-probe, for a batch of 256 (scaled to 1024)"
     )
-    group.add_argument("--steps", type=int, metavar="N", help="of --linear-probe (default 12500 of 1024 images)")
+    group.add_argument("--steps", type=int, metavar="N", help="of --linear-probe, of 1024 images (default 12500)")
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -69,10 +69,10 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def check_frozen_options(options: argparse.Namespace) -> bool:
-    """Returns whether an evaluator is asked for.
+    """Returns whether an evaluator is chosen.
 
     Raises:
-        ValueError: an option is of one that is not.
+        ValueError: an option's evaluator is not chosen, or options exclude each other.
     """
     probe = {"learning_rates": options.learning_rates, "steps": options.steps}
     knn = {"temperature": options.temperature, "plain": options.plain or None, "picture": options.picture}
@@ -84,7 +84,7 @@ def check_frozen_options(options: argparse.Namespace) -> bool:
         if wrong:
             raise ValueError(f"--{wrong[0].replace('_', '-')} needs {needed}")
     if options.plain and options.temperature is not None:
-        raise ValueError("--plain votes are all alike: leave --temperature out")
+        raise ValueError("--plain gives every neighbour an equal vote: leave --temperature out")
     if options.temperature is not None and not options.temperature > 0:
         raise ValueError(f"--temperature must be positive, got {options.temperature}")
     if options.steps is not None and options.steps < 1:
@@ -93,9 +93,9 @@ def check_frozen_options(options: argparse.Namespace) -> bool:
         raise ValueError(f"{options.picture}: its folder does not exist")
     asked = options.knn or options.linear_probe or options.retrieval
     if asked and (options.by_number or options.labels):
-        raise ValueError("--labels and --by-number are of a head's classes: leave them out")
+        raise ValueError("--labels and --by-number are for a head's classes: leave them out")
     if options.split == TRAIN and (options.knn or options.linear_probe):
-        raise ValueError("--split train is what is learned from: evaluate on val or test")
+        raise ValueError("--split train is the training data of these evaluators: evaluate on val or test")
     return asked
 
 
@@ -153,10 +153,10 @@ def _has_validation(options: argparse.Namespace) -> bool:
 
 
 def _known(names: Any, known: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Returns the number of each name, -1 for one that is not known, and those names.
+    """Returns the index of each name in `known`, -1 for others, and those others.
 
     Raises:
-        ValueError: none is known.
+        ValueError: no name is in `known`.
     """
     place = {name: number for number, name in enumerate(known)}
     numbers = np.asarray([place.get(name, -1) for name in names], np.int64)
@@ -254,7 +254,7 @@ def _print(options: argparse.Namespace, answer: dict[str, Any]) -> None:
     if probe:
         tried = [(rate, f"{share:.2%}") for rate, share in probe["validation"].items()]
         print(f"\nlearning rates on {probe['validated_on']}:\n" + format_table([("rate", "top-1"), *tried]))
-    rest = f", {answer['training_images']:,} to learn from" if "training_images" in answer else ""
+    rest = f", {answer['training_images']:,} training images" if "training_images" in answer else ""
     if answer["bad"]:
         rest += f", {len(answer['bad'])} could not be read"
     if answer["left_out"]:

@@ -1,4 +1,4 @@
-"""`vit-flax inspect`: a checkpoint's layout and config, and what each of its tensors becomes."""
+"""`vit-flax inspect`: a checkpoint's layout and config, and the parameter of each tensor."""
 
 from __future__ import annotations
 

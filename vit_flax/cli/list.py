@@ -30,8 +30,8 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "list",
         help="list presets, layouts, recipes or sources",
-        description="Lists the names that other commands take, with a few words on each. Exit status 0; 1: none has "
-        "that word; 2: unusable input.",
+        description="Lists the names that other commands take, with their descriptions. Exit status 0: found; 1: no "
+        "row has these words; 2: unusable input.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -42,7 +42,7 @@ def add_parser(commands: Commands) -> None:
         help="presets: for --config and plan; layouts: for --layout and --from; recipes: for train; sources: for "
         "evaluate --data and train --set data.name",
     )
-    parser.add_argument("words", nargs="*", metavar="WORD", help="only what has all these words in it")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only rows that contain all these words")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
@@ -114,7 +114,7 @@ def _sources() -> list[Row]:
 
 
 def first_line(module: str) -> str:
-    """Returns the first line of a module's docstring without importing it: it may need a library of its own."""
+    """Returns the first line of a module's docstring without an import, which may need a library of its own."""
     spec = find_spec(module)
     assert spec is not None
     assert spec.origin is not None

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         command.refuse(unknown)
     try:
-        if options.command != "plan":  # whose compilers are those libraries
+        if options.command != "plan":  # which compiles by those libraries
             hide_absent_accelerators()
         if options.command in COMPUTING:
             set_up_process()

@@ -64,7 +64,7 @@ MISTAKES: list[tuple[str, str]] = [
     # images
     ("predict m bad.png", "bad.png: not a readable image"),
     ("predict m nowhere.png", "nowhere.png: no such file"),
-    ("attention m photos -o a.png", "a.png: is of one image; of several, -o FILE.npz or a new folder gets the weights"),
+    ("attention m photos -o a.png", "a.png: shows one image; for more, -o FILE.npz or a new folder gets the weights"),
     ("predict m folder", "folder: has no image files"),
     (f"predict m {PHOTO} --labels three.txt", "3 names for 2 classes"),
     (f"predict m {PHOTO} --top 0", "--top must be at least 1"),

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options of several commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHECKPOINT = "weights: a file (.safetensors, .npz, .msgpack, .pth, .pt, .bin, .c
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--layout") -> None:
-    """Adds what tells a command how to read a checkpoint; `layout` is the option that names its layout."""
+    """Adds the options of reading a checkpoint; `layout` is the name of the layout's option."""
     parser.add_argument(
         layout,
         type=known_layout,
@@ -27,11 +27,11 @@ def add_checkpoint_options(parser: argparse.ArgumentParser, layout: str = "--lay
         dest="source_layout",
         help="layout of the tensors (default: told by their names); `vit-flax list layouts` lists them",
     )
-    parser.add_argument("--entry", help="weights to take where a training checkpoint holds several: teacher, say")
+    parser.add_argument("--entry", help="weights to take where a training checkpoint holds several, such as teacher")
     parser.add_argument(
         "--config", type=_config, metavar="PRESET", help="preset, or a config.json, that tells what tensors cannot"
     )
-    parser.add_argument("--resample", metavar="MODE", help="how positions and patch kernels are resized")
+    parser.add_argument("--resample", metavar="MODE", help="how position embeddings and patch kernels are resized")
     parser.add_argument(
         "--source-grid",
         type=height_and_width,
@@ -63,18 +63,18 @@ def wish_of(options: argparse.Namespace) -> Wish:
 
 
 def add_tower_option(parser: argparse.ArgumentParser) -> None:
-    """Adds which towers of a model of images and texts are read; commands without it read the image tower alone."""
-    parser.add_argument("--tower", choices=TOWERS, help="of a model of images and texts (default: both)")
+    """Adds the option of the towers to read; commands without it read the image tower alone."""
+    parser.add_argument("--tower", choices=TOWERS, help="of a two-tower checkpoint (default: both)")
 
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what makes texts of labels, and tokens of texts."""
+    """Adds the options of prompt templates and the tokeniser."""
     parser.add_argument(
         "--template",
         action="append",
         metavar="TEXT",
         dest="templates",
-        help="text in which {} is a label; of several the embeddings are averaged (default 'a photo of a {}')",
+        help="prompt in which {} is a label; embeddings of several are averaged (default 'a photo of a {}')",
     )
     parser.add_argument(
         "--tokenizer",
@@ -89,7 +89,7 @@ def preset_of(options: argparse.Namespace) -> str | None:
 
 
 def _config(text: str) -> str | dict[str, object]:
-    """Returns a preset's name as it is, and what a .json file holds."""
+    """Returns a preset's name unchanged, or the contents of a .json file."""
     if not text.endswith(".json"):
         return text
     path = Path(text)
@@ -103,7 +103,7 @@ def _config(text: str) -> str | dict[str, object]:
 
 
 def spelled_notes(notes: Iterable[str], options: argparse.Namespace) -> list[str]:
-    """Returns notes on a checkpoint with the command's own options in them."""
+    """Returns a checkpoint's notes in the command's spelling of options."""
     return [spelled(note, options.spelling) for note in notes]
 
 
@@ -114,7 +114,7 @@ def tell_notes(notes: Iterable[str]) -> None:
 
 
 def height_and_width(text: str) -> tuple[int, int]:
-    """Returns the numbers of HEIGHTxWIDTH."""
+    """Parses HEIGHTxWIDTH."""
     height, cross, width = text.partition("x")
     if not (cross and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form HEIGHTxWIDTH, for example 14x14")

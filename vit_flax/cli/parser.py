@@ -1,4 +1,4 @@
-"""An argparse parser whose errors are one line that says what to type instead."""
+"""An argparse parser with one-line errors that say what to type instead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, without the usage before every error."""
+    """An ArgumentParser that prints no usage before an error."""
 
     def error(self, message: str) -> NoReturn:
         """Prints one line and ends the program with exit status 2."""
@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {' '.join(message.split())}{more}\n")
 
     def refuse(self, arguments: Sequence[str]) -> NoReturn:
-        """Ends the program because of arguments that the command does not take."""
+        """Ends the program with an error about arguments that the command does not take."""
         first = arguments[0]
         name, _, value = first.partition("=")
         if not first.startswith("-"):
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         self.error(f"no option {name}{self._as_field(field, value or following) or hint}")
 
     def _as_field(self, name: str, value: str) -> str:
-        """Returns the hint that a field of a config goes after --set; nothing where it is none."""
+        """Returns the hint that a field of a config goes after --set; '' where `name` is no field."""
         options = options_of(self)
         field = name if "overrides" in options and name in PlainViTConfig.fields else None
         if "changes" in options:  # train's, for which other libraries have other names
@@ -56,7 +56,7 @@ def known_layout(text: str) -> str:
     """Returns the name of a layout.
 
     Raises:
-        argparse.ArgumentTypeError: there is none of that name; the nearest is suggested.
+        argparse.ArgumentTypeError: there is no such layout; the message suggests the nearest.
     """
     from vit_flax.convert import ConversionError, get_layout
 

@@ -23,7 +23,7 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "predict",
         help="classify image files",
-        description="Prints the likeliest classes of each image with their probabilities.",
+        description="Prints the top-k classes of each image with their probabilities.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

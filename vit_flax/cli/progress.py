@@ -21,11 +21,11 @@ class Progress:
         self._terminal, self._shown = sys.stderr.isatty(), False
 
     def __enter__(self) -> Self:
-        """Begins."""
+        """Returns itself; the clock runs since the constructor."""
         return self
 
     def advance(self, count: int) -> None:
-        """Counts what was done."""
+        """Adds `count` to the work done, and shows the line where it is due."""
         self._done += count
         now = time.monotonic()
         if now - self._began < QUIET_SECONDS or now - self._told < EVERY[self._terminal]:

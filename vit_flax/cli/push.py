@@ -15,7 +15,8 @@ EXAMPLE = """example:
   vit-flax push runs/mine/best me/my-vit --card        the card alone, to read before anything is sent
 
 A parity.json in the folder (vit-flax compare FOLDER --json FOLDER/parity.json) becomes a section of the card; a
-README.md that is there is kept. `hf auth login` or HF_TOKEN says who you are; HF_ENDPOINT names another hub."""
+README.md in the folder is kept. The access token is that of `hf auth login` or HF_TOKEN; HF_ENDPOINT names another
+hub."""
 
 
 def add_parser(commands: Commands) -> None:
@@ -29,8 +30,8 @@ def add_parser(commands: Commands) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("folder", help="weights as convert or train writes them")
-    parser.add_argument("repository", help="owner/name on the hub; made if there is none")
-    parser.add_argument("--licence", metavar="NAME", help="the hub's name of the weights' licence: apache-2.0, say")
+    parser.add_argument("repository", help="owner/name on the hub; created if there is none")
+    parser.add_argument("--licence", metavar="NAME", help="the hub's name of the weights' licence, such as apache-2.0")
     parser.add_argument("--private", action="store_true", default=None, help="a new repository is private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to (default: main)")
     parser.add_argument("--card", action="store_true", help="print the model card and upload nothing")

@@ -30,12 +30,12 @@ def add_parser(commands: Commands) -> None:
     """Adds the command to the parser."""
     parser = commands.add_parser(
         "segment",
-        help="train a linear head that says what every pixel shows",
+        help="train a linear segmentation head on frozen features",
         description="Trains a linear layer on the frozen tokens of a model (DINOv2's evaluation: batch norm, then a "
-        "linear layer a patch, scores enlarged bilinearly) and writes a folder: head.safetensors under DINOv2's names, "
+        "linear layer a patch, logits resized bilinearly) and writes a folder: head.safetensors under DINOv2's names, "
         "results.json with the IoU of each class at the masks' own sizes, predictions.png. The data are "
-        "FOLDER/train/images/NAME.jpg with FOLDER/train/masks/NAME.png, of one channel of class numbers (255: none), "
-        "the same in FOLDER/val, and FOLDER/classes.txt with a name a line if classes have names; `shapes` draws some.",
+        "FOLDER/train/images/NAME.jpg with FOLDER/train/masks/NAME.png, one channel of class numbers (255: ignored), "
+        "the same in FOLDER/val, and optionally FOLDER/classes.txt with a class name a line; `shapes` draws some.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -43,9 +43,9 @@ def add_parser(commands: Commands) -> None:
     add_model_options(parser)
     parser.add_argument("data", metavar="FOLDER", help="images and masks, or the word shapes")
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="folder to write")
-    parser.add_argument("--epochs", type=int, default=20, metavar="N", help="times through the images (default 20)")
-    parser.add_argument("--learning-rate", type=float, default=1e-2, metavar="X", help="at first (default 0.01)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the head and of the images' order")
+    parser.add_argument("--epochs", type=int, default=20, metavar="N", help="epochs of training (default 20)")
+    parser.add_argument("--learning-rate", type=float, default=1e-2, metavar="X", help="initial one (default 0.01)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the head and the images' order")
     parser.add_argument(
         "--layers",
         type=whole_numbers,
@@ -84,11 +84,11 @@ def run(options: argparse.Namespace) -> int:
     if is_drawn:
         source = target / SHAPES
     else:
-        MaskFolder.open(source, "train")  # before the model: a mistake is told at once
+        MaskFolder.open(source, "train")  # before the model: a mistake is reported at once
     loaded = load_model(options)
     taken_blocks(config.layers, loaded.predictor.model.config.depth)
     loaded.show_notes()
-    if is_drawn:  # when nothing can be wrong any more, for the folder would be in the next one's way
+    if is_drawn:  # after every check, since a next run refuses an existing folder
         write_shapes(source, DRAWN, seed=options.seed)
     train, val = (MaskFolder.open(source, split) for split in ("train", "val"))
     count = max(train.count_classes(), val.count_classes())

@@ -1,7 +1,7 @@
-"""Errors in the spelling of the command line.
+"""Messages in the spelling of the command line.
 
-The package's messages name arguments as Python takes them, between backticks: pass `num_heads=4`. The command line says
-what its reader has to type: pass --set num_heads=4.
+The package's messages name arguments as Python takes them, between backticks: pass `num_heads=4`. The command line
+replaces them by its options: pass --set num_heads=4.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _FIELDS = frozenset(name for family in FAMILIES.values() for name in family.fiel
 
 
 def spelled(message: str, options: Mapping[str, str], model: str = "") -> str:
-    """Returns a message with Python's arguments as options.
+    """Returns a message whose Python arguments are replaced by options.
 
     Args:
-        message: arguments stand in it as `name=value`, between backticks.
+        message: text with arguments as `name=value`, between backticks.
         options: the command's options by their destinations.
-        model: what comes before the name of a field of a model's config.
+        model: prefix of a field of a model's config, such as 'model.'.
     """
 
     def option(found: re.Match[str]) -> str:
@@ -53,7 +53,7 @@ def _typed(value: str, comma: str) -> str:
         literal = ast.literal_eval(value)
     except (ValueError, SyntaxError):
         literal = None
-        if value.startswith("("):  # of words that stand for numbers
+        if value.startswith("("):  # a tuple of placeholders such as (HEIGHT, WIDTH)
             return comma.join(part.strip() for part in value.strip("()").split(","))
     if isinstance(literal, tuple):
         return comma.join(map(str, literal))

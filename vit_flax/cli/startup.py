@@ -1,4 +1,4 @@
-"""What a command sets up before JAX is imported: absent accelerators hidden, compiled programs and memory kept."""
+"""Set-up before JAX is imported: absent accelerators are hidden, compiled programs cached, host memory kept."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _TPU_CHIPS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x007
 def hide_absent_accelerators(devices: Path = Path("/dev"), bus: Path = Path("/sys/bus/pci/devices")) -> None:
     """Keeps JAX from loading libtpu or a CUDA plugin where this machine has no such device.
 
-    libtpu and the CUDA plugin write lines of warnings and tracebacks to standard error then, from C++, and JAX loads
-    the plugin whatever JAX_PLATFORMS says. What the environment names is not hidden, nor libtpu where it names
-    anything; nor either where JAX is imported already. `vit_flax.gpu_compiler.show` brings the plugin back.
+    Without a device libtpu and the CUDA plugin write warnings and tracebacks to standard error, from C++, and JAX loads
+    the plugin whatever JAX_PLATFORMS says. The plugin stays where JAX_PLATFORMS names a GPU, libtpu where JAX_PLATFORMS
+    or JAX_FORCE_TPU_INIT is set, and both where JAX is imported already. `vit_flax.gpu_compiler.show` restores the
+    plugin.
     """
     if "jax" in sys.modules or not sys.platform.startswith("linux"):
         return

@@ -27,9 +27,9 @@ EXAMPLE = """example:
   vit-flax train digits --out runs/digits
   vit-flax train fashion_mnist --set folder=/usr/share/datasets/fashion-mnist --set epochs=2 --out runs/fashion
 
-Run again with the same folder, it goes on from the last checkpoint; DIR/train.json is the run's own config, which this
-command takes as well. Exit status: 0 trained to the end; 1 stopped (a loss that is no number, a full disk); 2 unusable
-input; 75 SIGTERM or Ctrl-C came and the state was saved."""
+A second run with the same folder resumes from the last checkpoint; DIR/train.json is the run's own config, which this
+command takes as well. Exit status: 0 trained to the end; 1 stopped (a loss that is not finite, a full disk); 2 unusable
+input; 75 stopped by SIGTERM or Ctrl-C after the state was saved."""
 
 
 def add_parser(commands: Commands) -> None:
@@ -57,15 +57,17 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--json", action="store_true", help="print the results as JSON on standard output")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
     parser.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="of process 0 of several; 'auto' on Cloud TPU, SLURM, Kubernetes"
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="address of process 0 of several; 'auto' on Cloud TPU, SLURM, Kubernetes",
     )
-    parser.add_argument("--processes", type=int, metavar="N", help="how many processes the job has")
-    parser.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    parser.add_argument("--processes", type=int, metavar="N", help="number of processes of the job")
+    parser.add_argument("--process", type=int, metavar="I", help="index of this process, from 0")
     parser.set_defaults(run=run)
 
 
 def build_config(recipe: str, changes: Mapping[str, object], out: str | None) -> TrainConfig:
-    """Returns the config of a recipe's name or a .json file, with changes; keys of the recipe's own go to it.
+    """Returns the config of a recipe's name or a .json file, with changes; parameters of the recipe are passed to it.
 
     Raises:
         ValueError: no such recipe or key (the nearest is suggested), or a parameter of the recipe is missing.
@@ -95,7 +97,7 @@ def build_config(recipe: str, changes: Mapping[str, object], out: str | None) ->
             # the source's options determine its classes
             data = {name.partition(".")[2]: changes[name] for name in changes if name.startswith("data.")}
             own["source"] = {name: value for name, value in data.items() if "." not in name}
-        if "told" in parameters and "told" not in own:  # fields of the model that a bare file does not tell
+        if "told" in parameters and "told" not in own:  # fields of the model that a bare weights file lacks
             own["told"] = {name[len("model.") :]: changes[name] for name in changes if name.startswith("model.")}
         check_arguments(function, own)
         config = function(**own)
@@ -109,7 +111,7 @@ def _model_of(teacher: str) -> ViTConfig:
     """Returns the config of a teacher's checkpoint.
 
     Raises:
-        ValueError: its files do not tell.
+        ValueError: its config cannot be determined.
     """
     from vit_flax.config import ViTConfig
     from vit_flax.convert import Wish, open_checkpoint
@@ -151,7 +153,7 @@ def _check_name(recipe: str, name: str, parameters: Mapping[str, Any]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    config = build_config(options.recipe, dict(options.changes), options.out)  # before anything is opened
+    config = build_config(options.recipe, dict(options.changes), options.out)  # before JAX: mistakes are told at once
 
     import jax
 

@@ -14,7 +14,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "optax", "torch", "timm", "transf
 
 
 def versions() -> dict[str, str]:
-    """Returns the version of every library that is installed; none is imported."""
+    """Returns the version of every installed library, importing none."""
     found = {"vit-flax": vit_flax.__version__, "python": platform.python_version()}
     for name in LIBRARIES:
         try:

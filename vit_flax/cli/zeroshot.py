@@ -1,4 +1,4 @@
-"""`vit-flax zeroshot`: which of some texts fits an image."""
+"""`vit-flax zeroshot`: zero-shot classification of image files by texts."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add_parser(
         "zeroshot",
         help="classify image files by texts",
-        description="Prints how well each label fits each image: shares of 1 where the model was trained by softmax "
-        "(CLIP), of each label by itself where by sigmoid (SigLIP).",
+        description="Prints the probability of each label for each image: a softmax over the labels (CLIP), or the "
+        "sigmoid of each label where the model was trained with a sigmoid loss (SigLIP).",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -32,7 +32,7 @@ def add_parser(commands: Commands) -> None:
     add_model_options(parser)
     parser.add_argument("images", nargs="+", help="image files")
     labels = parser.add_mutually_exclusive_group(required=True)
-    labels.add_argument("--labels", nargs="+", metavar="TEXT", dest="texts", help="what an image may show")
+    labels.add_argument("--labels", nargs="+", metavar="TEXT", dest="texts", help="texts of the classes")
     labels.add_argument("--labels-file", metavar="FILE", dest="texts_file", help="the same, one a line")
     add_text_options(parser)
     parser.add_argument("--top", type=int, metavar="N", help="labels to print (default: 5; with --json all)")
@@ -75,10 +75,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def read_names(file: str) -> list[str]:
-    """Returns the lines of a file, without those that are empty.
+    """Returns the lines of a file, without empty ones.
 
     Raises:
-        ValueError: it is not UTF-8, or there is no line.
+        ValueError: the file is not UTF-8, or holds no line.
     """
     try:
         names = [line.strip() for line in Path(file).read_text("utf-8").splitlines() if line.strip()]
