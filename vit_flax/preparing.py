@@ -12,7 +12,8 @@ from vit_flax.config import ModelConfig, ViTConfig
 from vit_flax.convert import Checkpoint, ConversionError, read_checkpoint
 from vit_flax.convert.files import preprocessing_beside
 from vit_flax.convert.folder import read_json
-from vit_flax.convert.timm_config_file import TIMM_LAYOUTS, timm_config
+from vit_flax.convert.timm_config import TIMM_LAYOUTS
+from vit_flax.convert.timm_config_file import timm_config
 from vit_flax.preprocessing import labels
 from vit_flax.preprocessing.evaluation import PATCHES, PREPROCESSING_FILE, Preprocessing
 from vit_flax.preprocessing.huggingface import PROCESSOR_FILE, read_processor, write_processor
@@ -238,7 +239,7 @@ def beside_weights(
         notes = [f"no {PROCESSOR_FILE} is written: {written}"] if isinstance(written, str) else []
     else:
         files, notes = {}, []
-        if layout in TIMM_LAYOUTS and isinstance(config, ViTConfig):
+        if layout in {timm.name for timm in TIMM_LAYOUTS} and isinstance(config, ViTConfig):
             config_file, notes = _timm_file(config, value, names)
     stored = value.to_dict()
     return BesideWeights(config_file, {PREPROCESSING_FILE: stored, **files}, stored, notes)

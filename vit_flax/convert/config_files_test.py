@@ -5,6 +5,7 @@ import pytest
 from vit_flax.config import ViTConfig
 from vit_flax.convert import FAMILIES, LAYOUTS, ConversionError
 from vit_flax.convert.config_files import ACTIVATIONS, read_config
+from vit_flax.convert.timm_config_file import timm_config
 from vit_flax.models.activations import get_activation
 from vit_flax.presets import get_preset
 
@@ -122,6 +123,18 @@ class TestTimm:
         values = {"architecture": "vit_tiny_patch16_224", "num_classes": 5, "input_size": [3, 32, 32], "mean": [0]}
         config = ViTConfig(**read(values).fields)
         assert (config.image_size, config.num_classes) == ((32, 32), 5)
+
+    @pytest.mark.parametrize(
+        ("preset", "sizes"),
+        [("vit_base_patch16_dinov3", {"reg_tokens": 3}), ("vit_base_patch16_rope_224", {"reg_tokens": 2, "depth": 3}),
+         ("vit_small_patch14_dinov2", {"reg_tokens": 1}), ("beit_base_patch16_224", {"init_values": 0.5})],
+    )  # fmt: skip
+    def test_arguments_that_constructors_name_in_their_own_way_are_read_as_they_are_written(self, preset, sizes):
+        config = get_preset(preset).config.replace(**sizes)
+        written = timm_config(config)
+        assert ViTConfig(**read(written).fields, tokens=config.tokens, position=config.position) == config
+        if preset.startswith("vit_base"):
+            assert written["model_args"]["num_reg_tokens"] == sizes["reg_tokens"]
 
     def test_another_pooling_leaves_the_place_of_the_norm_to_the_tensors(self):
         values = {"architecture": "vit_tiny_patch16_224", "model_args": {"global_pool": "avg"}}

@@ -132,6 +132,7 @@ EVA = Layout(
     heads=TIMM.heads,
     hint="; the preset of the model's name in timm tells them all",
     resample=TIMM.resample,
+    arguments={"reg_tokens": "num_reg_tokens"},
     # what a preset of this family may be read from: without the rotation's own traces
     belongs=named("patch_embed.proj", "blocks.0.attn.proj"),
 )  # fmt: skip

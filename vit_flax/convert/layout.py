@@ -61,6 +61,8 @@ class Layout:
     # as `evidence`, where a config.json has named the family; None: the same
     belongs: Callable[[Collection[str]], str | None] | None = None
     config_file: Callable[..., Mapping[str, object]] | None = None  # the config.json of the layout's own library
+    # field -> its constructor's argument in the layout's own library, where the names differ
+    arguments: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # where a classifier stands: (the module that people replace, the layer that rules know), without prefixes
     heads: tuple[tuple[str, str], ...] = ()
     # what of a model's config its own library's classifier has otherwise than its models without one

@@ -54,7 +54,7 @@ FLAX_LAYOUTS: tuple[Layout, ...] = (
     *(
         _layout(f"flax_{name.removesuffix('Config').removesuffix('ViT').lower()}", family)
         for name, family in FAMILIES.items()
-        if family != PlainViTConfig
+        if family != FLAX.config_class
     ),
     FLAX,
 )

@@ -8,11 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vit_flax.config import BeitConfig, RopeViTConfig, ViTConfig, ViTFamily, WindowedViTConfig
+from vit_flax.config import ViTConfig
+from vit_flax.convert.beit import BEIT
 from vit_flax.convert.checkpoint import one_line
-from vit_flax.convert.layout import ratio_for
+from vit_flax.convert.eva import EVA
+from vit_flax.convert.layout import Layout, ratio_for
+from vit_flax.convert.open_clip import OPEN_CLIP_EVA, OPEN_CLIP_TIMM
 from vit_flax.convert.rules import ConversionError
+from vit_flax.convert.timm import TIMM
+from vit_flax.convert.timm_sam import TIMM_SAM
 from vit_flax.presets import PRESETS, get_preset
+
+# whose names the models of timm's constructors have, and those inside of open_clip's; each is of another family
+TIMM_LAYOUTS: tuple[Layout, ...] = (TIMM, EVA, BEIT, TIMM_SAM)
+_TRUNKS: tuple[Layout, ...] = (OPEN_CLIP_TIMM, OPEN_CLIP_EVA)
 
 Told = tuple[str, str, dict[str, Any]]  # what messages call the config, the layout of its tensors, the fields
 
@@ -32,7 +41,6 @@ _HARMLESS = {
 _ONLY: dict[str, tuple[Any, ...]] = {
     "act_layer": (None,), "norm_layer": (None,), "mlp_layer": (None,), "features_only": (False,),
 }  # fmt: skip
-_LAYOUTS: dict[ViTFamily, str] = {RopeViTConfig: "eva", BeitConfig: "beit", WindowedViTConfig: "timm_sam"}
 _POS_EMBEDS = {"learn": "learned", "none": "none", "": "none"}
 # names of classes, without the modules they are in, as far as they can stand in JSON
 _ACTIVATIONS = {
@@ -59,7 +67,7 @@ def read_timm_config(values: Mapping[str, Any]) -> Told:
     if cfg.get("global_pool") is not None:
         arguments.setdefault("global_pool", cfg["global_pool"])
     preset = _preset(name, cfg.get("tag"))
-    return f"config.json ({name})", _layout(preset), _told(name, preset, arguments)
+    return f"config.json ({name})", layout_of(preset).name, _told(name, preset, arguments)
 
 
 def read_timm_backbone(values: Mapping[str, Any]) -> Told:
@@ -72,7 +80,7 @@ def read_timm_backbone(values: Mapping[str, Any]) -> Told:
     # blocks behind the one that is asked for are cut off, and the norm with them: the tensors tell
     left = ("depth", "final_norm", "fc_norm")
     fields = {field: value for field, value in fields.items() if field not in left}
-    return f"config.json (timm_backbone, {name})", _layout(preset), fields
+    return f"config.json (timm_backbone, {name})", layout_of(preset).name, fields
 
 
 def _preset(name: str, tag: Any) -> ViTConfig:
@@ -80,14 +88,17 @@ def _preset(name: str, tag: Any) -> ViTConfig:
     return (get_preset(tagged) if tagged in PRESETS else get_preset(name)).config
 
 
-def _layout(preset: ViTConfig) -> str:
-    return _LAYOUTS.get(preset.family, "timm")
+def layout_of(config: ViTConfig, layouts: tuple[Layout, ...] = TIMM_LAYOUTS) -> Layout:
+    """Returns the layout of a config's family, or else the first."""
+    return next((layout for layout in layouts if layout.config_class == config.family), layouts[0])
 
 
 def _told(name: str, preset: ViTConfig, arguments: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     refused = []
-    for argument, value in arguments.items():
+    spelled = {argument: field for field, argument in layout_of(preset).arguments.items()}
+    for given, value in arguments.items():
+        argument = spelled.get(given, given)
         kind = str(value).rpartition(".")[2].replace("_", "").lower()  # torch.nn.SiLU, silu, quick_gelu
         if argument == "img_size":
             fields["image_size"] = _pair(value)
@@ -112,7 +123,7 @@ def _told(name: str, preset: ViTConfig, arguments: Mapping[str, Any]) -> dict[st
         elif argument in _HARMLESS or (argument in _ONLY and value in _ONLY[argument]):
             continue
         else:
-            refused.append(f"{argument}={one_line(repr(value))[:60]}")
+            refused.append(f"{given}={one_line(repr(value))[:60]}")
     if refused:
         raise ConversionError(f"architecture {name[:60]!r} with model_args {', '.join(refused)}")
     mlp_layer = fields.get("mlp_layer", preset.mlp_layer)
@@ -154,9 +165,8 @@ def read_open_clip_config(values: Mapping[str, Any]) -> Told:
         preset = _preset(name, None)
         arguments = {"img_size": size, **({"global_pool": tower["timm_pool"]} if tower.get("timm_pool") else {})}
         fields = _told(name, preset, arguments)
-        layout = "open_clip_eva" if preset.family == RopeViTConfig else "open_clip_timm"
         told = {field: value for field, value in fields.items() if field not in ("num_classes", "head_bias")}
-        return f"open_clip_config.json ({name})", layout, told
+        return f"open_clip_config.json ({name})", layout_of(preset, _TRUNKS).name, told
     layers, width, pool = tower.get("layers", 12), tower.get("width", 768), tower.get("pool_type", "tok")
     approximate = (tower.get("act_kwargs") or {}).get("approximate", "none")
     norm = dict(tower.get("norm_kwargs") or {})

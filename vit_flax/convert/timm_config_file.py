@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_flax.config import ViTConfig
+from vit_flax.convert.timm_config import layout_of
 from vit_flax.presets.beit import BEIT_MODELS
 from vit_flax.presets.clip import CLIP_MODELS
 from vit_flax.presets.deit import DEIT_MODELS
@@ -16,7 +17,6 @@ from vit_flax.presets.siglip import SIGLIP_MODELS
 from vit_flax.presets.vit import VIT_MODELS
 from vit_flax.presets.windowed import WINDOWED_MODELS
 
-TIMM_LAYOUTS = ("timm", "eva", "beit", "timm_sam")
 _MODELS: Mapping[str, Preset] = {
     **VIT_MODELS, **DEIT_MODELS, **CLIP_MODELS, **SIGLIP_MODELS, **FOUNDATION_MODELS, **EVA_MODELS, **BEIT_MODELS,
     **WINDOWED_MODELS,
@@ -32,8 +32,7 @@ _FREE = ("num_classes", "image_size", "in_chans")  # an architecture has any
 # what every constructor takes on top of an architecture's own arguments
 _SIZES = {"embed_dim": "embed_dim", "depth": "depth", "num_heads": "num_heads", "mlp_ratio": "mlp_ratio",
           "init_values": "init_values", "window_size": "window_size", "global_attn_indexes": "global_attn_indexes",
-          "neck_chans": "neck_chans"}  # fmt: skip
-_REGISTERS = {"ViTConfig": "reg_tokens", "RopeViTConfig": "num_reg_tokens", "BeitConfig": "reg_tokens"}
+          "neck_chans": "neck_chans", "patch_size": "patch_size", "reg_tokens": "reg_tokens"}  # fmt: skip
 _ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 _NORMS = ("layernorm", "rmsnorm")
 
@@ -52,7 +51,7 @@ def timm_config(config: ViTConfig) -> dict[str, object] | None:
         if {**preset.config.to_dict(), **{field: told[field] for field in _FREE}} == told:
             return {"architecture": name.split(".")[0], **shared, "model_args": size}
     if not _is_plain(told):
-        sized = _other_sizes(told)
+        sized = _other_sizes(told, {**_SIZES, **layout_of(config).arguments})
         return sized and {"architecture": sized[0], **shared, "model_args": {**sized[1], **size}}
     arguments = {name: told[name] for name in _ARGUMENTS}
     arguments |= {"patch_size": config.patch_size[0], "global_pool": pool, "act_layer": config.activation}
@@ -60,12 +59,11 @@ def timm_config(config: ViTConfig) -> dict[str, object] | None:
     return {"architecture": _GENERIC, **shared, "model_args": {**arguments, **size}}
 
 
-def _other_sizes(told: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+def _other_sizes(told: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str, dict[str, Any]] | None:
     """Returns the first architecture that differs in nothing but its sizes, and the arguments that give these."""
     for name, preset in _MODELS.items():
         own = preset.config.to_dict()
         other = {field for field in told.keys() | own.keys() if told.get(field) != own.get(field)} - {*_FREE}
-        names = {**_SIZES, "patch_size": "patch_size", "reg_tokens": _REGISTERS.get(own["model_config"], "")}
         if other <= names.keys() and not any(told[field] is None or own[field] is None for field in other):
             arguments = {names[field]: told[field] for field in sorted(other)}
             if "patch_size" in arguments and len({*arguments["patch_size"]}) == 1:

@@ -139,7 +139,7 @@ class Attention(nn.Module):
     @nn.nowrap
     def _takes_rows(self, x: Array) -> bool:
         """Whether a kernel mixes what the projection writes as it lies, for nothing is done to it in between."""
-        is_plain = type(self.position) is Positions and not self.qk_norm and not is_dropping(self, self.attn_drop)
+        is_plain = self.position.is_identity and not self.qk_norm and not is_dropping(self, self.attn_drop)
         if not is_plain or self.precision.stored is None or self.is_mutable_collection(WEIGHTS):
             return False
         shape = (x.shape[0], self.num_heads, x.shape[1], self.head_width)

@@ -89,6 +89,9 @@ def test_a_family_is_its_file_and_a_line_in_each_table(monkeypatch: pytest.Monke
     )
     assert np.abs(logits - plain).max() > 10 * FLOAT32_SEEN
     assert not weight_decay_mask(config, params)["blocks_0"]["attn"]["slopes"]
+    # no kernel that knows nothing of positions computes it
+    assert not DistancePositions(config).is_identity
+    assert Positions().is_identity
 
 
 def _without(params: Any, name: str) -> Any:
@@ -171,8 +174,11 @@ def test_heads_of_every_attention_are_split_by_tensor(name: str) -> None:
 
 
 def test_shared_code_knows_no_family_by_name() -> None:
-    names = r"isinstance\([^)]*\b(Rotation|RelativeBias|KeyMask|SoftSplits|NormedPatches|PaddedPatches)\b"
-    names += r"|isinstance\([^)]*(Rope|Beit|NaFlex|Lucidrains|T2T)\w*Config|type\(\w*config\w*\) (is|in|==|!=|not) "
+    families = "|".join(["PlainViTConfig", *FAMILIES])
+    parts = "|".join(kind.__name__ for family in FAMILIES.values() for kind in (family.tokens, family.position))
+    sides = "|".join(kind.__name__ for kind in POSITIONS.values() if isinstance(kind, type))
+    names = rf"isinstance\([^)]*\b({parts}|{sides})\b|type\([\w.]*(config|position|tokens)\w*\) (is|in|==|!=|not) "
+    names += rf"|(==|!=|\bis|\bis not|\bin) ({families})\b(?!\.)|[{{,] *\"?({families})\"?: "  # also as a table's key
     root = Path(__file__).parent.parent
     own = {"tokens_to_token.py"}  # the file of SoftSplits
     wrong = [

@@ -23,6 +23,11 @@ class Positions:
     config: ViTConfig = PLAIN
     index: int = 0  # the block's number, in its attention
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether attention is the same without it: of a subclass False, whatever it leaves out."""
+        return type(self) is Positions
+
     def setup_model(self, model: nn.Module) -> None:
         """Adds parameters that all blocks share to the model."""
 
