@@ -5,7 +5,7 @@ VENV ?= .venv
 #   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
-# the Pythons of `make compat`
+# the Pythons of `make compat`; 3.14, where it is installed, works as well
 COMPAT ?= 3.11 3.12 3.13
 BIN := $(VENV)/bin
 

@@ -341,7 +341,8 @@ class TestOtherThings:
             assert fault in refused(tmp_path / name)
         assert "no such file or folder" in refused(tmp_path / "nowhere")
         assert "no such file or folder" in refused("/dev/null")
-        assert "cannot be read" in refused("a" * 5000)
+        # what cannot be looked up is not there, for pathlib since 3.14
+        assert ("no such file or folder" if sys.version_info >= (3, 14) else "cannot be read") in refused("a" * 5000)
 
     def test_links_in_a_circle(self, tmp_path):
         (tmp_path / "model.safetensors").symlink_to(tmp_path / "b")
