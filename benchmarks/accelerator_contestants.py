@@ -1,4 +1,4 @@
-"""Who is compared in `benchmarks.accelerators`: ours under each attention and form, and two other ways of writing."""
+"""The contestants of `benchmarks.accelerators`: ours by attention back end and form, and two other implementations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from vit_flax.config import ViTConfig
 
-# ours: what `vit_flax.create_model` and `attention_backend` are asked for
+# ours: arguments of `vit_flax.create_model` and `attention_backend`
 IS_OURS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, xla": {"attention": "xla"},
@@ -30,12 +30,12 @@ CONTESTANTS = {**IS_OURS, **PEERS}
 
 
 def is_scanned(contestant: str) -> bool:
-    """Whether a contestant's layers are a loop."""
+    """Returns whether a contestant's layers are a scan."""
     return bool(CONTESTANTS[contestant].get("scan"))
 
 
 def runs_on(contestant: str, chip: str) -> bool:
-    """Whether a contestant's kernels are for a chip: splash is for TPUs, cuDNN for GPUs."""
+    """Returns whether a contestant's kernels run on a chip: splash is for TPUs, cuDNN for GPUs."""
     only = {"splash": "v", "cudnn": "h"}.get(CONTESTANTS[contestant].get("attention", ""))
     return only is None or chip.startswith(only)
 

@@ -1,10 +1,10 @@
-"""What the compilers of TPUs and GPUs make of whole models: `python -m benchmarks.accelerators [--models S B ...]`.
+"""Memory traffic and bounds of whole models, compiled for TPUs and GPUs: `python -m benchmarks.accelerators`.
 
 Nothing is run or timed, and no device is needed. Every contestant is the same computation: uint8 images normalised, the
 logits (forward) or loss, gradients and an SGD update (training), products in bfloat16, parameters in float32, one chip.
-'accessed' is the compiler's own 'bytes accessed' (TPU; a loop's body once), 'bytes' what all operations read and write,
-'HBM' what of it crosses the device's memory, 'bound' the least time at the published rates, as `vit-flax plan` counts
-them. 'HBM / peer' and 'bound / peer' are over the best peer of the same form, unrolled or scanned. Rows go to
+'accessed' is the compiler's own 'bytes accessed' (TPU; a loop's body once), 'bytes' all that operations read and write,
+'HBM' those in the device's memory, 'bound' the least time at the published rates, as `vit-flax plan` counts them.
+'HBM / peer' and 'bound / peer' are over the best peer of the same form, unrolled or scanned. Rows go to
 benchmarks/results/accelerators.json one by one; `--add` compiles only what is not there yet.
 """
 
@@ -65,7 +65,7 @@ def compile_case(model: str, depth: int | None, batch: int, mode: str, topology:
 
 
 def measure_case(model: str, depth: int | None, batch: int, mode: str, chip: str, contestant: str) -> dict[str, Any]:
-    """Returns one row; where the program cannot be compiled, why."""
+    """Returns one row; its 'error' where the program cannot be compiled."""
     row: dict[str, Any] = dict(zip(KEY, (model, depth, batch, mode, chip, contestant), strict=True))
     topology = CHIPS[chip]
     return measure(row, topology, lambda: (compile_case(model, depth, batch, mode, topology, contestant), {}))

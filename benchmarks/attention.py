@@ -1,10 +1,10 @@
-"""What the compilers of a TPU and a GPU make of attention by each back end: `python -m benchmarks.attention`.
+"""Memory traffic and bounds of each attention back end, compiled for a TPU and a GPU: `python -m benchmarks.attention`.
 
-Nothing is run or timed, and no device is needed. What is compiled is the first half of a block, tokens + attention of
-normalised tokens, 16 heads, products in bfloat16 and what layers hand on stored in it; forward, and with gradients.
-Tokens of all images together are about those of 64 images of 197. Numbers of tokens: of 224 pixels by patches of 14,
-384 by 16, 448 by 14 and 518 by 14, class token included. 'HBM' crosses the device's memory and 'bound' is the least
-time at the published rates, as `vit-flax plan` counts them; padding to a kernel's blocks is in both. Rows go to
+Nothing is run or timed, and no device is needed. The program is the attention half of a block, x + attention(norm(x)),
+16 heads, with products and stored activations in bfloat16; forward, and with gradients. The tokens of a batch are about
+those of 64 images of 197. Numbers of tokens: of 224 pixels by patches of 14, 384 by 16, 448 by 14 and 518 by 14, class
+token included. 'HBM' is the traffic of the device's memory and 'bound' the least time at the published rates, as
+`vit-flax plan` counts them; padding to a kernel's blocks is in both. Rows go to
 benchmarks/results/attention.json one by one; `--add` compiles only what is not there yet.
 """
 
@@ -27,7 +27,7 @@ KEY = ("chip", "mode", "width", "tokens", "backend")
 
 
 def compile_case(chip: str, mode: str, width: int, tokens: int, backend: str) -> tuple[Any, str]:
-    """Returns the compiled program, and which back end 'auto' would have chosen."""
+    """Returns the compiled program, and the back end that 'auto' chooses."""
     import jax
     import jax.numpy as jnp
 
@@ -65,7 +65,7 @@ def compile_case(chip: str, mode: str, width: int, tokens: int, backend: str) ->
 
 
 def measure_case(*case: Any) -> dict[str, Any]:
-    """Returns one row; where the program cannot be compiled, why."""
+    """Returns one row; its 'error' where the program cannot be compiled."""
     row: dict[str, Any] = dict(zip(KEY, case, strict=True))
 
     def compile_program() -> tuple[Any, dict[str, Any]]:
@@ -76,7 +76,7 @@ def measure_case(*case: Any) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Returns the rows as Markdown: a line a number of tokens, a column a back end."""
+    """Returns the rows as Markdown: a line per number of tokens, a column per back end."""
     versions = result["versions"]
     lines = [
         "### Attention: what the compilers make of half a block",

@@ -1,4 +1,4 @@
-"""What 'auto' takes on a TPU is what the committed table says moves least."""
+"""The back end of 'auto' on a TPU is the one with the least memory traffic in the committed table."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is timed: the models, their inputs and their cost."""
+"""The cases of the benchmarks: models, batch sizes, and their FLOPs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The case in one word."""
+        """The case's name, in file names too."""
         return f"{self.mode}-{self.model}-b{self.batch}-{self.precision}"
 
     @property
@@ -43,7 +43,7 @@ MODELS: dict[str, ViTConfig] = {
     "T": ViTConfig(
         image_size=(28, 28), patch_size=(4, 4), in_chans=1, embed_dim=192, depth=6, num_heads=3, num_classes=10
     ),
-    # the recipe's, with positions that every library has; only torch_timm builds it beside ours
+    # the recipe's, with the learned positions of every library; only torch_timm builds it beside ours
     "fashion_mnist": cast(ViTConfig, fashion_mnist().model).replace(pos_embed="learned", fc_norm=True),
     "S": ViTConfig(embed_dim=384, num_heads=6),
     "B": ViTConfig(),

@@ -1,4 +1,4 @@
-"""The files of another commit of this repository, to race its code against today's."""
+"""The files of another commit of this repository, to race its code against the current one."""
 
 from __future__ import annotations
 

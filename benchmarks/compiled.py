@@ -1,4 +1,4 @@
-"""Programs for chips that need not be there: compiled for one of them, counted, and written row by row."""
+"""Programs compiled for one absent chip: their costs, written row by row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Case = tuple[Any, ...]
 
 @contextlib.contextmanager
 def one_chip(topology: str) -> Iterator[Any]:
-    """Yields the sharding of what lies on one chip; what is traced in the context is for its kind."""
+    """Yields the sharding of arrays on one chip; the context traces for that chip's kind."""
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -33,12 +33,12 @@ def one_chip(topology: str) -> Iterator[Any]:
 
 
 def measure(row: Row, topology: str, compile_program: Callable[[], tuple[Any, Row]]) -> Row:
-    """Returns a row with its program's figures; where that cannot be compiled, why.
+    """Returns a row with its program's figures, or with its 'error' where it cannot be compiled.
 
     Args:
-        row: what the program is.
-        topology: whose published rates bound it.
-        compile_program: returns the compiled program, and what else the row says.
+        row: fields that identify the program.
+        topology: topology whose published rates bound the program.
+        compile_program: returns the compiled program and further fields of the row.
     """
     import jax
 
@@ -78,12 +78,12 @@ def write_rows(
     """Measures every case and writes the file after each.
 
     Args:
-        benchmark: its name in the file.
-        output: the file.
-        key: names in a row of what a case is.
-        cases: what to measure.
+        benchmark: name of the benchmark in the file.
+        output: path of the file.
+        key: fields of a row that identify its case.
+        cases: cases to measure.
         measure_case: returns the row of a case.
-        add: keeps the rows that are there, and measures only cases that have none with a commit.
+        add: keep the rows of the file, and measure only cases without a row of a known commit.
     """
     with gpu_compiler.quiet():
         import jax

@@ -6,8 +6,8 @@ in the page cache. Memory is the peak's growth over what the process held before
 
 'torch mapped' ends with tensors that still lie in the file, which only torch can use (ours are transposed on the way
 in); 'torch tensors' with all tensors in memory (load_file and clone, load(weights_only=True), or np.load); 'timm model'
-and 'vit_flax' with a model that can run: timm.create_model with load_state_dict, and vit_flax.load. Of every one the
-best of all repeats counts.
+and 'vit_flax' with a model that can run: timm.create_model with load_state_dict, and vit_flax.load. Of the repeats the
+least time and the largest peak count.
 """
 
 from __future__ import annotations

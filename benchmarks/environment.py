@@ -1,4 +1,4 @@
-"""What a measurement was taken on."""
+"""The environment of a measurement: device, versions, commit."""
 
 from __future__ import annotations
 

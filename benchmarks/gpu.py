@@ -1,8 +1,8 @@
-"""All that wants a GPU, in one command: `make gpu`, or `python -m benchmarks.gpu`.
+"""All that needs a GPU, in one command: `make gpu`, or `python -m benchmarks.gpu`.
 
 1. The parity suite with JAX on the GPU. 2. Races of inference and training in bfloat16 against stock linen, equimo and
-timm in torch (eager and torch.compile, scaled_dot_product_attention). 3. Training steps measured, beside the bound
-that `vit-flax plan` predicts without the device and the one of what is compiled on it; to benchmarks/results/gpu.json.
+timm in torch (eager and torch.compile, scaled_dot_product_attention). 3. Training steps measured, beside the bound of
+`vit-flax plan` without the device and that of the program compiled on it; to benchmarks/results/gpu.json.
 Exit status: 0 done, 1 a test failed, 2 there is no GPU. `--predict CHIP` prints predictions alone, which needs none.
 """
 
@@ -31,7 +31,7 @@ def find_gpu() -> tuple[Any, str]:
     """Returns JAX's first GPU and its name in `vit_flax.plan.CHIPS`.
 
     Raises:
-        ValueError: JAX has none, or nothing is published of it here.
+        ValueError: JAX has none, or vit_flax/chips.py has no figures of it.
     """
     import jax
 
@@ -63,7 +63,7 @@ def step_config(model: str, batch: int) -> Any:
 
 
 def predict(config: Any, chip: str) -> dict[str, float]:
-    """Returns what the plan for one such chip says, compiled without it."""
+    """Returns the plan's bound, bytes and MFU for one such chip, compiled without it."""
     from vit_flax.plan.planning import plan, planned
 
     made = plan(planned(config, f"{chip}:1"), f"{chip}:1")
@@ -73,7 +73,7 @@ def predict(config: Any, chip: str) -> dict[str, float]:
 
 
 def measure(config: Any, device: Any, steps: int = STEPS) -> tuple[float, Any]:
-    """Returns the median seconds of a training step on a device, each waited for, and the compiled program."""
+    """Returns the median seconds of a training step on a device, each blocked on, and the compiled program."""
     import jax
     import numpy as np
 
@@ -94,7 +94,7 @@ def measure(config: Any, device: Any, steps: int = STEPS) -> tuple[float, Any]:
 
 
 def compare(config: Any, device: Any, chip: str) -> dict[str, Any]:
-    """Returns one row: predicted without the device, counted in what is compiled on it, measured."""
+    """Returns one row: predicted without the device, counted in the program compiled on it, measured."""
     from vit_flax.chips import CHIPS
     from vit_flax.plan.costs import costs
     from vit_flax.plan.hlo import Program

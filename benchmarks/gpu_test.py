@@ -1,4 +1,4 @@
-"""What `make gpu` does on a machine without a GPU: it says so; and its measuring runs on any device."""
+"""`make gpu` reports a machine without a GPU, and its measurement runs on any device."""
 
 import jax
 import pytest

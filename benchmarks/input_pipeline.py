@@ -3,9 +3,9 @@
 `python -m benchmarks.input_pipeline [--fashion-mnist DIR] [--rounds N] [--quick]` writes
 benchmarks/results/input_pipeline.json. Two cases: `fashion_mnist` (28 x 28, flip and shift; the recipe's model) and
 `jpeg_folder` (512-pixel JPEGs cut from scikit-learn's sample photographs; crop to 224 and flip as the finetune recipe;
-ViT-S/16). In every round the loader alone, the step alone on batches held in memory, and both together as the training
-loop runs them take turns, after one that does not count; the result is their medians and quartiles. Loader and step
-share the machine's cores when they run together: 'together_share' is together over step alone.
+ViT-S/16). Every round measures the loader alone, the step alone on batches held in memory, and both together as in the
+training loop; a first round is not counted, and the results are medians and quartiles. Loader and step share the
+machine's cores when they run together: 'together_share' is together over step alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ AHEAD = 8  # batches, at least as many as a loader makes ahead
 
 
 def make_photos(folder: Path, count: int) -> None:
-    """Writes so many JPEGs of SIDE pixels in two classes, cut from the sample photographs."""
+    """Writes `count` JPEGs of SIDE pixels in two classes, cut from the sample photographs."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_sample_image
@@ -52,7 +52,7 @@ class Case:
     """A loader and the step that it feeds."""
 
     loader: Any
-    run_step: Callable[[Any], Any]  # batch -> what to wait for
+    run_step: Callable[[Any], Any]  # batch -> arrays to block on
     batch_size: int
     batches: int  # in one measurement
     model: str
@@ -65,7 +65,7 @@ class Case:
         jax.block_until_ready(self.run_step(self.held[0]))
 
     def measure(self, kind: str) -> float:
-        """Returns images a second of 'loader', 'step' or 'together'."""
+        """Returns images per second of 'loader', 'step' or 'together'."""
         import jax
 
         for _ in range(0 if kind == "step" else AHEAD):
@@ -83,7 +83,7 @@ class Case:
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:
-    """Returns images a second of every kind, one after the other in each round, and their ratios."""
+    """Returns images per second of every kind, interleaved in each round, and their ratios."""
     case.prepare()
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for number in range(rounds + 1):
@@ -153,7 +153,7 @@ def summarise(values: list[float]) -> dict[str, float]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Returns the loader's images a second beside the training step's as a Markdown table."""
+    """Returns images per second of loader and training step as a Markdown table."""
     lines = [
         "### The loader beside the training step",
         f"{result['device']}, medians of {result['rounds']} interleaved rounds (quartiles), commit {result['commit']}",

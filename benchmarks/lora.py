@@ -1,10 +1,10 @@
 """Measures the memory of training with adapters: ours and peft's, each beside its own full fine-tuning.
 
 `python -m benchmarks.lora [--model B] [--batch 8] [--rank 8]` writes benchmarks/results/lora.json. Every measurement is
-a process of its own that takes two AdamW steps on the CPU. 'peak' is the growth of its resident memory at its peak over
-what it held before there was a model; 'optimiser' the bytes of the moments; 'compiled' what our compiled step needs:
-arguments, results and temporaries, what is donated counted once. `saved` is by how much adapters are below full
-fine-tuning, `frozen_optimiser` what they must save at least: the moments of the frozen parameters.
+a process of its own that takes two AdamW steps on the CPU. 'peak' is the peak resident memory over that before the
+model was built; 'optimiser' the bytes of the moments; 'compiled' the bytes of our compiled step: arguments, results and
+temporaries, donated buffers counted once. `saved` is full fine-tuning less adapters, `frozen_optimiser` the least that
+adapters must save: the moments of the frozen parameters.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How training goes under what a CPU stores and under what a TPU or GPU stores: `python -m benchmarks.policies`.
+"""Training with activations stored as on a CPU and as on a TPU or GPU: `python -m benchmarks.policies`.
 
 A recipe is trained in bfloat16, here, once under each policy, with the same seeds and batches:
 
     python -m benchmarks.policies                                         # 200 steps on scikit-learn's digits
     python -m benchmarks.policies --recipe fashion_mnist --folder DIR --epochs 1
 
-The losses of both go into one picture, and the scores at the end beside each other; the median of the seeds where there
-are several. Writes benchmarks/results/policies-RECIPE.json and .png.
+The loss curves of both are drawn in one figure, and the final scores are compared, as medians where there are several
+seeds. Writes benchmarks/results/policies-RECIPE.json and .png.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from unittest import mock
 
 from benchmarks.results import RESULTS, write
 
-# what layers hand on is float32 on a CPU, and bfloat16 elsewhere: see vit_flax.models.precision
+# activations between layers are float32 on a CPU, and bfloat16 elsewhere: see vit_flax.models.precision
 POLICIES = {"float32 stored, as on a CPU": "cpu", "bfloat16 stored, as on a GPU": "gpu"}
 
 

@@ -1,9 +1,9 @@
-"""How far each precision is from float64 on the same weights: `python -m benchmarks.precision [--model S]`.
+"""The error of each precision against float64 on the same weights: `python -m benchmarks.precision [--model S]`.
 
 Logits, and the gradients of the mean cross-entropy with respect to all parameters, against timm's model in float64 on
 the CPU, which ours in float64 must equal to 1e-9. Weights are random: kernels normal with a variance of 1 / inputs, so
-that every block counts and logits are of size one; class token, positions, biases and gains are random too. Each seed
-has weights and images of its own. The relative error is ||x - reference|| / ||reference|| over all numbers, the
+that every block counts and logits are of size one; class token, positions, biases and norm scales are random too. Each
+seed has weights and images of its own. The relative error is ||x - reference|| / ||reference|| over all numbers, the
 largest is max |x - reference|; medians of the seeds with the smallest and largest. Writes
 benchmarks/results/precision.json.
 """
@@ -28,7 +28,7 @@ EXACT = 1e-9
 MEASURES = ("logits_relative", "logits_largest", "gradients_relative", "gradients_largest")
 
 Arrays = dict[str, np.ndarray]
-Answer = tuple[np.ndarray, Arrays]  # logits, and gradients in timm's names or the contestant's own
+Answer = tuple[np.ndarray, Arrays]  # logits, and gradients under timm's names or the contestant's own
 
 
 def make_job(model: str, batch: int, seed: int, folder: Path) -> Job:
@@ -96,7 +96,7 @@ def by_jax(job: Job, apply: Callable[[Any, Any], Any], params: Any, dtype: str) 
 def by_vit_flax(
     job: Job, dtype: str, compute: str | None = None, precision: str = "HIGHEST", platform: str = "cpu"
 ) -> Answer:
-    """Returns our answer, in the dtypes that we store on that platform; a TPU's kernel is interpreted."""
+    """Returns our answer, with activations stored as on that platform; a TPU's kernel is interpreted."""
     import jax
     from jax.experimental.pallas import tpu as pltpu
 
@@ -154,14 +154,14 @@ def errors(answer: Answer, exact: Answer) -> dict[str, float]:
 
 
 def in_order(gradients: Arrays, like: Arrays) -> Arrays:
-    """Returns gradients in the order of `like`; all of them, under the same names, or KeyError."""
+    """Returns gradients in the order of `like`; raises KeyError where the names differ."""
     if gradients.keys() != like.keys():
         raise KeyError(f"gradients of other parameters: {sorted(gradients.keys() ^ like.keys())}")
     return {name: gradients[name] for name in like}
 
 
 def linen_names(gradients: Arrays, job: Job) -> Arrays:
-    """Returns gradients in timm's names in linen's."""
+    """Renames gradients from timm's names to linen's."""
     from flax.traverse_util import flatten_dict
 
     from benchmarks.peers.linen import convert

@@ -1,4 +1,4 @@
-"""The command line that inference and training benchmarks share: which cases, which contestants, what is printed."""
+"""The command line of the inference and training benchmarks: cases, contestants and the printed table."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONTESTANTS = [
 ]
 INFERENCE_ONLY = {"vit_flax_whole", "onnxruntime", "openvino"}
 TRAINING_ONLY = {"vit_flax_accumulate"}
-# who returns the tokens after blocks, and the probes
+# contestants that return the tokens after blocks, and the probes
 FEATURES = {"vit_flax", "vit_flax_import_only", "vit_flax_whole", "torch", "torch+mkl", "torch+mkl+keep",
             "matmul_jax", "matmul_torch+mkl", "memory_jax"}  # fmt: skip
 
@@ -74,7 +74,7 @@ def run(mode: str, doc: str | None, arguments: Sequence[str] | None = None) -> N
 
 
 def _chosen(case: Case, wanted: Sequence[str]) -> list[Contestant]:
-    """Returns the contestants of those names that can run a case."""
+    """Returns the wanted contestants that can run a case."""
     absent = INFERENCE_ONLY if case.mode == "train_step" else TRAINING_ONLY
     return [
         contestant
@@ -112,7 +112,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def is_probe(name: str) -> bool:
-    """Tells whether a contestant measures the machine instead of running a model."""
+    """Returns whether a contestant measures the machine instead of running a model."""
     return name.startswith(("matmul", "memory"))
 
 
@@ -127,7 +127,7 @@ def peak_of(result: dict[str, Any]) -> float | None:
 
 
 def bandwidth_of(result: dict[str, Any]) -> float | None:
-    """Returns the bytes a second between memory and processor in the run, None where they were not measured."""
+    """Returns the memory bandwidth of the run in bytes per second, None where it was not measured."""
     rates = [
         row["bytes"] / row["seconds"]
         for name, row in result["rows"].items()

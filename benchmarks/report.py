@@ -20,7 +20,7 @@ PICTURE = RESULTS / "roofline.png"
 
 
 def main() -> None:
-    """Replaces what stands between the two marks, and the picture."""
+    """Replaces the text between the two marks, and the picture."""
     page = PAGE.read_text()
     head, _, rest = page.partition(BEGIN)
     _, _, tail = rest.partition(END)

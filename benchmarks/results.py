@@ -1,4 +1,4 @@
-"""Where figures go, and how samples become figures."""
+"""The folder of results, and statistics of samples."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def summarise(samples: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def write(path: Path, benchmark: str, **found: Any) -> dict[str, Any]:
-    """Writes figures with what they were taken on, and returns both."""
+    """Writes figures with their environment, and returns both."""
     result = {"benchmark": benchmark, **describe(), **found}
     save(path, result)
     return result
 
 
 def save(path: Path, result: dict[str, Any]) -> None:
-    """Writes a result that says already what it was taken on."""
+    """Writes a result that has its environment already."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")

@@ -1,4 +1,4 @@
-"""Draws what was measured under the roofs of the machine."""
+"""Draws the roofline plot of the measured results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Point = tuple[float, float, str, str, str]  # FLOPs a byte, FLOPs a second, cont
 
 
 def points(results: list[dict[str, Any]], mode: str) -> list[Point]:
-    """Returns what there is to draw of one mode."""
+    """Returns the points of one mode."""
     found = []
     for result in results:
         case = Case(**result["case"])

@@ -1,4 +1,4 @@
-"""Times contestants in interleaved rounds, each in its own process, and checks first that they compute the same."""
+"""Times contestants in interleaved rounds, each in its own process, after a check that their outputs agree."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks.cases import Case
 from benchmarks.environment import MKL_SOURCE, describe
 from benchmarks.peers import missing
 
-# ||outputs - ours|| / ||ours||; the peers' own roundings, far below what another model would give
+# ||outputs - ours|| / ||ours||: above the peers' own roundings, far below the difference of another model
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
@@ -34,10 +34,10 @@ class Contestant:
     variant: str = ""
     mkl: bool = False  # let MKL use AVX-512 on AMD processors
     keep_memory: bool = False  # call vit_flax.host_memory.keep_host_memory() first
-    root: Path = Path(__file__).parent.parent  # whose code it runs: another commit's, see benchmarks.checkout
+    root: Path = Path(__file__).parent.parent  # folder of the code, or of another commit's: see benchmarks.checkout
 
     def environment(self, folder: Path) -> dict[str, str]:
-        """Returns the variables that its process needs."""
+        """Returns the environment variables of its process."""
         extra = {"LD_PRELOAD": str(_mkl_override(folder))} if self.mkl else {}
         path = os.pathsep.join(filter(None, [str(self.root), os.environ.get("PYTHONPATH")]))
         extra |= {"OMP_NUM_THREADS": str(_cores()), "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
@@ -88,7 +88,7 @@ class Process:
     def run(self, calls: int) -> dict[str, Any]:
         """Returns the seconds of each of `calls` calls and the peak memory so far."""
         assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # the system ended it, to make room: there is no answer then
+        with suppress(BrokenPipeError):  # the process is gone, killed for memory: there is no answer then
             self.process.stdin.write(f"{calls}\n")
             self.process.stdin.flush()
         answer = self._answer()
@@ -131,9 +131,9 @@ def race(case: Case, contestants: list[Contestant], rounds: int, seconds: float)
 
     Args:
         case: the model, batch, precision and mode.
-        contestants: who takes part; the first is the one the others are compared with.
-        rounds: how often everyone is timed, one after the other.
-        seconds: about how long each is timed in a round; at least one call.
+        contestants: contestants to time; the first is the one that others are compared with.
+        rounds: number of interleaved rounds.
+        seconds: approximate time of each contestant in a round; at least one call.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

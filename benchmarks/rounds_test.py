@@ -1,4 +1,4 @@
-"""Races: what is timed must compute the same, and the rows hold what was measured."""
+"""Races: contestants must compute the same, and the rows hold their timings."""
 
 from pathlib import Path
 from types import SimpleNamespace

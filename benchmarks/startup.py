@@ -1,4 +1,4 @@
-"""Times what happens before the first step: `python -m benchmarks.startup [--model B] [--batch 8] [--repeats 7]`.
+"""Times imports and compilation before the first step: `python -m benchmarks.startup [--model B] [--repeats 7]`.
 
 Every measurement is a process of its own; repeats are interleaved. Imports are timed by a statement's own process.
 Compiling is of the float32 AdamW training step, from shapes alone: nothing is initialised or run. 'trace' is Python's
@@ -77,7 +77,7 @@ def time_step(contestant: str, model: str, batch: int, cached: bool) -> dict[str
 
 
 def run(arguments: list[str], **variables: str) -> dict[str, float]:
-    """Returns what a process of its own prints."""
+    """Returns the JSON that a new process prints."""
     environment = {**os.environ, "VIT_FLAX_NO_CACHE": "1", **variables}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""One contestant in a process of its own: prepares, then runs as often as it is told.
+"""One contestant in a process of its own: prepares, then runs as many calls as requested.
 
 The parent (benchmarks.rounds) writes a JSON job on the command line and numbers of calls to standard input; answers are
 JSON lines on standard output.
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def _peak_bytes() -> int:
-    try:  # the system's other answer, ru_maxrss, begins with what the parent held when it started this process
+    try:  # ru_maxrss starts with the parent's resident memory at the fork
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     except (OSError, IndexError):

@@ -1,1 +1,1 @@
-"""What frozen features are worth: k-NN, a linear probe, retrieval; of any data source that training has."""
+"""Evaluators of frozen features: k-NN, a linear probe and retrieval, on any data source of training."""

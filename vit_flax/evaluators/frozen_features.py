@@ -1,4 +1,4 @@
-"""Features of a frozen model, one vector an image, from one pass over a loader."""
+"""Features of a frozen model, one vector per image, from one pass over a loader."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FrozenFeatures:
         return len(self.labels)
 
     def take(self, rows: np.ndarray) -> FrozenFeatures:
-        """Returns some of the images."""
+        """Returns the features of these rows."""
         return FrozenFeatures(self.features[rows], self.labels[rows], self.indices[rows])
 
 
@@ -39,13 +39,13 @@ def frozen_features(
     """Returns the head's input for every image of a loader, whose batch size is the predictor's.
 
     Args:
-        predictor: of the model.
-        loader: batches of 'image', normalised, 'label' and 'index', as `make_loader` gives them for evaluation.
-        numbers: the class of every label, -1 for one that is left out; None: labels as they are.
-        told: called with the number of images that are done.
+        predictor: predictor of the model.
+        loader: batches of preprocessed 'image', 'label' and 'index', as `make_loader` gives them for evaluation.
+        numbers: class of every label, -1 to leave its images out; None: labels are classes.
+        told: called with the number of images of each batch.
 
     Raises:
-        ValueError: the model has no pooling, so that there is no vector of an image; or no image is left.
+        ValueError: the model has no pooling, so an image has no single vector; or no image is left.
     """
     waiting: collections.deque[tuple[np.ndarray, np.ndarray]] = collections.deque()
 

@@ -17,17 +17,16 @@ def vote(
     count: int,
     temperature: float | None = TEMPERATURE,
 ) -> Int[np.ndarray, " q"]:
-    """Returns the class that the first `count` neighbours of each query vote for.
+    """Returns the class with the most votes of each query's first `count` neighbours.
 
-    A vote weighs exp(cosine / temperature); without a temperature all weigh the same, and of classes with as many
-    votes the first wins.
+    A vote weighs exp(cosine / temperature), or 1 without a temperature; ties go to the smaller class index.
 
     Args:
-        neighbours: of every query, by cosine where there is a temperature.
-        labels: of the gallery.
-        num_classes: that there are.
-        count: how many neighbours vote.
-        temperature: of the weights; None: plain votes.
+        neighbours: neighbours of every query, by cosine where there is a temperature.
+        labels: labels of the gallery.
+        num_classes: number of classes.
+        count: number of voting neighbours.
+        temperature: softmax temperature of the weights; None: equal votes.
 
     Reference: DINOv2's KnnModule, arXiv 1805.01978; scikit-learn's KNeighborsClassifier.
     """

@@ -55,23 +55,24 @@ def linear_probe(
 ) -> Chosen:
     """Trains a linear classifier, its learning rate selected on validation images.
 
-    SGD with momentum 0.9, no weight decay, a cosine to 0; learning rates are of 256 images and scaled to the batch.
-    Without validation images a tenth of the training images chooses, and the best rate is trained once more on all.
+    SGD with momentum 0.9, no weight decay, a cosine schedule to 0; learning rates are for a batch of 256 and scaled to
+    the batch. Without validation images a tenth of the training images is held out to select the rate, and the best
+    rate is trained once more on all.
 
     Args:
         train: images to train on.
-        validation: images to choose the learning rate on, or None.
-        num_classes: that there are.
-        learning_rates: that are tried, all at once: features are read once.
-        steps: of training.
-        batch_size: images in a step, or all that there are.
-        seed: of the order and the first weights.
-        told: called with the number of steps that are done.
+        validation: images to select the learning rate on, or None.
+        num_classes: number of classes.
+        learning_rates: candidates, trained together on the same batches.
+        steps: training steps.
+        batch_size: images of a step; all of them where there are fewer.
+        seed: seed of the order and of the initial weights.
+        told: called with the number of steps of each part.
 
     Raises:
-        ValueError: there are fewer than two images.
+        ValueError: there are fewer than two images and none for validation.
 
-    Reference: DINOv2's linear evaluation (eval/linear.py), on features that do not change from epoch to epoch.
+    Reference: DINOv2's linear evaluation (eval/linear.py), without augmentation: features are computed once.
     """
     held = validation
     own = train
@@ -102,7 +103,7 @@ def fit(
     """Returns a linear classifier for each learning rate; the arguments are those of `linear_probe`."""
     size, rng = min(batch_size, len(train)), np.random.default_rng(seed)
     width, count = train.features.shape[1], len(learning_rates)
-    first = rng.normal(0, 0.01, (width, num_classes)).astype(np.float32)  # the same for all, as DINOv2's deviation
+    first = rng.normal(0, 0.01, (width, num_classes)).astype(np.float32)  # of all rates; std as in DINOv2
     heads = (jnp.repeat(first[None], count, 0), jnp.zeros((count, num_classes), jnp.float32))
     rates = jnp.asarray(learning_rates, jnp.float32) * (size / 256)
     features, labels = jnp.asarray(train.features, jnp.float32), jnp.asarray(train.labels, jnp.int32)
@@ -135,7 +136,7 @@ def _train(
     rates: Float[Array, " g"],
     steps: int,
 ) -> tuple[Heads, optax.OptState]:
-    """Returns heads and optimiser after as many steps as there are rows."""
+    """Returns heads and optimiser state after a step for each row of indices."""
 
     def loss(heads: Heads, x: Array, y: Array) -> Array:
         kernels, biases = heads

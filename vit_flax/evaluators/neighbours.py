@@ -13,12 +13,12 @@ from jaxtyping import Float, Int
 
 METRICS = ("cosine", "euclidean")
 SCORES_BYTES = 256 * 2**20  # bytes of one chunk's scores
-SPARE = 16  # candidates beyond `count`: float32 may rank near ones in another order
+SPARE = 16  # candidates beyond `count`: float32 may rank close ones in another order
 
 
 @dataclasses.dataclass(frozen=True)
 class Neighbours:
-    """The nearest vectors of each query, the nearest first."""
+    """The nearest vectors of each query, in order of decreasing similarity."""
 
     indices: Int[np.ndarray, "q k"]
     scores: Float[np.ndarray, "q k"]  # float64: cosine similarities, or negative distances
@@ -33,14 +33,14 @@ def nearest(
 ) -> Neighbours:
     """Returns the `count` nearest vectors of the gallery for each query.
 
-    Candidates are found in float32 on the device and ranked in float64; of equal ones the first in the gallery wins.
+    Candidates are found in float32 on the device and ranked in float64; ties go to the first in the gallery.
 
     Args:
         queries: vectors.
         gallery: vectors.
-        count: how many.
+        count: number of neighbours.
         metric: 'cosine' or 'euclidean'.
-        without_self: the queries are the gallery, and none is its own neighbour.
+        without_self: the queries are the gallery, and a vector is not its own neighbour.
 
     Raises:
         ValueError: the gallery has fewer vectors, or there is no such metric.

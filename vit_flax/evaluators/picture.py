@@ -47,12 +47,12 @@ def draw_neighbours(
     """Returns rows of an image and its nearest neighbours, framed by whether their labels are the same.
 
     Args:
-        rows: numbers of queries.
-        query: gives the pixels (H, W, C) and the label of a query by its number.
-        gallery: the same of an image of the gallery.
-        neighbours: of all queries.
-        predicted: class of every query.
-        class_names: by label.
+        rows: indices of the queries to show.
+        query: returns the pixels (H, W, C) and the label of a query by its index.
+        gallery: returns the same of an image of the gallery.
+        neighbours: neighbours of all queries.
+        predicted: predicted class of every query.
+        class_names: class names by label.
         columns: neighbours to show.
     """
     from PIL import ImageDraw

@@ -11,10 +11,10 @@ from vit_flax.evaluators.neighbours import nearest
 
 
 def recall_at(images: FrozenFeatures, counts: Sequence[int]) -> tuple[dict[int, float], int]:
-    """Returns recall at each count, and the number of queries.
+    """Returns recall at each count, in [0, 1], and the number of queries.
 
-    Every image asks for its nearest ones, by cosine, among all others; recall at k is the share of those that have one
-    of their own label among the first k. Images that are the only one of their label do not ask.
+    Every image is a query among all others, by cosine; recall at k is the share of queries with an image of their own
+    label among the first k. Images that are the only one of their label are no queries.
 
     Raises:
         ValueError: no two images have the same label, or there are fewer images than neighbours.

@@ -1,7 +1,7 @@
 """Trained models as files that run without this library: ONNX, and StableHLO of jax.export.
 
-`program` is what is exported, `pixels` the preparation of raw images inside of it, `onnx_file` and `stablehlo_file` the
-two formats, `checking` the comparison with the model before anything is written.
+`program` is the exported function, `pixels` its preprocessing of raw images, `onnx_file` and `stablehlo_file` the two
+formats, `checking` the comparison with the model before anything is written.
 """
 
 from vit_flax.export.exporting import Exported, export_model

@@ -15,11 +15,11 @@ _IMAGES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Norms of one output's differences from the model in float64."""
+    """The 2-norms of one output and of its difference from the model in float64."""
 
-    error: float  # the program's
-    allowed: float  # by `vit_flax.parity.tolerances`, from the model's own error in the same dtype
-    size: float  # the output's norm
+    error: float  # 2-norm of the difference, the larger of two batch sizes
+    allowed: float  # bound by `vit_flax.parity.tolerances`, from the model's own error in the same dtype
+    size: float  # 2-norm of the output
 
     @property
     def agrees(self) -> bool:
@@ -32,7 +32,7 @@ class Comparison:
 
 
 def compare(program: Program, run: Callable[[np.ndarray], list[np.ndarray]]) -> list[Comparison]:
-    """Compares a program with its model on a few random images, at two batch sizes."""
+    """Compares a program, run by `run`, with its model on random images, at two batch sizes."""
     rng = np.random.default_rng(0)
     shape = (_IMAGES, *program.image_shape)
     if program.raw_size is None:

@@ -1,4 +1,4 @@
-"""Exports a model to a file, once its program has been compared with the model."""
+"""Exports a model to a file, after its program has been compared with the model."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vit_flax.export.program import Program
 from vit_flax.models import VisionTransformer
 from vit_flax.preprocessing.evaluation import Preprocessing
 
-# writes a file (and others beside it) into a folder, and returns the function that it computes there
+# writes a program to a path, and files beside it, and returns the function that the file computes
 Writer = Callable[[Path, Program], Callable[[np.ndarray], list[np.ndarray]]]
 WRITERS: dict[str, Writer] = {".onnx": onnx_file.write, ".stablehlo": stablehlo_file.write}
 
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """The files that were written, and their comparisons with the model."""
+    """The written files, and the comparisons of their outputs with the model's."""
 
     files: tuple[Path, ...]
     names: tuple[str, ...]  # of the outputs
@@ -33,7 +33,12 @@ class Exported:
 
 
 def check_target(path: Path) -> None:
-    """Raises ValueError or ImportError where nothing can be written there."""
+    """Checks a path's format, and that the libraries of the format are installed.
+
+    Raises:
+        ValueError: the path is a folder, or its suffix is unknown.
+        ImportError: a library is not installed.
+    """
     if path.suffix not in WRITERS:
         raise ValueError(f"{path}: unknown suffix; use {' or '.join(WRITERS)}")
     if path.is_dir():
@@ -54,28 +59,27 @@ def export_model(
     raw_size: tuple[int, int] | None = None,
     dtype: str = "float32",
 ) -> Exported:
-    """Writes a model as a program that needs neither this library nor JAX's: `.onnx`, or `.stablehlo` of jax.export.
+    """Writes a model as a program that runs without this library: `.onnx`, or `.stablehlo` for jax.export.
 
-    The file takes any number of images at once. It is run and compared with the model before it appears, whole or not
-    at all. It tells the config, the classes and how images are prepared: in ONNX's metadata_props, and of StableHLO in
-    PATH.json.
+    The program takes batches of any size. It is run and compared with the model before the file appears. Its metadata
+    have the config, the class names and the preprocessing: ONNX's metadata_props, or PATH.json beside StableHLO.
 
     Args:
-        path: of the file; its suffix says which format.
+        path: path of the file; its suffix is the format.
         model: the linen module.
         params: its parameters.
         output: 'logits' (embeddings, where the model has no classes), 'features', or 'intermediates': the tokens of
             blocks as grids (B, H, W, D), outputs layer_0, layer_1 ...
-        layers: of 'intermediates', numbers of blocks; (): all.
-        norm: of 'intermediates', apply the final norm.
-        preprocessing: how images are prepared; it is written beside the program.
-        raw_size: (height, width) of raw uint8 images (B, H, W, C) that the program prepares itself, as `preprocessing`
-            says; None: it takes prepared ones, float32.
-        dtype: of the matrix products, float32 or bfloat16.
+        layers: indices of the blocks of 'intermediates'; (): all.
+        norm: apply the final norm to 'intermediates'.
+        preprocessing: preprocessing of images, for `raw_size` and the metadata.
+        raw_size: (height, width) of raw uint8 images (B, H, W, C) that the program preprocesses itself; None: it takes
+            preprocessed images in float32.
+        dtype: dtype of the matrix products, float32 or bfloat16.
 
     Raises:
-        ValueError: a value does not fit, or what was written computes something else than the model.
-        ImportError: a library that the format needs is not installed; the message says how to get it.
+        ValueError: a value does not fit, or the program's outputs differ from the model's.
+        ImportError: a library of the format is not installed; the message says how to install it.
     """
     path = Path(path)
     check_target(path)

@@ -11,7 +11,7 @@ from vit_flax.export.program import Program
 
 
 def metadata(program: Program) -> dict[str, str]:
-    """Returns texts by name: JSON where they are more than words."""
+    """Returns the metadata as strings by name; values other than strings are JSON."""
     value = program.preprocessing
     names = None if value is None else value.class_names
     if names is not None and len(names) != program.model.config.num_classes:

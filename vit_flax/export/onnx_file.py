@@ -17,21 +17,26 @@ from vit_flax.export.program import Program
 
 OPSET = 21
 INPUT = "images"
-_IR_VERSION = 10  # the one that belongs to the opset; readers of older years know it
-_MOST = 2**31 - 2**20  # bytes of a protocol buffer; larger models keep their tensors in a file beside it
+_IR_VERSION = 10  # that of the opset's release, which older runtimes read too
+_MOST = 2**31 - 2**20  # bytes of a protocol buffer; larger models have external data
 _BFLOAT16, _FLOAT = 16, 1
 
 
 @dataclasses.dataclass(frozen=True)
 class _Spec:
-    """An input as jax2onnx takes one."""
+    """An input in jax2onnx's form: shape, with names for dynamic axes, and dtype."""
 
     shape: tuple[str | int, ...]
     dtype: Any
 
 
 def write(path: Path, program: Program) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """Writes the program and returns the function that the file holds, run by ONNX Runtime."""
+    """Writes the program and returns the function that runs the file in ONNX Runtime.
+
+    Raises:
+        ImportError: jax2onnx, onnx or onnxruntime is not installed.
+        ValueError: ONNX Runtime refuses the program.
+    """
     onnx, onnxruntime, to_onnx = libraries()
     spec = _Spec(("batch", *program.image_shape), program.image_dtype)
     with _quiet():
@@ -52,7 +57,7 @@ def write(path: Path, program: Program) -> Callable[[np.ndarray], list[np.ndarra
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of its own classes, which have no name in common
+    except Exception as error:  # ONNX Runtime's exceptions have no common public class
         raise ValueError(f"ONNX Runtime refuses the program: {' '.join(str(error).split())[:300]}") from error
     return lambda images: session.run(list(program.names), {INPUT: images})
 
@@ -61,7 +66,7 @@ def libraries() -> tuple[ModuleType, ModuleType, Callable[..., object]]:
     """Returns the modules onnx and onnxruntime and the function jax2onnx.to_onnx.
 
     Raises:
-        ImportError: one of them is not installed; the message says how to get it.
+        ImportError: one of them is not installed; the message says how to install it.
     """
     try:
         import onnx
@@ -76,7 +81,7 @@ def libraries() -> tuple[ModuleType, ModuleType, Callable[..., object]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps back what jax2onnx tells of its examples' own dependencies, and of its passes."""
+    """Silences jax2onnx's log of its examples' missing dependencies and of its passes."""
     loggers = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -89,10 +94,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _round_to_bfloat16(onnx: Any, graph: Any) -> None:
-    """Keeps parameters and roundings in bfloat16, and computes in float32: no runtime for CPUs has bfloat16 products.
+    """Keeps parameters and casts in bfloat16 and computes in float32: no CPU runtime has bfloat16 matrix products.
 
-    float32 holds the products of bfloat16 numbers, so that they are those of XLA; what else it would round to bfloat16
-    is not rounded.
+    Products of bfloat16 numbers are exact in float32, so they equal XLA's; other results that XLA rounds to bfloat16
+    stay unrounded.
     """
     renamed, nodes = {}, []
 
@@ -114,4 +119,4 @@ def _round_to_bfloat16(onnx: Any, graph: Any) -> None:
             widen(copy.output[0], node.output[0])
     del graph.node[:]
     graph.node.extend(nodes)
-    del graph.value_info[:]  # types as they were; every reader infers them
+    del graph.value_info[:]  # stale types; runtimes infer them

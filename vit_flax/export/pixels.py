@@ -16,7 +16,10 @@ from vit_flax.preprocessing.evaluation import Preprocessing
 def prepare_pixels(value: Preprocessing, raw_size: tuple[int, int], channels: int) -> Callable[[Array], Array]:
     """Returns the preprocessing of uint8 images (B, H, W, C) of `raw_size` as a JAX function.
 
-    Bytes are resized in integers, with the weights that Pillow or torch has: the result is theirs to the bit.
+    uint8 pixels are resized in integers with the fixed-point weights of Pillow or torch, bit for bit as they do.
+
+    Raises:
+        ValueError: the numbers of channels differ, or the installed Pillow resizes in another way.
     """
     value = value.for_model(value.image_size, channels) if value.image_size else value
     sides = value.sides(*raw_size)
@@ -38,7 +41,7 @@ def prepare_pixels(value: Preprocessing, raw_size: tuple[int, int], channels: in
         for resize, axis in passes:
             x = resize(x, axis)
         if any(map(any, pads)):
-            # the colours where there is no image
+            # the fill colour in the padding
             outside = np.pad(np.zeros((1, *sides, 1), np.int32), pads, constant_values=1)
             x = jnp.pad(x, pads) + (outside * colours).astype(x.dtype)
         x = x[:, top : top + size[0], left : left + size[1]]
@@ -62,7 +65,7 @@ def _resizing(value: Preprocessing, old: int, new: int) -> Callable[[Array, int]
 
     def resize(x: Array, axis: int) -> Array:
         sums = _along(x, jnp.asarray(whole), axis) + (1 << bits >> 1)
-        # a shift divides what is not negative, and negatives become 0
+        # division by a power of two after negatives are clipped to 0
         return jnp.minimum(jax.lax.div(jnp.maximum(sums, 0), jnp.int32(1 << bits)), 255)
 
     return resize
@@ -74,7 +77,7 @@ def _along(x: Array, weights: Array, axis: int) -> Array:
 
 
 def _crop(value: Preprocessing, old: int, new: int) -> tuple[int, int, int]:
-    """Returns what is added before and after, and where the crop begins, of one axis."""
+    """Returns the padding before and after one axis, and the start of the crop."""
     gap, wide = max(new - old, 0), max(old, new)
     start = round((wide - new) / 2.0) if value.resizer == "pillow" else (wide - new) // 2
     return gap // 2, gap - gap // 2, start

@@ -1,4 +1,4 @@
-"""What is exported: a function of images alone, whose parameters are constants."""
+"""The exported function, of images alone; the parameters are its constants."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OUTPUTS = ("logits", "features", "intermediates")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """What a model computes of images, with names for its outputs."""
+    """A model's function of images, with names for its outputs."""
 
     model: VisionTransformer
     params: PyTree
@@ -32,11 +32,11 @@ class Program:
     layers: tuple[int, ...] = ()  # blocks, of 'intermediates'; (): all
     norm: bool = False  # of 'intermediates': after the final norm
     preprocessing: Preprocessing | None = None
-    raw_size: tuple[int, int] | None = None  # (height, width) of uint8 images that are prepared inside
-    dtype: str = "float32"  # of the matrix products
+    raw_size: tuple[int, int] | None = None  # (height, width) of uint8 images that the program preprocesses
+    dtype: str = "float32"  # dtype of the matrix products
 
     def __post_init__(self) -> None:
-        """Checks what does not depend on the file's format."""
+        """Checks the values that do not depend on the file's format."""
         if self.output not in OUTPUTS:
             raise ValueError(f"output must be one of {', '.join(OUTPUTS)}, got {self.output!r}")
         if self.dtype not in ("float32", "bfloat16"):
@@ -50,7 +50,7 @@ class Program:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """The numbers of the blocks whose tokens are returned, the first block's first."""
+        """The indices of the blocks whose tokens are returned, in increasing order."""
         return taken_blocks(self.layers or None, self.model.config.depth)
 
     @property
@@ -62,18 +62,18 @@ class Program:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of what goes in."""
+        """(height, width, channels) of the input."""
         config = self.model.config
         height, width = self.raw_size or config.image_size
         return height, width, config.in_chans
 
     @property
     def image_dtype(self) -> DTypeLike:
-        """The dtype of what goes in."""
+        """The dtype of the input."""
         return jnp.float32 if self.raw_size is None else jnp.uint8
 
     def function(self) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
-        """Returns the function of images (B, H, W, C) that is exported."""
+        """Returns the function of images (B, H, W, C) to export."""
         prepare = None
         if self.raw_size is not None:
             assert self.preprocessing is not None
@@ -88,7 +88,7 @@ class Program:
         return run
 
     def exact(self, images: np.ndarray) -> list[np.ndarray]:
-        """Computes what the model makes of prepared images in float64."""
+        """Computes the model's outputs of preprocessed images in float64."""
         with jax.enable_x64(True):
             wide = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64)), self.params)
             model = self.model.clone(dtype=None)
@@ -96,12 +96,12 @@ class Program:
             return [np.asarray(array) for array in run(wide, jnp.asarray(images, jnp.float64))]
 
     def model_own(self, images: np.ndarray) -> list[np.ndarray]:
-        """Computes what the model makes of prepared images in the dtype that is exported."""
+        """Computes the model's outputs of preprocessed images in the exported dtype."""
         run = jax.jit(dataclasses.replace(self, raw_size=None).function())
         return [np.asarray(array) for array in run(jnp.asarray(images, jnp.float32))]
 
     def _apply(self, model: VisionTransformer, params: PyTree, images: jax.Array) -> tuple[jax.Array, ...]:
-        with compiled_for("cpu"):  # what every platform has
+        with compiled_for("cpu"):  # no platform's own kernels
             return self._outputs(model, params, images)
 
     def _outputs(self, model: VisionTransformer, params: PyTree, images: jax.Array) -> tuple[jax.Array, ...]:

@@ -1,4 +1,4 @@
-"""StableHLO: the bytes that jax.export.deserialize takes, for the CPU, CUDA and TPUs."""
+"""StableHLO as serialized by jax.export, for CPUs, CUDA and TPUs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST = 2**31 - 2**20  # bytes: jax.export's format has 31-bit sizes
 
 
 def write(path: Path, program: Program) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """Writes the program, with its metadata beside it; returns the function that the file holds.
+    """Writes the program, with its metadata beside it, and returns the function that the file holds.
 
     Raises:
         ImportError: flatbuffers is not installed, which jax.export writes with.

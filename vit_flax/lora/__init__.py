@@ -1,5 +1,5 @@
-"""LoRA: small matrices beside frozen kernels, W + A B alpha / r, for every family of models.
+"""LoRA: low-rank adapters of frozen kernels, W + A B alpha / r, for every family of models.
 
-Reference: arXiv 2106.09685; peft.LoraConfig. `places` says which kernels, `adapters` is the arithmetic, `peft_folder`
-reads and writes adapters as peft has them. No model knows of it: `merged` gives parameters like any other's.
+Reference: arXiv 2106.09685; peft.LoraConfig. `places` selects the kernels, `adapters` is the arithmetic, `peft_folder`
+reads and writes adapters in peft's format. Models do not know of adapters: `merged` returns ordinary parameters.
 """

@@ -1,7 +1,7 @@
 """The arithmetic of LoRA: initial adapters, and adapters merged into frozen parameters.
 
-What is trained is one tree with paths like the model's own: `blocks_0/attn/q/lora_a` (in, r) and `.../lora_b` (r, out)
-of an adapter, and whole parameters under their own paths. All others are the frozen tree.
+The trained parameters are a pytree with paths like the model's: `blocks_0/attn/q/lora_a` (in, r) and `.../lora_b`
+(r, out) of an adapter, and fully trained parameters under their own paths. All others are the frozen pytree.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ A, B = "lora_a", "lora_b"
 
 
 def begin(key: Array, params: PyTree, config: LoraConfig) -> tuple[PyTree, PyTree]:
-    """Returns initial trained parameters, adapters among them, and the frozen ones; the model's outputs stay the same.
+    """Returns the initial trained parameters with the adapters, and the frozen ones; outputs are unchanged.
 
     Raises:
         ValueError: a pattern of the config matches no layer.
 
-    Reference: as peft, A begins as torch.nn.Linear's weights do, uniform within 1 / sqrt(inputs), and B at zero.
+    Reference: peft's initialisation, A as torch.nn.Linear's weights, uniform within 1 / sqrt(inputs), B zero.
     """
     flat = _flat(params)
     chosen = choose(config, {path: leaf.shape for path, leaf in flat.items()})
@@ -54,7 +54,7 @@ def merged(frozen: PyTree, trained: PyTree, config: LoraConfig) -> PyTree:
     flat, products = parts(frozen, trained, config)
     for kernel, pairs in products.items():
         a, b = jnp.concatenate([a for a, _ in pairs], -1), jnp.concatenate([b for _, b in pairs])
-        # in full precision: TPUs would round the operands, which are parameters, and the product is small
+        # in full precision: by default a TPU rounds the operands to bfloat16, and these are parameters
         change: Any = jnp.tensordot(a, b, 1, precision=lax.Precision.HIGHEST)
         flat[kernel] = (flat[kernel] + change).astype(flat[kernel].dtype)
     return unflatten_dict(flat, sep="/")
@@ -63,9 +63,9 @@ def merged(frozen: PyTree, trained: PyTree, config: LoraConfig) -> PyTree:
 def parts(
     frozen: PyTree, trained: PyTree, config: LoraConfig
 ) -> tuple[dict[str, Array], dict[str, list[tuple[Array, Array]]]]:
-    """Returns the model's parameters by path without the adapters, and these as pairs by their kernel's path.
+    """Returns the model's parameters by path without the adapters, and the adapters' (A, B) by their kernel's path.
 
-    The second of a pair has its scale and as many columns as the kernel.
+    B is scaled and zero-padded to the columns of the kernel.
     """
     flat, own = _flat(frozen), _flat(trained)
     shapes = {path: leaf.shape for path, leaf in (*own.items(), *flat.items())}
@@ -89,7 +89,7 @@ def parts(
 def _columns(
     place: Place, a: Array, b: Array, config: LoraConfig, shapes: dict[str, tuple[int, ...]]
 ) -> tuple[Array, Array]:
-    """Returns A, and B with its scale and a column for each of the kernel's."""
+    """Returns A, and B scaled and zero-padded to the kernel's columns."""
     after = shapes[place.kernel][-1] - place.stop
     return a, jnp.pad(b * config.scale(place.name, b.shape[0]), ((0, 0), (place.start, after)))
 

@@ -15,22 +15,22 @@ BIASES = ("none", "all", "lora_only")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Which layers get adapters, of what size, and what else is trained; everything else stays as it is.
+    """The layers with adapters, their ranks, and the other trained parameters; all others are frozen.
 
     Patterns are regular expressions for a layer's path or its end after a slash: 'qkv' is every layer of that name,
     'blocks_1[01]/mlp/fc2' those of two blocks. The parts of a fused layer are named beside it: 'q', 'k', 'v' (and 'kv')
-    of `qkv`, 'gate' and 'value' of a gated `fc1`; where a pattern matches both, the whole layer is taken. Several may
-    be one text with commas between them.
+    of `qkv`, 'gate' and 'value' of a gated `fc1`; where a pattern matches both, the whole layer is taken. Several
+    patterns may be one comma-separated string.
 
     Reference: peft.LoraConfig: lora_alpha is `alpha`, r `rank`, use_rslora `rslora`, rank_pattern and alpha_pattern
     `ranks` and `alphas`.
     """
 
-    targets: tuple[str, ...] | str = ("q", "v")  # or 'all-linear': every layer but the patches' and the heads
-    exclude: tuple[str, ...] | str = ()  # of the targets
+    targets: tuple[str, ...] | str = ("q", "v")  # or 'all-linear': every linear layer but patch embedding and heads
+    exclude: tuple[str, ...] | str = ()  # patterns of targets to leave out
     rank: int = 8
     alpha: float = 8.0  # the product is multiplied by alpha / rank
-    ranks: tuple[tuple[str, int], ...] = ()  # (pattern, rank) of targets that have another; the first that matches
+    ranks: tuple[tuple[str, int], ...] = ()  # (pattern, rank) of targets with another rank; the first match counts
     alphas: tuple[tuple[str, float], ...] = ()  # likewise
     rslora: bool = False  # by alpha / sqrt(rank) instead: arXiv 2312.03732
     dropout: float = 0.0  # dropout of an adapter's input in training
@@ -57,7 +57,7 @@ class LoraConfig:
             raise ValueError(f"lora.rslora must be True or False, got {self.rslora!r}")
 
     def rank_of(self, name: str) -> int:
-        """Returns the rank of the adapter of that name."""
+        """Returns the rank of the adapter `name`."""
         return next((rank for pattern, rank in self.ranks if matches(pattern, name)), self.rank)
 
     def scale(self, name: str, rank: int) -> float:
@@ -80,7 +80,7 @@ def _rules(name: str, value: object) -> tuple[tuple[str, Any], ...]:
 
 def _patterns(name: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str):
-        # not inside brackets, where a comma is the regular expression's
+        # not inside brackets, where a comma belongs to the regular expression
         value = re.split(r",(?![^({\[]*[)}\]])", value) if value else ()
     if not isinstance(value, tuple | list) or not all(isinstance(pattern, str) for pattern in value):
         raise ValueError(f"lora.{name} must be patterns of layers, got {value!r}")

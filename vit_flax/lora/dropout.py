@@ -1,4 +1,4 @@
-"""LoRA with dropout: adapters beside their layers, with dropout of the adapters' input alone."""
+"""LoRA with dropout: adapters applied beside their layers, with dropout of the adapters' inputs alone."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vit_flax.models.linear import Linear, matmul
 
 
 def beside_kernels(frozen: PyTree, trained: PyTree, config: LoraConfig, scan: bool = False) -> PyTree:
-    """Returns the parameters of a model with adapters as parameters of their layers: for `applied_with_dropout` alone.
+    """Returns a model's parameters with adapters as parameters of their layers, for `applied_with_dropout`.
 
     Raises:
-        ValueError: an adapter's layer is no `Linear`, or blocks that are to be scanned have different ones.
+        ValueError: an adapter's layer is no `Linear`, or scanned blocks have different adapters.
     """
     flat, products = parts(frozen, trained, config)
     for kernel, pairs in products.items():
@@ -46,7 +46,7 @@ def beside_kernels(frozen: PyTree, trained: PyTree, config: LoraConfig, scan: bo
 def applied_with_dropout(rate: float) -> Iterator[None]:
     """Makes models applied in the context add the outputs of the adapters of `beside_kernels`.
 
-    Each adapter leaves out its own share of the inputs, token by token, in an apply with rngs={"dropout": key}.
+    Each adapter draws its own dropout mask over tokens and channels, in an apply with rngs={"dropout": key}.
 
     Reference: peft.tuners.lora.Linear.forward.
     """

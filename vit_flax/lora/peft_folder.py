@@ -1,7 +1,7 @@
-"""Adapters as peft has them: a folder of adapter_config.json and adapter_model.safetensors.
+"""Adapters in peft's format: a folder of adapter_config.json and adapter_model.safetensors.
 
-A fused layer of ours may be several of torch's, and the other way round: the parts of one adapter then share A, and
-adapters of parts of one layer become one adapter of their ranks together.
+A fused layer here may be several layers in torch, and the other way round: the parts of one adapter then share A, and
+adapters of the parts of one layer become one adapter whose rank is the sum of theirs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MEMORY = "_memory"
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """A model, what is trained of its parameters, and the rest: what `vit_flax.lora.adapters` takes."""
+    """A model with its trained and frozen parameters, as `vit_flax.lora.adapters` takes them."""
 
     model: VisionTransformer
     trained: PyTree
@@ -49,17 +49,18 @@ class Adapted:
 
     @property
     def params(self) -> PyTree:
-        """The parameters with the adapters in them."""
+        """The parameters with the adapters merged."""
         return merged(self.frozen, self.trained, self.lora)
 
 
 def adapter_layout(config: ViTConfig, layout: str | None) -> Layout:
-    """Returns the layout whose names an adapter of a model gets.
+    """Returns the layout of an adapter's names.
 
-    Those of transformers are the ones that its version 5 has in memory; `huggingface_vit`, say, is what files have.
+    For transformers these are the names of version 5's modules in memory, not those of files, such as
+    `huggingface_vit`.
 
     Raises:
-        ConversionError: there is none, or it is not of torch modules.
+        ConversionError: there is no such layout, or it is not that of torch modules in memory.
     """
     chosen = layout_to_write(config, layout)
     chosen = LAYOUTS.get(chosen.name + _MEMORY, chosen)
@@ -82,18 +83,18 @@ def write_adapter(
     """Writes an adapter that peft loads into the torch model of a layout.
 
     Args:
-        folder: appears whole or not at all.
-        config: the model's.
-        trained: of `vit_flax.lora.adapters.begin`, or trained since.
-        frozen: the other parameters.
-        lora: what was adapted.
-        layout: of the base; None takes the first that can hold the model.
-        base: the base's path or address, which the adapter's config names.
-        preprocessing: how images are prepared and what the classes are called; peft does not look at it.
+        folder: folder to write, which appears whole or not at all.
+        config: config of the model.
+        trained: trained parameters, as `vit_flax.lora.adapters.begin` returns them.
+        frozen: frozen parameters.
+        lora: config of the adapters.
+        layout: layout of the base model; None takes the first that can hold it.
+        base: path or address of the base model, for the adapter's config.
+        preprocessing: preprocessing and class names; peft ignores them.
 
     Raises:
-        ConversionError: the layout keeps a layer in another way than torch.nn.Linear and Conv2d do, or part of a module
-            is trained that peft can only save whole.
+        ConversionError: a layer of the layout is no torch.nn.Linear or Conv2d, only a part of a module is trained (peft
+            saves whole modules), or the folder cannot be written.
     """
     own, whole = _arrays(trained), _arrays(merged(frozen, trained, lora))
     names = _Names(adapter_layout(config, layout), config)
@@ -124,12 +125,12 @@ class _Names:
         self.layout, self.rules, self.prefix = layout, layout.rules(config), layout.prefix(config)
 
     def of(self, path: str) -> tuple[Rule, list[str]]:
-        """Returns the rule of a parameter and the tensors that it is in the layout."""
+        """Returns the rule of a parameter and the names of its tensors in the layout."""
         rule, names = sources_of(path, self.rules)
         return rule, [name if name.startswith(self.layout.outside) else self.prefix + name for name in names]
 
     def modules(self, path: str) -> tuple[Rule, list[str]]:
-        """Returns the rule of a kernel and the torch modules that it is the weights of."""
+        """Returns the rule of a kernel and the names of its torch modules."""
         rule, names = self.of(path)
         if rule.operation.name not in _MOVES or not all(name.endswith(".weight") for name in names):
             raise ConversionError(
@@ -171,7 +172,7 @@ def _pairs(
                 columns = np.pad(columns, ((0, 0), (max(place.start - start, 0), after)))
                 ups.append(columns if scale == scales[0] else columns * (scale / scales[0]))
             down, up = np.concatenate(downs, -1), np.concatenate(ups)
-            # a kernel's move is that of any kernel with so many outputs
+            # A has the kernel's operation, with rank outputs
             moved = rule.operation.inverse(down)[0] if down.ndim == 4 else down.T
             tensors[f"{module}.lora_A.weight"] = np.ascontiguousarray(moved)
             tensors[f"{module}.lora_B.weight"] = np.ascontiguousarray(
@@ -189,7 +190,7 @@ def _pairs(
 def _others(
     own: Mapping[str, np.ndarray], whole: Mapping[str, np.ndarray], names: _Names, targets: list[str]
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Returns what else is trained: modules with their tensors, and biases by name."""
+    """Returns the other trained parameters: whole modules with their tensors, and biases by name."""
     children: dict[str, list[str]] = {}
     for path in whole:
         children.setdefault(path.rpartition("/")[0], []).append(path)
@@ -226,14 +227,14 @@ def _others(
 
 
 def load_adapter(folder: str | os.PathLike[str], wish: Wish | None = None) -> Adapted:
-    """Returns the model of a peft folder with its adapters beside the kernels; `vit_flax.load` merges them.
+    """Returns the model of a peft folder with its adapters unmerged; `vit_flax.load` merges them.
 
     Args:
-        folder: with adapter_config.json; the base is in it, or where its config says.
-        wish: what the caller says of the base.
+        folder: folder with adapter_config.json; the base model is in it, or at the path of its config.
+        wish: what the caller asks of the base model.
 
     Raises:
-        ConversionError: one of the two cannot be read, or they do not fit each other.
+        ConversionError: adapter or base model cannot be read, or they do not fit each other.
     """
     wish = dataclasses.replace(wish or Wish(), tower="image")
     opened = read_adapter(Path(folder))
@@ -301,7 +302,7 @@ def _places(reading: Reading, pairs: Mapping[str, Any], shapes: Mapping[str, tup
 
 
 def _saved(reading: Reading, config: Mapping[str, Any], replaced: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns our modules that the adapter holds whole."""
+    """Returns the paths of the modules that the adapter holds whole."""
     assert reading.plan is not None
     names = config.get("modules_to_save") or []
     today = reading.layout.renamed(reading.checkpoint.shapes)

@@ -15,7 +15,7 @@ _PARTS: dict[str, dict[str, tuple[int, int, int]]] = {
     "fc1": {"gate": (0, 1, 2), "value": (1, 2, 2)},
 }
 _HEADS = ("head", "head_dist")
-# layers' names in peft's examples, transformers and timm
+# names of layers in peft's examples, transformers and timm, for suggestions
 _ELSEWHERE = {
     "q_proj": "q", "k_proj": "k", "v_proj": "v", "query": "q", "key": "k", "value": "v", "query_key_value": "qkv",
     "o_proj": "attn/proj", "out_proj": "attn/proj", "up_proj": "fc1", "down_proj": "fc2", "gate_proj": "gate",
@@ -29,9 +29,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where one adapter stands: the columns start..stop of a kernel."""
+    """The target of one adapter: columns start..stop of a kernel."""
 
-    name: str  # of the layer, or of the part beside the layers' names: 'blocks_0/attn/q'
+    name: str  # path of the layer, or of its part: 'blocks_0/attn/q'
     kernel: str  # path of the kernel
     start: int
     stop: int
@@ -47,12 +47,12 @@ class Choice:
     """The trained parameters that a config selects."""
 
     places: tuple[Place, ...]
-    whole: frozenset[str]  # paths of parameters that are trained themselves
-    biases: tuple[Place, ...]  # whose columns of a bias are trained
+    whole: frozenset[str]  # paths of parameters that are trained in full
+    biases: tuple[Place, ...]  # places whose biases are trained
 
 
 def find_place(name: str, shapes: Shapes) -> Place | None:
-    """Returns the place of that name in a model whose parameters have these shapes, or None."""
+    """Returns the place `name` in a model whose parameters have these shapes, or None."""
     layer = f"{name}/kernel"
     if layer in shapes:
         return Place(name, layer, 0, shapes[layer][-1])
@@ -67,7 +67,7 @@ def find_place(name: str, shapes: Shapes) -> Place | None:
 
 
 def _is_fused(kernel: str, fused: str, shapes: Shapes) -> bool:
-    # an MLP is gated where its first layer is twice as wide as the second's input
+    # a gated MLP has a first layer twice as wide as the second's input
     second = shapes.get(kernel.replace("/fc1/", "/fc2/"), (0,))
     return fused != "fc1" or shapes[kernel][-1] == 2 * second[0]
 
@@ -83,8 +83,8 @@ def choose(config: LoraConfig, shapes: Shapes) -> Choice:
     """Selects the trained parameters of a model whose parameters have these shapes, by path.
 
     Raises:
-        ValueError: a pattern matches nothing (the nearest names are suggested) or is no regular expression, or a layer
-            is both adapted and trained whole.
+        ValueError: a pattern matches nothing (the nearest names are suggested) or is no regular expression, `exclude`
+            leaves no target, or a layer is both adapted and trained in full.
     """
     modules = _modules(shapes)
     saved = _select("modules_to_save", config.modules_to_save, modules)
@@ -114,7 +114,7 @@ def choose(config: LoraConfig, shapes: Shapes) -> Choice:
 
 
 def _modules(shapes: Shapes) -> list[str]:
-    """Returns every module that has parameters, the outer ones too."""
+    """Returns the paths of all modules with parameters, parents included."""
     found: dict[str, None] = {}
     for path in shapes:
         parts = path.split("/")[:-1]

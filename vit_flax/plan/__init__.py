@@ -1,4 +1,4 @@
-"""What a training step costs on TPUs and GPUs, asked of their own compilers on a machine that has none."""
+"""Costs of a training step on TPUs and GPUs, by their own compilers on a machine without either."""
 
 from vit_flax.chips import CHIPS, Chip, find_chip, parse_topology
 from vit_flax.plan.planning import Plan, plan, search

@@ -24,9 +24,9 @@ class Exchange:
 
 
 def exchange(computation: Computation, operation: Operation, chip: Chip, devices: int, kind: str) -> Exchange:
-    """Returns what a collective exchanges on `devices` devices, which lie on their hosts in order.
+    """Returns the exchange of a collective on `devices` devices, which are numbered host by host.
 
-    `kind` is its opcode, or what a TPU makes of it: an all-reduce of which each keeps a part is a reduce-scatter.
+    `kind` is its opcode, or a TPU's implementation: a fused all-reduce-scatter is a reduce-scatter.
     """
     given: Sequence[Array] = [array for name in operation.operands if name in computation
                               for array in computation[name].arrays]  # fmt: skip
@@ -53,7 +53,7 @@ def _logical(found: Sequence[Array]) -> int:
 
 
 def _share(kind: str, group: int) -> float:
-    """Returns the least share of the bytes that every device receives."""
+    """Returns the bytes that every device receives at least, as a fraction of the collective's."""
     if kind in ("collective-permute", "collective-broadcast"):
         return 1.0
     return (2 if kind == "all-reduce" else 1) * (group - 1) / group
@@ -101,7 +101,7 @@ def _transposed(flat: list[int], shape: Sequence[int], order: Sequence[int]) -> 
 def _by_axes(axes: str, ids: str | None, chosen: Sequence[str]) -> list[list[int]]:
     """Parses mesh['a'=2,'b'=4] {'b'}: groups along named axes of a mesh of the devices in order, or of `ids`.
 
-    A part of an axis, 'a':(1)2, is taken as the whole axis cut likewise.
+    A sub-axis, 'a':(1)2, counts as the whole axis.
     """
     named = re.findall(r"'([^']*)'=(\d+)", axes)
     shape = [int(size) for _, size in named]

@@ -16,7 +16,7 @@ from vit_flax.plan.traffic import is_collective, moved
 
 @dataclasses.dataclass
 class Line:
-    """Operations of one name, all runs of one step together; seconds at the chip's published rates."""
+    """Operations of one name, summed over all runs of a step; seconds at the chip's published rates."""
 
     name: str
     flops: int = 0
@@ -42,13 +42,13 @@ class Total:
 
 @dataclasses.dataclass
 class Costs:
-    """One device's step. `seconds` is the bound: operations, and what is not hidden behind them."""
+    """Costs of one step on one device; `seconds` bounds it by operations, exposed copies and exposed collectives."""
 
     lines: dict[str, Line] = dataclasses.field(default_factory=dict)
     exchanges: dict[tuple[str, int, str], Total] = dataclasses.field(default_factory=dict)
     copy_seconds: float = 0.0  # prefetching copies that concurrent operations do not hide
     exchange_seconds: float = 0.0  # all collectives, without overlap
-    exposed_seconds: float = 0.0  # of them what is not overlapped
+    exposed_seconds: float = 0.0  # of them those not overlapped
     uncounted: set[str] = dataclasses.field(default_factory=set)  # kernels whose FLOPs are not known
 
     @property
@@ -79,7 +79,7 @@ class Costs:
 
 @dataclasses.dataclass
 class _Clock:
-    """Asynchronous work beside the operations: copies within the memory's idle time, collectives on their links."""
+    """Asynchronous work that overlaps operations: copies while the memory is idle, collectives on their links."""
 
     copies: dict[str, float] = dataclasses.field(default_factory=dict)  # remaining seconds
     exchanges: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -93,7 +93,7 @@ class _Clock:
         _drain(self.exchanges, seconds)
 
     def wait(self, name: str) -> tuple[float, float]:
-        """Returns what is left of a copy and of a collective that is waited for."""
+        """Returns the exposed seconds of a copy and of a collective at their end."""
         copy, link = self.copies.pop(name, 0.0), self.exchanges.pop(name, 0.0)
         _drain(self.copies, link)
         _drain(self.exchanges, copy)
@@ -108,14 +108,14 @@ def _drain(queue: dict[str, float], seconds: float) -> None:
 
 
 def costs(program: Program, chip: Chip, devices: int = 1) -> Costs:
-    """Returns what a program costs on each of `devices` such chips."""
+    """Returns the costs of a program on each of `devices` such chips."""
     found = Costs()
     _run(program, program.entry, chip, devices, 1, found)
     return found
 
 
 def _run(program: Program, name: str, chip: Chip, devices: int, times: int, found: Costs) -> _Clock:
-    """Adds a computation that runs `times` times; returns the clock of one."""
+    """Adds a computation that runs `times` times to `found`, and returns the clock of one run."""
     computation = program.computations.get(name, {})
     clock = _Clock()
     parts = _spread(program, computation)
@@ -179,9 +179,9 @@ def _add(found: Costs, made: Exchange, times: int) -> None:
 def _collectives(
     program: Program, computation: Computation, operation: Operation
 ) -> Iterator[tuple[str, Operation, Computation, str]]:
-    """Yields the collectives of an operation: itself, or those in its fusion, which TPUs spread over several.
+    """Yields the collectives of an operation: itself, or those in its fusion, which TPUs spread over several fusions.
 
-    With each a name that its parts share, where it stands, and its kind.
+    Each comes as the key that its parts share, the operation, its computation and its kind.
     """
     if is_collective(operation):
         yield operation.name, operation, computation, operation.opcode.removesuffix("-start")

@@ -1,4 +1,4 @@
-"""Parses a compiled program's HLO text: computations, how often each runs, and arrays with their layouts."""
+"""Parses a compiled program's HLO text: computations, their trip counts, and arrays with their layouts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Array:
     dtype: str
     shape: tuple[int, ...]
     bytes: int
-    on_device: bool  # in the device's main memory: not in a fast one ('S(1)'), nor the host's
+    on_device: bool  # in the device's main memory, not in VMEM ('S(1)') or the host's
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One line: `attributes` is all that follows the operands."""
+    """One instruction; `attributes` is the text after the operands."""
 
     name: str
     type: str
@@ -59,7 +59,7 @@ class Operation:
         return found[1].replace("\\'", "'") if found else ""
 
 
-Computation = dict[str, Operation]  # by name, in the order they are scheduled
+Computation = dict[str, Operation]  # by name, in the order of the schedule
 
 
 class Program:
@@ -81,20 +81,20 @@ class Program:
                 current[found[1]] = Operation(found[1], found[2], found[3], operands, rest, inside, is_root)
 
     def inner(self, operation: Operation) -> list[tuple[str, int]]:
-        """Returns the computations that an operation runs one after the other, with how often each; not a fusion's."""
+        """Returns the computations that an operation runs and their trip counts; a fusion runs none."""
         if operation.opcode == "conditional":
             found = re.search(r"branch_computations=\{([^}]*)\}", operation.attributes)
             names = re.findall(r"%?([\w.\-]+)", found[1]) if found else []
             names = names or [operation.attribute(f"{branch}_computation") for branch in ("true", "false")]
-            return [(max(names, key=lambda name: len(self.computations.get(name, ()))), 1)]  # one of them runs
+            return [(max(names, key=lambda name: len(self.computations.get(name, ()))), 1)]  # the longest counts
         names = _CONTAINERS.get(operation.opcode, ())
         trips = self.trips(operation) if operation.opcode == "while" else 1
         return [(operation.attribute(name), trips) for name in names]
 
     def trips(self, loop: Operation) -> int:
-        """Returns a loop's trip count: known to the compiler, or the constant that its counter is compared with.
+        """Returns a loop's trip count: the compiler's known_trip_count, or the bound of its counter over its step.
 
-        The counter starts at 0; where the compiler has unrolled a loop it takes larger steps.
+        The counter starts at 0; its step is larger than 1 where the compiler has unrolled the loop.
         """
         if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(found[1])
@@ -123,7 +123,7 @@ class Program:
                 yield from self._constants(called)
 
     def runs(self) -> list[tuple[str, int]]:
-        """Returns the computations that run as such (not inside a fusion), with how often each does."""
+        """Returns the computations that run outside fusions, with the number of runs of each."""
         found: list[tuple[str, int]] = []
 
         def visit(name: str, times: int) -> None:
@@ -157,7 +157,7 @@ def arrays(type_text: str) -> tuple[Array, ...]:
 
 
 def _filled(shape: tuple[int, ...], layout: str) -> int:
-    """Returns the elements of an array in memory: its minor axes are padded to whole tiles."""
+    """Returns the number of elements of an array in memory, its minor axes padded to whole tiles."""
     order, _, rest = layout.partition(":")
     tile = re.search(r"T\(([\d,]+)\)", rest)
     if tile is None or not shape:

@@ -9,14 +9,15 @@ from vit_flax.plan.hlo import Computation, Operation, Program
 
 _NOT_A_MODULE = re.compile(r".*[().\[\]<>].*|while|body|cond|closed_call|checkpoint|rematted_computation|branch_\d+.*|"
                            r"custom_vjp_call.*|custom_jvp_call.*|pjit|core_call|shard_map|scan|remat.*")  # fmt: skip
-_NO_PASS = ("other", "optimizer", "images", "ema")  # which are not differentiated
+_NO_PASS = ("other", "optimizer", "images", "ema")  # not differentiated
 _BLOCK = re.compile(r"(blocks?|layers?|encoderblock)(_\d+)?$|encoderblock_\d+")
 
 
 def label(op_name: str) -> str:
-    """Returns the module and the pass of an operation's name, such as 'blocks/attn/qkv, backward'.
+    """Returns the module and the pass of an operation's op_name, such as 'blocks/attn/qkv, backward'.
 
-    What belongs to no module is the loss where it is differentiated, and else what a named scope calls it.
+    Named scopes count as modules. Operations outside all of them are 'blocks' in a loop, 'loss' where they are
+    differentiated, and otherwise 'other'.
     """
     if op_name.startswith(("state", "params", "batch")):
         return "parameters, state and batch"
@@ -31,7 +32,7 @@ def label(op_name: str) -> str:
 
 
 def _segments(op_name: str) -> list[str]:
-    """Returns the parts between slashes, those inside brackets left whole."""
+    """Splits at slashes outside parentheses."""
     parts, depth, current = [], 0, ""
     for char in op_name:
         depth += (char in "(") - (char in ")")
@@ -44,7 +45,7 @@ def _segments(op_name: str) -> list[str]:
 
 
 def label_of(program: Program, computation: Computation, operation: Operation) -> str:
-    """Returns the label of an operation: of its dearest product if it is a fusion, or of what it copies."""
+    """Returns the label of a fusion's first product, of its op_name, of its last operation, or of a copy's operand."""
     inside = list(_inside(program, operation))
     products = [inner.op_name for inner in inside if inner.opcode in ("dot", "convolution") and inner.op_name]
     names = [*products, operation.op_name, *(inner.op_name for inner in reversed(inside))]
@@ -52,7 +53,7 @@ def label_of(program: Program, computation: Computation, operation: Operation) -
         if name:
             return label(name)
     seen = operation
-    for _ in range(8):  # the operand of a copy
+    for _ in range(8):  # operands of copies
         if not seen.operands or seen.operands[0] not in computation:
             break
         seen = computation[seen.operands[0]]

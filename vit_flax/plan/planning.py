@@ -1,4 +1,4 @@
-"""Compiles a training step for chips that are elsewhere and puts the program beside the chip's published figures."""
+"""Compiles a training step for absent chips, and bounds it by the chip's published figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A training step on a topology; bytes, operations and seconds are of one chip and one step."""
+    """A training step on a topology; bytes, FLOPs and seconds are per chip and step."""
 
     topology: str
     chips: int
@@ -35,10 +35,10 @@ class Plan:
     remat: str
     scan: bool
     fits: bool
-    memory: float  # the chip's published memory
-    missing_bytes: int  # how much more memory the step needs than there is; 0 if it fits
-    memory_bytes: dict[str, int]  # by kind; empty when the compiler gave up before
-    total_bytes: int  # what the step needs; by the compiler's message when it gave up
+    memory: float  # bytes of the chip's published memory
+    missing_bytes: int  # bytes that the step needs beyond the chip's memory; 0 if it fits
+    memory_bytes: dict[str, int]  # by kind; empty where compilation ran out of memory
+    total_bytes: int  # bytes that the step needs; from the compiler's message where compilation ran out of memory
     state_bytes: int
     model_flops: int  # FLOPs of forward and backward pass, without rematerialisation
     step_flops: int | None  # FLOPs of all products of the compiled program
@@ -46,11 +46,11 @@ class Plan:
     device_bytes: int | None  # of them through the device's main memory
     step_seconds: float | None  # lower bound at the published rates: the sum of the next three
     operation_seconds: float | None  # per operation, the slower of compute and memory traffic
-    copy_seconds: float | None  # prefetching copies that are not hidden
+    copy_seconds: float | None  # prefetching copies that are not overlapped
     exposed_seconds: float | None  # collectives that are not overlapped
     hidden_seconds: float | None  # collectives that are overlapped: not in the sum
     mfu: float | None  # MFU's upper bound: model_flops over the chip's peak in step_seconds
-    lines: list[dict[str, Any]]  # operations by the model's own names, the dearest first
+    lines: list[dict[str, Any]]  # operations by the model's own names, the slowest first
     collectives: list[dict[str, Any]]  # by kind, group and link
     notes: list[str]  # limits of the figures
     compile_seconds: float
@@ -156,10 +156,10 @@ def _out_of_memory(message: str, state_bytes: int) -> tuple[int, int]:
 
 
 def search(config: ResolvedConfig, topology: str, report: Callable[[Plan], None]) -> Plan | None:
-    """Returns the plan of the largest batch that fits, with the least recomputation that it fits with.
+    """Returns the plan of the largest batch that fits, with the least rematerialisation with which it fits.
 
-    From the config's batch on, sizes are doubled while they fit, or halved until one does. None: not one image a chip
-    fits. `report` is called with each plan tried.
+    The config's batch is doubled while it fits, or halved until it does. None: no size fits, down to the last half that
+    divides over the chips. `report` is called with each plan tried.
     """
 
     def least(size: int) -> Plan | None:
@@ -183,9 +183,9 @@ def search(config: ResolvedConfig, topology: str, report: Callable[[Plan], None]
 
 
 def planned(config: ResolvedConfig, topology: str, mesh: MeshConfig | None = None) -> ResolvedConfig:
-    """Returns the config on a mesh for the topology: the given one, or parameters split by as many chips as divide.
+    """Returns the config with a mesh for the topology: `mesh`, or `default_mesh`.
 
-    Where hosts are joined by a network alone, parameters are split inside a host, the batch between hosts as well.
+    Where hosts are joined by a network alone, parameters are split inside a host, and the batch between hosts as well.
     """
     if mesh is None:
         chip, devices = find_chip(topology), len(topology_devices(topology))

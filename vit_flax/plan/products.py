@@ -1,4 +1,4 @@
-"""Floating-point operations of the products in a compiled program: dots, convolutions, libraries' and known kernels."""
+"""FLOPs of the products in a compiled program: dots, convolutions, library calls and known kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 
 from vit_flax.plan.hlo import Computation, Operation, Program
 
-# dtype and precision of a product's operands, on which its rate depends
+# FLOPs by dtype and precision of the operands, which determine the rate
 Flops = Counter[str]  # 'bf16', 'f32:default', 'f32:high', 'f32:highest', 'f64'
 
 
@@ -71,9 +71,10 @@ def _dot(computation: Computation, operation: Operation) -> int:
 
 
 def _convolution(computation: Computation, operation: Operation) -> int:
-    """Counts multiplications of a convolution, without dilation's zeros (TPUs' batched products) and padding.
+    """Counts the FLOPs of a convolution without multiplications by padding and by dilation's zeros.
 
-    Of each spatial axis, the pairs of an output's and a kernel's position that meet an element of the input.
+    Batched products of TPUs are dilated convolutions. Each spatial axis counts the pairs of output and kernel positions
+    that meet an element of the input.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", operation.attributes)
     if labels is None:
@@ -142,9 +143,9 @@ def _estimate(operation: Operation) -> int:
 
 
 def _attention(operation: Operation) -> int:
-    """Returns how many (N, N) products an attention kernel takes by its name: two forward, five backward; 0: another.
+    """Returns the number of (N, N) products of an attention kernel by its name: two forward, five backward; 0: none.
 
-    Backward kernels recompute the logits; splash's kernel for dk and dv is taken for the one that computes dq as well.
+    Backward kernels recompute the logits; splash's kernel of dk and dv counts as the fused one, which computes dq too.
     """
     name = f"{operation.op_name} {_target(operation)}".lower()
     if "splash_mha" in name or "flash_attention" in name:
@@ -156,7 +157,7 @@ def _attention(operation: Operation) -> int:
 
 
 def _attention_flops(computation: Computation, operation: Operation) -> int:
-    """Reads (..., N, E) queries and keys, the first of the operands; what tells of masks and lengths are integers."""
+    """Counts from queries and keys (..., N, E), the first floating-point operands; masks and lengths are integers."""
     number = _attention(operation)
     arrays = [array for name in operation.operands for array in _arrays(computation, name)[:1]]
     wide = [array.shape for array in arrays if len(array.shape) >= 3 and array.dtype in ("bf16", "f16", "f32")]

@@ -13,18 +13,18 @@ from vit_flax import gpu_compiler
 from vit_flax.chips import Topology, parse_topology
 from vit_flax.microbatches import Device
 
-# Products as cuBLAS calls for everybody: with a device XLA times its Triton kernels against them and takes the faster,
-# without one it takes Triton's untimed, and for some shapes finds no tiles and gives up.
+# Products as cuBLAS calls: with a device XLA autotunes its Triton kernels against them, without one it takes Triton's
+# untimed, and for some shapes finds no tiling and fails.
 GPU_OPTIONS: dict[str, Any] = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
 GPU_LIMITS: tuple[str, ...] = (
     "compiled without a GPU: nothing is timed, so products are cuBLAS calls where XLA might choose Triton's kernels",
-    "what one kernel leaves in the L2 cache for the next is counted as if it crossed the memory",
+    "reuse in the L2 cache between kernels is not modelled: all operands and results count as memory traffic",
     "NCCL's and cuDNN's own memory is not counted",
     "JAX takes 75 % of the memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says more",
 )
 
-CUDNN = (9, 8)  # CUDA's version that programs are compiled for
-# What the compiler asks about a GPU (XLA's GpuTargetConfigProto). The same for all: limits of compute capability 8.0
+CUDNN = (9, 8)  # cuDNN's version that programs are compiled for
+# Description of a GPU for the compiler (XLA's GpuTargetConfigProto). Common to all: limits of compute capability 8.0
 # and later. Reference: CUDA C++ Programming Guide, 'Technical Specifications per Compute Capability'.
 _COMMON = """threads_per_block_limit: 1024
 threads_per_warp: 32
@@ -35,7 +35,7 @@ block_dim_limit_y: 65535
 block_dim_limit_z: 65535
 registers_per_core_limit: 65536
 registers_per_block_limit: 65536"""
-# Of each: architecture white papers of NVIDIA (Ampere GA100, Hopper GH100, Blackwell), data sheets of the SXM modules.
+# Reference: NVIDIA's architecture white papers (Ampere GA100, Hopper GH100, Blackwell), data sheets of the SXM modules.
 _AMPERE = {"capability": (8, 0), "fpus_per_core": 64, "shared_memory_per_core": 164 << 10,
            "shared_memory_per_block_optin": 163 << 10}  # fmt: skip
 _HOPPER = {"capability": (9, 0), "fpus_per_core": 128, "shared_memory_per_core": 228 << 10,
@@ -53,7 +53,7 @@ _GPUS: dict[str, dict[str, Any]] = {
 
 
 def topology_devices(topology: str) -> list[Device]:
-    """Returns the devices of a topology, to compile for; none is needed or touched.
+    """Returns the devices of a topology to compile for, without access to any device.
 
     Raises:
         ValueError: there is no such topology.
@@ -64,15 +64,15 @@ def topology_devices(topology: str) -> list[Device]:
 
 
 def compiler_options(topology: str) -> dict[str, Any]:
-    """Returns the options that programs for a topology are compiled with."""
+    """Returns the compiler options of a topology."""
     return dict(GPU_OPTIONS) if parse_topology(topology).chip.is_gpu else {}
 
 
 @contextlib.contextmanager
 def traced_for(topology: str) -> Iterator[None]:
-    """Makes JAX trace cuDNN's attention for GPUs that are not here: it asks this machine what its GPU and cuDNN are.
+    """Makes JAX trace cuDNN's attention for absent GPUs, by patching its checks of this machine's GPU and cuDNN.
 
-    What is asked is no public part of JAX; where another version asks otherwise, cuDNN's attention needs a GPU to plan.
+    The checks are private to JAX; under a version without them cuDNN's attention needs a GPU to plan.
     """
     if not parse_topology(topology).chip.is_gpu:
         yield

@@ -1,4 +1,4 @@
-"""Bytes that an operation of a compiled program reads and writes, and which of them cross the device's memory."""
+"""Bytes that an operation of a compiled program reads and writes, in any memory and in the device's main memory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _FREE_CALLS = ("ConcatBitcast", "AllocateBuffer")
 
 
 def is_collective(operation: Operation) -> bool:
-    """Whether it is a collective."""
+    """Returns whether the operation is a collective."""
     return _COLLECTIVE.match(operation.opcode) is not None
 
 
 def moved(program: Program, computation: Computation, operation: Operation) -> tuple[int, int]:
     """Returns the bytes that one run reads and writes: in any memory, and in the device's main memory.
 
-    A slice is read alone, and what is updated in place is written alone, also inside a fusion. Of a fusion only what it
-    takes and gives is counted.
+    A slice reads its own elements alone, and an in-place update writes its own alone, also inside a fusion. A fusion
+    counts its operands and results alone.
     """
     if operation.opcode in FREE or operation.opcode.endswith(("-done", "-update")) or _is_free_call(operation):
         return 0, 0
@@ -99,7 +99,7 @@ def _users(computation: Computation) -> dict[str, list[Operation]]:
 
 
 def read(program: Program, computation: Computation, users: dict[str, list[Operation]], name: str) -> int:
-    """Returns how much of an array a fused computation reads: slices alone where it is sliced."""
+    """Returns the bytes of an array that a fused computation reads: the slices' where it is sliced."""
     whole = sum(array.bytes for array in computation[name].arrays)
     total = 0
     for user in users.get(name, ()):
@@ -138,16 +138,16 @@ def _in_place(computation: Computation, users: dict[str, list[Operation]], updat
 
 
 def written(program: Program, computation: Computation, name: str) -> int:
-    """Returns how much of a result a fused computation writes: of one that is updated in place, the update."""
+    """Returns the bytes of a result that a fused computation writes: the update's where it is in place."""
     operation = computation[name]
     if operation.opcode == "bitcast":
         return written(program, computation, operation.operands[0])
     if operation.opcode == "parameter":
-        return 0  # handed on
+        return 0  # an alias of the operand
     if operation.opcode == "dynamic-update-slice" and _is_given(computation, operation):
         return computation[operation.operands[1]].arrays[0].bytes
     if is_collective(operation):
-        return 0  # counted as what it is
+        return 0  # counted by itself
     if operation.opcode == "fusion" and len(operation.arrays) == 1:
         called = program.computations.get(operation.attribute("calls"), {})
         return written(program, called, root(called).name)

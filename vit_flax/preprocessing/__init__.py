@@ -1,1 +1,1 @@
-"""Images from files to what a model reads, on the host."""
+"""Image preprocessing on the host, from files to a model's input."""

@@ -60,7 +60,7 @@ def _rotate(image: Image.Image, level: float, rng: random.Random, geometry: Geom
 
 
 def _enhance(name: str, increasing: bool) -> Operation:
-    """Returns the operation that blends with an image without colour, contrast, brightness or sharpness."""
+    """Returns the operation that changes colour, contrast, brightness or sharpness, as named in PIL.ImageEnhance."""
 
     def operation(image: Image.Image, level: float, rng: random.Random, geometry: Geometry) -> Image.Image:
         from PIL import ImageEnhance
@@ -82,7 +82,7 @@ def _imageops(name: str) -> Operation:
 
 
 def _posterize(bits_of_level: Callable[[float], int]) -> Operation:
-    """Returns the operation that keeps so many of the 8 bits; Pillow's refuses 0 bits, which are black."""
+    """Returns the operation that keeps the highest of the 8 bits; 0 bits, which Pillow's refuses, are black."""
 
     def operation(image: Image.Image, level: float, rng: random.Random, geometry: Geometry) -> Image.Image:
         lost = 8 - bits_of_level(level)
@@ -150,7 +150,7 @@ RAND_AUGMENT = (
     "TranslateXRel", "TranslateYRel",
 )  # fmt: skip
 
-# One pair is chosen for an image: (operation, probability, level) and a second one. The published ImageNet policy.
+# The published ImageNet policy: an image gets one pair of (operation, probability, level).
 _AUTO_AUGMENT = """
     PosterizeOriginal .4 8 Rotate .6 9          Solarize .6 5 AutoContrast .6 5     Equalize .8 8 Equalize .6 3
     PosterizeOriginal .6 7 PosterizeOriginal .6 6  Equalize .4 7 Solarize .2 4      Equalize .4 4 Rotate .8 8
@@ -185,7 +185,7 @@ def rand_augment(
 
 
 def follow_policy(image: Image.Image, rng: random.Random, geometry: Geometry, policy: Policy) -> Image.Image:
-    """Applies one of the policy's rows."""
+    """Applies a random row of the policy, each operation with its probability."""
     for name, probability, level in rng.choice(policy):
         if rng.random() < probability:
             image = apply_operation(name, image, level, rng, geometry)

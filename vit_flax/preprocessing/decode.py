@@ -12,8 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-# Modes that Pillow turns into 8-bit grey or colour without a choice of ours. Transparency is dropped, not blended, as
-# torchvision's, timm's and transformers' loaders do. A colour that is called transparent outlives their conversion.
+# Modes that Pillow converts to 8-bit grey or RGB. Alpha is dropped, not blended, as torchvision's, timm's and
+# transformers' loaders do. A transparent colour (tRNS) stays in the image's info after the conversion.
 CONVERTED = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 TARGETS = {1: "L", 3: "RGB"}
@@ -38,7 +38,7 @@ def import_pillow() -> Any:
     """Returns the module PIL.Image.
 
     Raises:
-        ImportError: Pillow is not installed; the message says how to get it.
+        ImportError: Pillow is not installed; the message says how to install it.
     """
     try:
         from PIL import Image
@@ -57,11 +57,12 @@ def decode_image(
     Args:
         data: the file's contents, or its path.
         channels: 1 (grey) or 3 (red, green, blue).
-        decoding: what is done to what files say besides their pixels; None: nothing.
+        decoding: decoding options; None: the defaults.
 
     Raises:
-        BadImageError: it is not a whole image, or of a mode that has no one meaning in 8 bits: 16-bit and floating
+        BadImageError: the file is missing or no whole image, or its mode has no unique 8-bit form: 16-bit and floating
             point pixels without a pixel range.
+        ValueError: `channels` is neither 1 nor 3.
     """
     return to_array(open_image(data, channels, decoding))
 
@@ -91,7 +92,7 @@ def open_image(
                 )
             elif image.mode not in CONVERTED:
                 raise BadImageError(f"mode {image.mode!r} is not turned into RGB without a colour profile: convert it")
-            converted = image.convert(TARGETS[channels])  # which decodes, too
+            converted = image.convert(TARGETS[channels])  # decodes the pixels
             if decoding.white_transparency and channels == 3 and converted.info.get("transparency") is not None:
                 white = image_module.new("RGBA", converted.size, (255, 255, 255, 255))
                 converted = image_module.alpha_composite(white, converted.convert("RGBA")).convert("RGB")
@@ -128,7 +129,7 @@ def match_channels(array: np.ndarray, channels: int) -> np.ndarray:
     """Converts (height, width) or (height, width, 1, 3 or 4) uint8 to the given number of channels.
 
     Raises:
-        BadImageError: it is no such array.
+        BadImageError: the array has another shape or dtype.
     """
     if array.ndim == 2:
         array = array[..., None]

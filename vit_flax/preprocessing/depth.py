@@ -1,4 +1,4 @@
-"""Image preprocessing of depth models: resized to whole patches, the aspect ratio nearly kept."""
+"""Image preprocessing of depth models: resizing to whole patches that nearly keeps the aspect ratio."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _RESCALE = 1 / 255
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DepthPreprocessing:
-    """What transformers' DPTImageProcessor does; the defaults are Depth Anything's."""
+    """The preprocessing of transformers' DPTImageProcessor; the defaults are Depth Anything's."""
 
-    size: tuple[int, int] = (518, 518)  # (height, width) that an image is brought near to
-    multiple: int = 14  # of which both sides become multiples
+    size: tuple[int, int] = (518, 518)  # (height, width) to resize to; keep_aspect_ratio keeps one of them
+    multiple: int = 14  # both sides are rounded to multiples of it
     keep_aspect_ratio: bool = True
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
-    exif: bool = True  # photographs are turned, as transformers' pipeline turns them
+    exif: bool = True  # apply the EXIF orientation, as transformers' pipeline does
     white_transparency: bool = False  # the colour that a file calls transparent becomes white
 
     @classmethod
     def from_huggingface(cls, values: Mapping[str, object], source: str) -> DepthPreprocessing:
-        """Returns what a preprocessor_config.json says.
+        """Returns the preprocessing of a preprocessor_config.json.
 
         Raises:
-            ValueError: it is of another processor, or does what cannot be expressed.
+            ValueError: the file is of another processor, or has a value that cannot be expressed.
         """
         told: dict[str, Any] = dict(values)
         kind = str(told.get("image_processor_type") or told.get("feature_extractor_type") or "DPTImageProcessor")
@@ -83,7 +83,7 @@ class DepthPreprocessing:
         }
 
     def open(self, image: np.ndarray | bytes | str | os.PathLike[str]) -> np.ndarray:
-        """Returns an image as (height, width, channels) uint8; BadImageError where it cannot be read."""
+        """Returns an image as (height, width, channels) uint8; raises BadImageError where it cannot be read."""
         channels = len(self.mean)
         return (
             match_channels(image, channels)
@@ -94,7 +94,7 @@ class DepthPreprocessing:
     def sides(self, height: int, width: int) -> tuple[int, int]:
         """Returns the (height, width) that an image of that size is resized to."""
         across, down = self.size[1] / width, self.size[0] / height
-        if self.keep_aspect_ratio:  # scaled as little as possible
+        if self.keep_aspect_ratio:  # both sides by the scale closer to 1
             down = across = across if abs(1 - across) < abs(1 - down) else down
         return self._whole(down * height), self._whole(across * width)
 

@@ -1,4 +1,4 @@
-"""How images are prepared and classes named: one value that travels with the weights."""
+"""Image preprocessing and class names, as one value that travels with the weights."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 CROP_MODES = ("center", "squash", "border", "none")
-PATCHES = "patches"  # the mode of NaFlex models, whose processor alone says it
+PATCHES = "patches"  # the crop_mode of NaFlex models, set by their processor alone
 RESIZERS = ("pillow", "torchvision", "torchvision_floats")
-PREPROCESSING_FILE = "preprocessing.json"  # our own file beside the weights
+PREPROCESSING_FILE = "preprocessing.json"  # this library's file beside the weights
 _ALWAYS = ("mean", "std", "crop_pct", "interpolation", "crop_mode", "class_names")  # written even at their defaults
 _PAIRS = ("image_size", "mean", "std", "resize_size", "fill", "pixel_range", "class_names", "class_descriptions")
 
@@ -34,11 +34,11 @@ _PAIRS = ("image_size", "mean", "std", "resize_size", "fill", "pixel_range", "cl
 class Preprocessing:
     """Turns an image into a model's input as the owner of the weights does, and names the model's classes.
 
-    'center': the shorter side is resized to the model's size divided by `crop_pct`, and the centre is cut out.
-    'squash': both sides are resized to that without regard to the aspect ratio.
-    'border': the longer side is, and the rest filled with `fill`.
-    'none': nothing is resized.
-    'patches': the image is resized to whole patches, as many as allowed, its aspect ratio nearly kept.
+    'center': resizes the shorter side to image_size / crop_pct, then takes a centre crop.
+    'squash': resizes both sides to image_size / crop_pct and ignores the aspect ratio, then takes a centre crop.
+    'border': resizes the longer side to image_size / crop_pct, and pads with `fill`.
+    'none': resizes nothing.
+    'patches': resizes to at most `max_num_patches` whole patches, nearly keeping the aspect ratio.
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -47,9 +47,9 @@ class Preprocessing:
     images, to the last bit; with 'torchvision' those on tensors, as the processors of transformers call them.
     """
 
-    # (height, width) of the result; None: it varies with the image where a resize_size is told, and is the model's else
+    # (height, width) of the result; None: variable with a resize_size or 'none' and 'patches', otherwise the model's
     image_size: tuple[int, int] | None
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # one a channel, of pixels in 0..1
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # per channel, of pixels in 0..1
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     crop_pct: float = 1.0
     interpolation: str = "bicubic"
@@ -57,13 +57,13 @@ class Preprocessing:
     resize_size: tuple[int, int] | None = None  # (height, width) to resize to; None: image_size divided by crop_pct
     patch_size: int | None = None  # of 'patches'
     max_num_patches: int | None = None  # of 'patches'
-    resizer: str = "pillow"  # 'torchvision_floats': pixels are brought to 0..1 before they are resized, not after
+    resizer: str = "pillow"  # 'torchvision_floats': pixels are scaled to 0..1 before resizing, not after
     fill: tuple[int, ...] | None = None  # colour of 'border'; None: the mean
-    exif: bool = False  # photographs are turned as their EXIF data say
+    exif: bool = False  # apply the EXIF orientation
     pixel_range: tuple[float, float] | None = None  # black and white of pixels wider than 8 bits; None: refused
-    white_transparency: bool = False  # the colour that a file calls transparent becomes white
+    white_transparency: bool = False  # paint a file's transparent colour white
     class_names: tuple[str, ...] | None = None
-    class_descriptions: tuple[str, ...] | None = None  # what a person reads, where the names are codes
+    class_descriptions: tuple[str, ...] | None = None  # human-readable names, where class_names are codes
 
     def __post_init__(self) -> None:
         """Checks every value."""
@@ -100,7 +100,7 @@ class Preprocessing:
 
     @classmethod
     def from_preset(cls, preset: Preset, image_size: tuple[int, int] | None = None) -> Preprocessing:
-        """Returns that of a preset's published weights; without any, mean and std of 0.5."""
+        """Returns the preprocessing of a preset's published weights; mean and std of 0.5 where it has none."""
         channels = preset.config.in_chans
         return cls(
             image_size=image_size or preset.config.image_size,
@@ -118,19 +118,19 @@ class Preprocessing:
 
     @property
     def decoding(self) -> Decoding:
-        """What is followed of what files say."""
+        """The options of decoding image files."""
         return Decoding(self.exif, self.pixel_range, self.white_transparency)
 
     @property
     def resized_to(self) -> tuple[int, int] | None:
-        """(height, width) that images are resized to, by the rule of `crop_mode`; None: they are not resized."""
+        """(height, width) of the resize by the rule of `crop_mode`; None: no resize to a fixed size."""
         if self.crop_mode in ("none", PATCHES) or self.resize_size or self.image_size is None:
             return None if self.crop_mode in ("none", PATCHES) else self.resize_size
         rows, columns = (math.floor(side / self.crop_pct) for side in self.image_size)
         return rows, columns
 
     def replace(self, **changes: object) -> Preprocessing:
-        """Returns a copy with other values."""
+        """Returns a copy with changed fields."""
         return dataclasses.replace(self, **changes)
 
     @property
@@ -139,14 +139,14 @@ class Preprocessing:
         return self.image_size is None and (self.resize_size is not None or self.crop_mode in ("none", PATCHES))
 
     def of_one_size(self, image_size: tuple[int, int], crop_mode: str = "center") -> Preprocessing:
-        """Returns what brings images to one size, without a resize_size of its own."""
+        """Returns the same preprocessing for results of one size, without a resize_size."""
         changes = {"resize_size": None, "patch_size": None, "max_num_patches": None}
         return self.replace(image_size=image_size, crop_mode=crop_mode, **changes)
 
     def for_model(self, image_size: tuple[int, int], channels: int) -> Preprocessing:
-        """Returns what prepares images for a model of another size: everything is resized in proportion.
+        """Returns the preprocessing for a model of another size, with resize_size scaled in proportion.
 
-        One mean and one std count for all channels.
+        A single mean or std is repeated for all channels.
 
         Raises:
             ValueError: the numbers of channels differ.
@@ -190,10 +190,10 @@ class Preprocessing:
             raise ValueError(f"{PREPROCESSING_FILE}: a value is of the wrong type: {error}") from error
 
     def __call__(self, image: np.ndarray | bytes | str | os.PathLike[str]) -> Float32[np.ndarray, "h w c"]:
-        """Returns the normalised image of a uint8 array, a file's contents or a path.
+        """Returns the preprocessed image of a uint8 array, a file's contents or a path.
 
         Raises:
-            BadImageError: it cannot be read.
+            BadImageError: the image cannot be read.
         """
         if self.resizer == "torchvision_floats":
             floats = match_channels(self._opened(image), self.channels) * np.float32(1 / 255)
@@ -202,7 +202,7 @@ class Preprocessing:
         return normalise(self.crop(image), self.mean, self.std)
 
     def crop(self, image: np.ndarray | bytes | str | os.PathLike[str]) -> np.ndarray:
-        """Returns the image before normalising, uint8."""
+        """Returns the resized and cropped image before normalisation, as uint8."""
         if isinstance(image, np.ndarray) and self.crop_pct == 1 and not self.resize_size:
             image = match_channels(image, self.channels)
             if image.shape[:2] == self.image_size:
@@ -222,21 +222,21 @@ class Preprocessing:
         return to_array(open_image(image, self.channels, self.decoding))
 
     def _cut(self, image: np.ndarray) -> np.ndarray:
-        """Resizes and crops as torchvision does tensors."""
+        """Resizes and crops an array as torchvision does a tensor."""
         sides = self.sides(image.shape[0], image.shape[1])
         if image.shape[:2] != sides:
             image = torch_resize.resize(image, sides, self.interpolation)
         return crop_array(image, self.image_size) if self.image_size else image
 
     def fill_colour(self) -> int | tuple[int, ...]:
-        """Returns what Pillow images are padded with: a grey level, or a tuple of colours."""
+        """Returns the colour of the padding of Pillow images: a grey level, or a tuple of channels."""
         if self.crop_mode != "border":
             return 0
         fill = self.fill or tuple(round(255 * value) for value in self.mean)
         return fill[0] if len(fill) == 1 else fill
 
     def sides(self, height: int, width: int) -> tuple[int, int]:
-        """Returns (height, width) that an image of that size is resized to."""
+        """Returns the (height, width) that an image of that size is resized to."""
         if self.patch_size is not None and self.max_num_patches is not None:
             return naflex_size(height, width, self.patch_size, self.max_num_patches)
         sides = self.resized_to
@@ -246,11 +246,11 @@ class Preprocessing:
             return sides
         if self.crop_mode == "border":
             ratio = max(height / sides[0], width / sides[1])
-        elif sides[0] == sides[1]:  # torchvision cuts the longer side's fraction off
+        elif sides[0] == sides[1]:  # torchvision truncates the longer side
             short, side = min(height, width), sides[0]
             return (side if height == short else int(side * height / width),
                     side if width == short else int(side * width / height))  # fmt: skip
-        else:  # and timm, for other shapes, rounds both
+        else:  # timm, for other shapes, rounds both
             ratio = min(height / sides[0], width / sides[1])
         return round(height / ratio), round(width / ratio)
 
@@ -265,7 +265,7 @@ class Preprocessing:
 def centre_crop(image: Image.Image, size: tuple[int, int], fill: object = 0) -> Image.Image:
     """Returns the centre of an image, padded with `fill` (black) where it is smaller."""
     height, width = size
-    # as torchvision: what is missing is added first, the odd row below and the odd column to the right
+    # as torchvision: pads first, an odd row below and an odd column on the right
     left, top = max(width - image.width, 0) // 2, max(height - image.height, 0) // 2
     if image.width < width or image.height < height:
         padded = import_pillow().new(image.mode, (max(image.width, width), max(image.height, height)), fill)
@@ -276,7 +276,7 @@ def centre_crop(image: Image.Image, size: tuple[int, int], fill: object = 0) -> 
 
 
 def crop_array(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Does so for an array (height, width, channels) as the processors of transformers do, which round down."""
+    """Returns the centre of an array (H, W, C), zero-padded; offsets round down, as in transformers' processors."""
     missing = [max(new - old, 0) for old, new in zip(image.shape[:2], size, strict=True)]
     if any(missing):
         image = np.pad(image, [*((gap // 2, (gap + 1) // 2) for gap in missing), (0, 0)])

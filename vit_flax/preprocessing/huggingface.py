@@ -1,7 +1,7 @@
 """Image processors of transformers: preprocessor_config.json to `Preprocessing` and back.
 
-What they run by default is followed: where torchvision is installed, images are resized as tensors, and the pipeline
-turns photographs as their EXIF data say. With Pillow in its place (backend="pil") a few pixels differ by a grey level.
+Their default backend is followed: with torchvision installed, images are resized as tensors, and the pipeline applies
+the EXIF orientation. With Pillow instead (backend="pil") a few pixels differ by a grey level.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 
 
 @dataclasses.dataclass(frozen=True)
 class _Processor:
-    """What a processor does where its file leaves a field out.
+    """The defaults of a processor's fields.
 
     Reference: the class of that name in transformers.
     """
@@ -31,9 +31,9 @@ class _Processor:
     square: bool = True  # one number is the side of a square, not of the shorter edge
     do_center_crop: bool = False
     crop_size: int | None = None
-    floats: bool = False  # pixels are brought to 0..1 before they are resized
-    convert_rgb: bool = False  # a colour that is called transparent becomes white; the pipeline has converted the rest
-    patches: tuple[int, int] | None = None  # side and most of the patches that images of any size are cut into
+    floats: bool = False  # pixels are scaled to 0..1 before resizing
+    convert_rgb: bool = False  # a transparent colour is painted white; the pipeline has converted the rest
+    patches: tuple[int, int] | None = None  # patch_size and max_num_patches of NaFlex
 
 
 _PROCESSORS = {
@@ -72,21 +72,21 @@ _NO_MATTER = {"do_reduce_labels"}  # of segmentation maps
 
 
 def read_processor(values: Mapping[str, object], model_type: str | None, file: str = PROCESSOR_FILE) -> Preprocessing:
-    """Returns what a preprocessor_config.json says.
+    """Returns the preprocessing of a preprocessor_config.json.
 
     Args:
         values: the JSON object.
-        model_type: of the config.json beside it, which tells the processor where the file does not.
-        file: what messages call it.
+        model_type: model_type of the config.json beside it, which determines a processor that the file does not name.
+        file: name of the file in messages.
 
     Raises:
-        ValueError: the processor is none of those followed here, or does what cannot be expressed; it is named.
+        ValueError: the processor is unknown, or a field cannot be expressed; the message names it.
     """
     kind = _kind(values, model_type)
     if kind not in _PROCESSORS:
         raise ValueError(f"{file}: processor {str(kind)[:60]!r} is not known; known: {', '.join(_PROCESSORS)}")
     processor = _PROCESSORS[kind]
-    for name, value in values.items():  # null is no default: a switch that is null is off
+    for name, value in values.items():  # null is not the default: a null switch is off
         if name.startswith("do_") and name not in _SWITCHES | _NO_MATTER and value:
             raise ValueError(f"{file}: {name}={value!r} is not followed here")
     try:
@@ -130,7 +130,7 @@ def _read(given: Mapping[str, Any], processor: _Processor) -> Preprocessing:
 def _patches(given: Mapping[str, Any], usual: tuple[int, int]) -> dict[str, Any]:
     if not given.get("do_resize", True):
         raise ValueError("do_resize=False leaves images of which only some divide into patches")
-    names = ("patch_size", "max_num_patches")  # a crop or a size is not looked at
+    names = ("patch_size", "max_num_patches")  # crop and size are ignored
     counts = {name: given.get(name) or default for name, default in zip(names, usual, strict=True)}
     return {"crop_mode": PATCHES, **counts}
 
@@ -162,7 +162,7 @@ def _pair(name: str, size: Any) -> tuple[int, int]:
 
 
 def _statistics(given: Mapping[str, Any], processor: _Processor) -> dict[str, Any]:
-    """Returns mean and std of pixels in 0..1, whatever range the processor brings them to."""
+    """Returns mean and std for pixels in 0..1, whatever range the processor rescales to."""
     mean, std = (0.0,) * 3, (1.0,) * 3
     if given.get("do_normalize", True):
         mean, std = (
@@ -177,9 +177,9 @@ def _statistics(given: Mapping[str, Any], processor: _Processor) -> dict[str, An
 
 
 def write_processor(value: Preprocessing) -> dict[str, object] | str:
-    """Returns the preprocessor_config.json of a value that the processors of transformers can express, or why none can.
+    """Returns the preprocessor_config.json of a value, or the reason why no processor of transformers expresses it.
 
-    The classes are those that transformers 4 and 5 read alike.
+    The classes are those that transformers 4 and 5 both read.
     """
     if value.channels != 3:
         return f"transformers turns every image into RGB, this model's have {value.channels} channels"
@@ -215,7 +215,7 @@ def write_processor(value: Preprocessing) -> dict[str, object] | str:
 
 
 def _size(value: Preprocessing) -> dict[str, int]:
-    sides = value.resized_to or (224, 224)  # 'none': the class wants one, and does not look at it
+    sides = value.resized_to or (224, 224)  # 'none': the class requires a size and ignores it
     return {"shortest_edge": sides[0]} if value.crop_mode == "center" else _sides(sides)
 
 

@@ -1,4 +1,4 @@
-"""Which class of a model a label of a data source is: by name wherever both sides have names."""
+"""Matches the labels of a data source with a model's classes, by name wherever both have names."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _SHOWN = 8
 
 @dataclasses.dataclass(frozen=True)
 class Matching:
-    """The model's class of every label of a source, and what a person should know."""
+    """The model's class of every label of a source, and notes for the user."""
 
-    numbers: np.ndarray  # (labels,): the model's class, -1 for one that the model does not know
+    numbers: np.ndarray  # (labels,): the model's class, -1 where it has none
     notes: tuple[str, ...]
 
 
@@ -27,13 +27,13 @@ def match_labels(
     """Returns the classes of a source's labels.
 
     Args:
-        source_names: what the source calls its labels; numbers in their order are no names.
-        num_classes: of the model.
-        model_names: what the model calls its classes; None: it has no names.
+        source_names: names of the source's labels; '0', '1' ... in order are no names.
+        num_classes: number of the model's classes.
+        model_names: names of the model's classes; None: it has none.
         descriptions: other names of the same classes.
 
     Raises:
-        ValueError: no label is a class of the model, or one is the name of several.
+        ValueError: no label is a class of the model, or a label names several classes.
     """
     if model_names is None or _are_numbers(source_names):
         return _by_number(source_names, num_classes, model_names)
@@ -60,7 +60,7 @@ def match_labels(
     if missing:
         notes.append(
             f"the data have {len(source_names) - len(strange)} of the model's {num_classes:,} classes; the others "
-            f"can be guessed, and are then wrong: {_shown(missing)}"
+            f"can be predicted, and count as wrong: {_shown(missing)}"
         )
     return Matching(numbers, tuple(notes))
 

@@ -1,4 +1,4 @@
-"""The names of a model's classes: of Hugging Face's and timm's config.json, and of ImageNet where timm is installed."""
+"""Class names of Hugging Face's and timm's config.json, and of ImageNet where timm is installed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _MAX_CLASSES = 1 << 20
 
 
 def read_labels(config: Mapping[str, object]) -> tuple[Names | None, Names | None]:
-    """Returns the names of the classes that a config.json tells, and what describes them where the names are codes.
+    """Returns the class names of a config.json, and their descriptions where the names are codes.
 
-    A class without a name in a list that has gaps is called by its number.
+    A class that a list with gaps does not name gets its number as name.
     """
     told = config.get("pretrained_cfg")
     timm = told if isinstance(told, Mapping) else {}
@@ -28,7 +28,7 @@ def read_labels(config: Mapping[str, object]) -> tuple[Names | None, Names | Non
                 return names, _described(names, config.get("label_descriptions") or timm.get("label_descriptions"))
     names = _names(config.get("id2label"), config.get("num_labels"))
     if names and all(_PLACEHOLDER.fullmatch(name) for name in names):
-        names = None  # what transformers writes where there are none
+        names = None  # transformers' placeholders
     return names, None
 
 
@@ -37,7 +37,7 @@ def _count(config: Mapping[str, Any], timm: Mapping[str, Any]) -> Any:
 
 
 def _names(told: Any, count: Any) -> Names | None:
-    """Returns a list, or a mapping of numbers to names, as one name a class."""
+    """Returns a list, or a mapping of numbers to names, as a tuple with a name per class."""
     if isinstance(told, Mapping):
         try:
             named = {int(key): str(name) for key, name in told.items()}
@@ -60,16 +60,16 @@ def _described(names: Names, told: Any) -> Names | None:
 
 
 def is_imagenet(config: Mapping[str, object], preset: str | None, num_classes: int) -> bool:
-    """Returns whether timm's weights were published for the 1,000 classes of ImageNet-1k: their name ends in in1k."""
+    """Returns whether weights of 1,000 classes are ImageNet-1k's: the tag of timm's name ends in in1k."""
     cfg = config.get("pretrained_cfg") or config
     tag = cfg.get("tag") if "architecture" in config and isinstance(cfg, Mapping) else (preset or "").partition(".")[2]
     return num_classes == 1000 and str(tag or "").removesuffix("_e50").endswith("in1k")
 
 
 def imagenet_names() -> tuple[Names, Names] | None:
-    """Returns the codes and the names of ImageNet-1k's classes from the lists in timm, or None where it is missing.
+    """Returns the synset ids and lemmas of ImageNet-1k's classes from timm's lists, or None without timm.
 
-    timm itself is not imported, which would take torch and seconds.
+    timm is not imported, which would need torch and take seconds.
     """
     found = importlib.util.find_spec("timm")
     if found is None or not found.submodule_search_locations:

@@ -1,4 +1,4 @@
-"""Images of any aspect ratio to padded patches, as SigLIP 2's NaFlex models take them."""
+"""Images of any aspect ratio as padded patches, the input of SigLIP 2's NaFlex models."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 
 def naflex_size(height: int, width: int, patch_size: int, max_num_patches: int = 256) -> tuple[int, int]:
-    """Returns the size to resize an image to: whole patches, as many as allowed, its aspect ratio nearly kept.
+    """Returns the (height, width) of at most `max_num_patches` whole patches that nearly keeps the aspect ratio.
 
-    Reference: transformers' get_image_size_for_max_num_patches, whose search it follows step by step.
+    Reference: transformers' get_image_size_for_max_num_patches, with the same bisection.
     """
 
     def sides(scale: float) -> tuple[int, int]:
@@ -29,11 +29,11 @@ def naflex_size(height: int, width: int, patch_size: int, max_num_patches: int =
 def to_patches(
     images: Sequence[np.ndarray], patch_size: int, max_num_patches: int | None = 256
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cuts images (H, W, C), already resized and normalised, and pads to one number of patches.
+    """Cuts resized and normalised images (H, W, C) into patches, padded to one number.
 
     Returns:
-        patches (B, N, p p C), a mask (B, N) that is False for padding, and the grids (B, 2); N is max_num_patches,
-        or where that is None what the largest image has.
+        patches (B, N, p p C), a mask (B, N) that is False for padding, and the grids (B, 2) of rows and columns; N is
+        max_num_patches, or None's: the most patches of an image.
 
     Raises:
         ValueError: a side does not divide into patches, or there are more patches than allowed.

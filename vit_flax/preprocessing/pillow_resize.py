@@ -1,6 +1,6 @@
-"""Pillow's resampling weights, for programs that do without Pillow.
+"""Pillow's resampling weights, for programs that run without Pillow.
 
-Pillow counts bytes in integers: across and down, each result a byte again.
+Pillow resizes bytes in fixed point, one axis after the other, and rounds to bytes after each.
 
 Reference: Pillow's src/libImaging/Resample.c and Geometry.c.
 """
@@ -74,12 +74,12 @@ def nearest(old: int, new: int) -> np.ndarray:
 
 
 def goes_down_first(old: tuple[int, int], new: tuple[int, int], interpolation: str) -> bool:
-    """Returns whether the installed Pillow resizes rows before columns, as later versions may.
+    """Returns whether the installed Pillow resizes the height before the width, as later versions may.
 
-    Found by resizing an image both ways.
+    The answer comes from resizing a random image both ways.
 
     Raises:
-        ValueError: it does neither.
+        ValueError: Pillow's result is that of neither order.
     """
     module = import_pillow()
     image = np.random.default_rng(0).integers(0, 256, old).astype(np.uint8)

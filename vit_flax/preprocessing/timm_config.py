@@ -1,6 +1,6 @@
 """timm's pretrained_cfg and open_clip's preprocess_cfg, to `Preprocessing` and back.
 
-Both prepare images with Pillow and do not look at EXIF data.
+Both preprocess with Pillow and ignore the EXIF orientation.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _RESIZE_MODES = {"shortest": "center", "longest": "border", "squash": "squash"}
 
 
 def read_timm(config: Mapping[str, Any]) -> Preprocessing | None:
-    """Returns what timm's config.json says, or None for one that is not timm's; older files have all in one object.
+    """Returns the preprocessing of timm's config.json, or None for another library's.
 
-    What is left out has timm's own defaults.
+    Older files have the fields of pretrained_cfg at the top level. Missing fields have timm's defaults.
 
     Raises:
         ValueError: a value is out of range.
@@ -45,7 +45,7 @@ def read_timm(config: Mapping[str, Any]) -> Preprocessing | None:
 
 
 def write_timm(value: Preprocessing) -> dict[str, object] | str:
-    """Returns the fields of a pretrained_cfg, or why timm cannot express the value."""
+    """Returns the fields of a pretrained_cfg, or the reason why timm cannot express the value."""
     size, resize = value.image_size, value.resized_to
     if size is None or resize is None:
         return "timm resizes every image to one size"
@@ -71,10 +71,10 @@ def _share(new: int, old: int) -> float:
 
 
 def read_open_clip(values: Mapping[str, Any]) -> Preprocessing | None:
-    """Returns what an open_clip_config.json says, or None for one that says nothing of images.
+    """Returns the preprocessing of an open_clip_config.json; missing fields have open_clip's defaults.
 
     Raises:
-        ValueError: a value is out of range.
+        ValueError: a value is out of range, or cannot be expressed.
 
     Reference: open_clip.transform.PreprocessCfg and image_transform.
     """

@@ -1,7 +1,7 @@
-"""Resizing as torchvision's of tensors, which is the default of transformers' processors.
+"""torchvision's resizing of tensors, the default of transformers' processors.
 
-torch widens the filter where an image shrinks, as Pillow does; on bytes it counts in integers, with weights of at most
-15 bits where Pillow's have 22, so that the two differ by a grey level here and there.
+torch antialiases as Pillow does; bytes are resized in fixed point with weights of at most 15 bits, where Pillow has 22,
+so single pixels of the two differ by a grey level.
 
 Reference: torch's upsample_bilinear2d_aa and upsample_bicubic2d_aa on the CPU, and nearest-exact.
 """
@@ -41,9 +41,9 @@ _FILTERS: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {
 
 
 def resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
-    """Returns (height, width, channels), uint8 or float32, resized to `size`, in the same type.
+    """Resizes an array (height, width, channels) of uint8 or float32 to `size`, in its own dtype.
 
-    Bytes come out as torch's to the bit, floats to its rounding.
+    uint8 results equal torch's bit for bit, float32 results up to rounding.
     """
     if interpolation == "nearest":
         rows, columns = (nearest(old, new) for old, new in zip(image.shape[:2], size, strict=True))
@@ -88,9 +88,9 @@ def _resize_rows(image: np.ndarray, new: int, interpolation: str) -> np.ndarray:
 
 
 def _weights(old: int, new: int, interpolation: str, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Computes the resampling weights (new, taps) of every output row and the first input row they apply to.
+    """Returns the first input row of every output row, and its resampling weights (new, taps).
 
-    Computed in `dtype`, as torch computes them: for floats the positions' rounding is most of what can be seen.
+    Both are computed in `dtype` as in torch: for floats most of the difference would be the rounding of positions.
     """
     support, function = _FILTERS[interpolation]
     scale = dtype.type(old) / dtype.type(new)

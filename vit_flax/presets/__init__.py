@@ -27,7 +27,7 @@ from vit_flax.suggestions import suggest
 
 __all__ = ["PRESETS", "REFUSED", "TWO_TOWERS", "Preset", "find_preset", "get_preset"]
 
-# every preset of an image model by its name; those with a text tower are TWO_TOWERS
+# presets of vision models by name; TWO_TOWERS are those with a text tower
 PRESETS: dict[str, Preset[ViTConfig]] = {
     **VIT_MODELS,
     **DEIT_MODELS,
@@ -52,7 +52,7 @@ _NO_GROUPS = (
     "several queries share a key, and LayerScale is after attention alone: this library does not have such a block"
 )
 
-# Names that exist elsewhere and look like ours, and why there is no model for them.
+# Names of other libraries' models that have no preset here, and the reason.
 # fmt: off
 REFUSED: dict[str, str] = {
     **dict.fromkeys(

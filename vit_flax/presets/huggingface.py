@@ -1,7 +1,7 @@
 """Published repositories on the Hugging Face hub, under their own names and with the numerics of transformers.
 
-Preprocessing is what their families publish, written down by hand: no test has read the repositories' own
-preprocessor_config.json, and neither does `load`.
+Preprocessing is that of each family's publication, written down by hand: no test has read the repositories' own
+preprocessor_config.json.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ IJEPA = {"class_token": False, "global_pool": "avg", "num_classes": 0}
 
 
 def row(config: ViTConfig, normalisation: Normalisation, licence: str | None = "apache-2.0", **fields: Any) -> Preset:
-    """Returns the preset of a repository; `fields` are what of its images differs from a centre crop."""
+    """Returns the preset of a repository; `fields` are those of a preprocessing other than a centre crop."""
     mean, std = normalisation
     return Preset(config=config, mean=mean, std=std, licence=licence, **fields)
 
@@ -42,7 +42,7 @@ def _rope(width: int, depth: int, heads: int, **fields: Any) -> ViTConfig:
     return RopeViTConfig(embed_dim=width, depth=depth, num_heads=heads, **fields)
 
 
-SQUASHED: dict[str, Any] = {"crop_mode": "squash", "interpolation": "bilinear"}  # resized to a square, whatever it was
+SQUASHED: dict[str, Any] = {"crop_mode": "squash", "interpolation": "bilinear"}  # the aspect ratio is ignored
 
 
 CROPPED = 224 / 256  # the centre of an image whose shorter side is 256
@@ -57,7 +57,7 @@ def _google_vit() -> dict[str, Preset]:
     for name in tuned:
         size, patch = sizes[name[:-4]]
         rows[name] = vit(*size, patch, int(name[-3:]), **VIT)
-    for name, (size, patch) in sizes.items():  # with the pooler that was pre-trained, and no head
+    for name, (size, patch) in sizes.items():  # with the pre-trained pooler and no head
         rows[f"{name}-224-in21k"] = vit(*size, patch, 224, num_classes=0, representation_size=size[0], **VIT)
     return {f"google/vit-{name}": row(config, INCEPTION, **SQUASHED) for name, config in rows.items()}
 

@@ -1,4 +1,4 @@
-"""Repositories on the Hugging Face hub whose image towers differ from others' by names and single values.
+"""Repositories on the Hugging Face hub whose image towers differ from others by names and single fields.
 
 Sizes are those of transformers' conversion scripts and of the defaults of its configuration classes.
 """

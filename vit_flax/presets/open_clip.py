@@ -28,7 +28,7 @@ _BIG_G = {"mlp_ratio": 4.9231}
 
 # fmt: off
 OPEN_CLIP_MODELS = {
-    # width, depth, heads, patch, image, width of the space that images and texts share
+    # width, depth, heads, patch, image, width of the joint embedding space
     "open_clip_vit_s_32": _tower(384, 12, 6, 32, 224, 384),
     "open_clip_vit_s_32_alt": _tower(384, 12, 6, 32, 224, 256),
     "open_clip_vit_s_16": _tower(384, 12, 6, 16, 224, 384),

@@ -1,4 +1,4 @@
-"""What a preset is, and the few values that most rows of the tables share."""
+"""The type of a preset, and values that most rows of the tables share."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset(Generic[Config]):
-    """A named configuration, and how images are prepared for the weights published under that name."""
+    """A named configuration, with the preprocessing, source and licence of the weights published under that name."""
 
     config: Config
     mean: Triple | None = None  # per channel, of pixels in 0..1; None: not published
@@ -46,7 +46,7 @@ class Preset(Generic[Config]):
 
 
 def vit(width: int, depth: int, heads: int, patch: int, image: int, **fields: object) -> ViTConfig:
-    """Returns the config of a row; `fields` are what differs from a plain ViT."""
+    """Returns the config of a row; `fields` are those that differ from a plain ViT."""
     size = {"patch_size": (patch, patch), "image_size": (image, image)}
     return ViTConfig(embed_dim=width, depth=depth, num_heads=heads, **size, **fields)
 

@@ -1,4 +1,4 @@
-"""Image towers of SigLIP and SigLIP 2: with attention pooling, or averaged (gap: the pooling is left out)."""
+"""Image towers of SigLIP and SigLIP 2, with attention pooling or global average pooling (gap)."""
 
 from vit_flax.config import ViTConfig
 from vit_flax.presets.preset import INCEPTION, Weights, collect, vit, weights

@@ -1,7 +1,7 @@
 """The original T2T-ViT's published models: `t2t_vit_` with performer tokens, `t2t_vit_t_` with transformer tokens.
 
-Their attention's scale is head_dim ** -0.5: the repository trains and evaluates them by commands that leave the
-constructor's `qk_scale=None`. The embed_dim ** -0.5 in its code stands behind `pretrained=True`, which has no weights.
+Their attention scale is head_dim ** -0.5: the repository's training and evaluation commands keep the constructor's
+`qk_scale=None`. Its code has embed_dim ** -0.5 under `pretrained=True` only, for which it publishes no weights.
 """
 
 from vit_flax.config import T2TViTConfig

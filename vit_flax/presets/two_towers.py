@@ -1,4 +1,4 @@
-"""Models of images and texts on the Hugging Face hub, both towers: the image tower's name and `_with_text`.
+"""Two-tower models on the Hugging Face hub: the image tower's name and `_with_text`.
 
 Sizes of the text towers are those of open_clip's configs of the same weights.
 """
@@ -74,5 +74,5 @@ _BOTH |= {
     name: _naflex(name, size)
     for name, size in (("google/siglip2-base-patch16-naflex", BASE), ("google/siglip2-so400m-patch16-naflex", SO400M))
 }
-# every preset of images and texts by its name: that of the image tower and `_with_text`
+# presets of two towers by name: the image tower's name and `_with_text`
 TWO_TOWERS: dict[str, Preset[TwoTowersConfig]] = {f"{name}{SUFFIX}": preset for name, preset in _BOTH.items()}

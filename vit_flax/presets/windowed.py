@@ -1,4 +1,4 @@
-"""Trunks whose blocks attend inside windows: the image encoders of SAM and SAM 3, ViTDet."""
+"""Backbones with window attention: the image encoders of SAM and SAM 3, ViTDet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vit_flax.presets.preset import IMAGENET, INCEPTION, Preset, Weights, collec
 
 
 def _sam(width: int, depth: int, heads: int, last: int, **fields: Any) -> ViTConfig:
-    """Returns the encoder whose every `last`-th block sees the whole grid."""
+    """Returns the encoder whose every `last`-th block has global attention."""
     return WindowedViTConfig(
         embed_dim=width, depth=depth, num_heads=heads, image_size=(1024, 1024), patch_size=(16, 16), num_classes=0,
         window_size=14, global_attn_indexes=tuple(range(last - 1, depth, last)), neck_chans=256, **fields,
@@ -20,12 +20,12 @@ def _sam(width: int, depth: int, heads: int, last: int, **fields: Any) -> ViTCon
 
 _SIZES = {"base": (768, 12, 12, 3), "large": (1024, 24, 16, 6), "huge": (1280, 32, 16, 8)}  # width, depth, heads, last
 
-# timm's norms have torch's epsilon, Meta's own and transformers' another
+# timm's norms have torch's default epsilon, 1e-5; Meta's and transformers' have 1e-6
 _CONFIGS = {f"samvit_{name}_patch16": _sam(*size, norm_eps=1e-5) for name, size in _SIZES.items()}
 _WEIGHTS: dict[str, Weights] = {f"{name}.sa1b": weights(0, IMAGENET, 1.0) for name in _CONFIGS}
 WINDOWED_MODELS = collect(_CONFIGS, _WEIGHTS)
 
-# detectron2's, of a table for images of 224 pixels; the weights are parts of its detectors
+# detectron2's, with a position table for images of 224 pixels; its weights are parts of detectors
 _VITDET: dict[str, Any] = {"global_pool": "none", "pos_embed_grid": (14, 14), "pos_embed_class_row": True}
 VITDET_MODELS = {
     f"vitdet_{name}_patch16_1024": Preset(config=_sam(*size, **_VITDET).replace(neck_chans=None))
@@ -38,8 +38,8 @@ _SAM3 = WindowedRopeViTConfig(
     global_pool="none",
 )  # fmt: skip
 SAM_ENCODERS: dict[str, Preset] = {
-    # Images are resized by their longer side, normalised, and filled up with zeros below and on the right: no crop_mode
-    # says so, and so no mean is named.
+    # Images are resized by their longer side, normalised, and zero-padded below and on the right: no crop_mode
+    # expresses that, so mean and std are left out.
     **{
         f"facebook/sam-vit-{name}": Preset(
             config=_sam(*size, global_pool="none"), source=f"facebook/sam-vit-{name}", licence="apache-2.0"
