@@ -1,4 +1,4 @@
-"""Each formulation that is timed against its plain form is really put back, and computes the same."""
+"""The plain form of each timed formulation changes the program, and not the gradient."""
 
 from typing import Any
 
@@ -40,4 +40,4 @@ def test_a_plain_part_changes_the_program_and_not_the_gradient(part: str) -> Non
         got,
         expected,
     )
-    assert str(_traced()[0].jaxpr) == str(ours.jaxpr)  # and is back afterwards
+    assert str(_traced()[0].jaxpr) == str(ours.jaxpr)  # restored afterwards

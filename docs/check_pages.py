@@ -1,6 +1,6 @@
-"""Opens every built page in headless Chromium at desktop and phone width, light and dark, and says what is wrong.
+"""Opens every built page in headless Chromium at desktop and phone width, light and dark, and lists its faults.
 
-Command: make docs-check. Wrong is a page that scrolls sideways, a console error, or a request that leaves the disk.
+Command: make docs-check. Faults are horizontal scrolling, console errors, and requests that leave the disk.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SKIPPED = {"genindex.html", "search.html"}
 
 
 def check(page: Page, file: Path, width: int) -> list[str]:
-    """Returns what is wrong with one page at one width, one line each."""
+    """Returns the faults of one page at one width, one line each."""
     problems: list[str] = []
     page.on("console", lambda message: problems.append(f"console: {message.text}") if message.type == "error" else None)
     page.on("pageerror", lambda error: problems.append(f"error: {error}"))

@@ -33,7 +33,7 @@ from vit_flax.train.data import SOURCES
 from vit_flax.train.flops import count_flops
 
 _LISTED = 30  # keys of a table
-# modules whose `__all__` is public, in the order of a reader's way; what the second column says stands above the names
+# modules whose `__all__` is public, in reading order, and the introduction of each
 PUBLIC = {
     "vit_flax": "What most programs need.",
     "vit_flax.config": "A model is a frozen config; a family is a pair of its parts.",
@@ -103,7 +103,7 @@ def models_page() -> str:
 
 
 def _family_of(name: str) -> str:
-    """Returns the owner of a hub repository's name, and what stands before the first underscore of timm's names."""
+    """Returns the owner in a hub repository's name, or the part of a timm name before its first underscore."""
     return name.partition("/")[0] if "/" in name else name.partition("_")[0]
 
 
@@ -134,7 +134,7 @@ def _layouts_of(config: ViTConfig) -> tuple[str, ...]:
 
 @functools.cache
 def _size_of(config: ViTConfig) -> tuple[float, float]:
-    """Returns millions of parameters and billions of operations; each block adds what the second of two does."""
+    """Returns millions of parameters and billions of FLOPs, extrapolated from one and two blocks."""
     (parameters, operations), (more_parameters, more_operations) = (_count(config.replace(depth=n)) for n in (1, 2))
     blocks = config.depth - 1
     parameters += blocks * (more_parameters - parameters)
@@ -163,7 +163,7 @@ def layouts_page() -> str:
 
 
 def recipes_page() -> str:
-    """Returns every recipe with what it takes, every source of images, and every `--set` key with its default."""
+    """Returns every recipe with its parameters, every source of images, and every `--set` key with its default."""
     parts = ["# Recipes and settings", "`vit-flax train RECIPE --set KEY=VALUE ...` runs one of these."]
     for name, recipe in RECIPES.items():
         text = inspect.getdoc(recipe) or ""
@@ -242,10 +242,10 @@ def api_page() -> str:
 
 
 def module_page(module: str, text: str) -> str:
-    """Returns the reference of one module's public names; one that an earlier module has is a line that says so.
+    """Returns the reference of one module's public names; a name of an earlier module is a line that refers to it.
 
     Raises:
-        ValueError: one of them has no docstring, or a constant no comment.
+        ValueError: a name has no docstring, or a constant no comment.
     """
     owner = importlib.import_module(module)
     parts = [f"# {module}", text, f"```{{eval-rst}}\n.. currentmodule:: {module}\n```"]
@@ -260,7 +260,7 @@ def module_page(module: str, text: str) -> str:
 
 
 def _places(value: object) -> list[str]:
-    """Returns the public names of one object, that of the most special module first."""
+    """Returns the public names of one object, that of the most specific module first."""
     found = []
     for module in [*list(PUBLIC)[1:], next(iter(PUBLIC))]:
         owner = importlib.import_module(module)
@@ -285,7 +285,7 @@ def _reference(module: str, name: str, value: Any) -> str:
 
 
 def _contents(value: Any) -> str:
-    """Returns what a constant holds, in a few words."""
+    """Returns a short description of a constant's value."""
     if isinstance(value, ViTFamily):
         defaults = ", ".join(f"``{field}={default!r}``" for field, default in value.defaults.items())
         parts = f"Tokens: ``{value.tokens.__name__}``; position: ``{value.position.__name__}``."

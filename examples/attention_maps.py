@@ -1,4 +1,4 @@
-"""What the class token looks at, block by block and head by head."""
+"""Attention maps of the class token, by block and head."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Adapters beside frozen kernels: trained, merged, and written as peft has them."""
+"""LoRA adapters of frozen kernels: trained, merged, and written in peft's format."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""A linear head says what every pixel shows, from the frozen tokens of a Vision Transformer."""
+"""A linear segmentation head is trained on the frozen tokens of a Vision Transformer."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""A small CLIP learns what drawn shapes are called, and tells shapes apart by texts."""
+"""A small CLIP is trained on drawn shapes with captions, and classifies shapes zero-shot by texts."""
 
 from dataclasses import replace
 

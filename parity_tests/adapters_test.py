@@ -38,7 +38,7 @@ def base(tmp_path_factory):
 
 
 def adapted(base, folder, **config):
-    """Saves an adapter with random weights, and returns what the model with it makes of an image."""
+    """Saves an adapter with random weights, and returns the adapted model's output for an image."""
     torch.manual_seed(1)
     model = transformers.ViTForImageClassification.from_pretrained(base)
     config = {"r": 4, "init_lora_weights": False, "target_modules": ["q_proj", "v_proj"], **config}

@@ -1,4 +1,4 @@
-"""What every layout's test does: run both models, ask for float64 agreement, and go back."""
+"""The steps of every layout's test: run both models, assert float64 agreement, convert back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vit_flax.parity.wrong_tensors import Wrong
 
 
 def run_torch(module: Callable[..., Any], images: np.ndarray) -> Any:
-    """Returns what the torch module gives for channels-last images."""
+    """Returns the torch module's output for channels-last images."""
     with torch.no_grad():
         return module(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
 
@@ -26,18 +26,18 @@ def run_torch(module: Callable[..., Any], images: np.ndarray) -> Any:
 def run_flax(
     model: vit_flax.VisionTransformer, params: Any, images: np.ndarray, method: str = "__call__"
 ) -> np.ndarray:
-    """Returns what the linen model gives."""
+    """Returns the linen model's output."""
     return np.asarray(model.apply({"params": params}, jnp.asarray(images), method=method))
 
 
 def assert_agrees(ours: Any, theirs: Any) -> None:
-    """Fails unless both agree as float64 results do."""
+    """Fails unless both agree to float64 rounding."""
     error = relative_error(ours, theirs)
     assert error <= FLOAT64_RELATIVE, f"relative error {error:.3g}"
 
 
 def assert_differs(ours: Any, theirs: Any, least: float = SEEN) -> None:
-    """Fails unless a deliberate error is seen."""
+    """Fails unless both differ by as much as a deliberate error must."""
     error = relative_error(ours, theirs)
     assert error > least, f"relative error {error:.3g}: not seen"
 

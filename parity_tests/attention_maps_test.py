@@ -1,4 +1,4 @@
-"""Weights of attention: those of transformers' output_attentions, and of timm's attention."""
+"""Attention weights against transformers' output_attentions and timm's attention."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # transformers and its progre
 
 @pytest.fixture(autouse=True)
 def softmax_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps transformers' eager attention from rounding to float32, as it does whatever the model's dtype is."""
+    """Removes the cast to float32 of transformers' eager attention, which it has for every dtype of the model."""
     softmax = torch.nn.functional.softmax
     monkeypatch.setattr(torch.nn.functional, "softmax", lambda x, dim, dtype=None: softmax(x, dim))
 

@@ -1,4 +1,4 @@
-"""timm's Beit: components, gradients, tables at other grids, wrong conversions, the original's file."""
+"""timm's Beit: components, gradients, relative position bias at other grids, wrong conversions, the original's file."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_original_file_has_indices_and_a_mask_token():
 
 @pytest.fixture
 def in_double(monkeypatch):
-    """Lets timm compute with the precision of its tables: its rule is judged, not its rounding."""
+    """Makes timm resize in the precision of its tables: its rule is judged, not its rounding."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     torch.set_default_dtype(torch.float64)
     yield

@@ -1,4 +1,4 @@
-"""Other forms of checkpoints: replaced heads, what pre-training leaves behind, names that two families share."""
+"""Other forms of checkpoints: replaced heads, extra tensors of pre-training, names that two families share."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_several_layers_are_no_head():
     # as it says: test_a_head_of_several_layers_gives_way_to_none
 
 
-# --- what pre-training leaves behind ---
+# --- extra tensors of pre-training ---
 
 LEFT = {
     "vit_small_patch14_dinov2": {"mask_token": (1, 32), "dino_head.mlp.0.weight": (4, 32)},
@@ -142,7 +142,7 @@ def test_a_rotated_tower_is_never_read_as_a_plain_one():
 
 
 def as_meta_has_it(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """Returns timm's tensors under Meta's names: what timm's reading of them does, backwards."""
+    """Returns timm's tensors under Meta's names, the inverse of timm's checkpoint filter."""
     swaps = (
         ("attn_pool.latent", "attn_pool.probe"), ("attn_pool.norm", "attn_pool.layernorm"), ("norm_pre", "ln_pre"),
         ("patch_embed.proj", "conv1"), ("pos_embed", "positional_embedding"), ("gamma_1", "ls_1.gamma"),

@@ -1,4 +1,4 @@
-"""`vit-flax compare CHECKPOINT`: against transformers and timm; it must agree, and be able to fail."""
+"""`vit-flax compare CHECKPOINT` against transformers and timm: it must agree, and be able to fail."""
 
 from __future__ import annotations
 

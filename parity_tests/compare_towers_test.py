@@ -1,4 +1,4 @@
-"""`vit-flax compare` of images and texts: against transformers; it must agree, and be able to fail."""
+"""`vit-flax compare` of two towers against transformers: it must agree, and be able to fail."""
 
 from __future__ import annotations
 

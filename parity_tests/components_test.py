@@ -25,7 +25,7 @@ RNG = np.random.default_rng(0)
 
 
 class Wrapped(nn.Module):
-    """Puts a component where the whole model has it, so that its tensors have the layout's names."""
+    """Nests a component at its path in the whole model, so that its tensors have the layout's names."""
 
     def __init__(self, module: nn.Module, name: str) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ def test_non_finite_inputs_spread_as_in_torch() -> None:
 
 
 def test_second_derivatives_agree_with_torch() -> None:
-    """Forward-over-reverse and reverse-over-reverse through the hand-written backward passes."""
+    """Forward-over-reverse and reverse-over-reverse differentiate the hand-written backward passes."""
     from vit_flax import from_state_dict
 
     module = randomise(reference.ViT_Model((1, 4, 4), 2, 16, 1, 2, depth=1))

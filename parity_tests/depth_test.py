@@ -1,4 +1,4 @@
-"""Depth Anything against transformers: read, computed at two image sizes, taken back, drawn."""
+"""Depth Anything against transformers: loaded, computed at two image sizes, converted back, drawn."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ WRONG: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def small() -> Any:
-    """Returns a metric model of two grids, its twin, its parameters, images."""
+    """Returns a metric model of two grids, its Flax conversion, its parameters, images."""
     changes = {"reassemble_factors": [2, 1], "neck_hidden_sizes": [4, 6], **METRIC}
     with mock.patch.dict(BACKBONE, {"out_indices": [1, 3]}):
         theirs = build(**changes)

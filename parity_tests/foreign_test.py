@@ -1,4 +1,4 @@
-"""Models of other kinds are called what they are: real names of tensors of timm's and transformers' models."""
+"""Messages name the architecture of models of other kinds, by the tensor names of timm's and transformers' models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Broken files: whatever is in one, it loads or it is refused."""
+"""A broken file loads or is refused, whatever its contents."""
 
 import pytest
 

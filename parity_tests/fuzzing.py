@@ -1,4 +1,4 @@
-"""Breaks good checkpoints at random and loads them, in a process that may take neither long nor much memory.
+"""Breaks good checkpoints at random and loads them, in a process with limits on time and memory.
 
 `python -m parity_tests.fuzzing COUNT SEED` prints a JSON object: how many were read, refused, and what failed.
 """
@@ -31,7 +31,7 @@ INTERESTING = (b"\0", b"\xff", b"\x80", b"[", b"{", b'"', b"-", b"9" * 20, b"\xf
 
 
 def run(count: int, seed: int, seconds: int = 3600) -> dict[str, Any]:
-    """Returns what a process of its own found out about `count` broken files."""
+    """Returns the result of a process of its own on `count` broken files."""
     command = [sys.executable, "-m", "parity_tests.fuzzing", str(count), str(seed)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     assert process.returncode == 0, process.stderr[-3000:]
@@ -131,7 +131,7 @@ def _broken(data: bytes, rng: random.Random) -> bytes:
 
 
 def _inside(data: bytes, rng: random.Random) -> bytes | None:
-    """Breaks a part of the file and makes the rest fit to it, so that the damage is not noticed at once."""
+    """Breaks a part of the file and adapts sizes and checksums, so that the damage is not noticed at once."""
     if data[:2] == b"PK":
         out = io.BytesIO()
         with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
@@ -184,7 +184,7 @@ def _broken_pickle(data: bytes, rng: random.Random) -> bytes:
 
 
 def load_whole(path: str) -> None:
-    """Reads every tensor, then loads the model, told what the file itself does not tell."""
+    """Reads every tensor, then loads the model with the fields that the file does not say."""
     import vit_flax
 
     read_all(path)

@@ -1,4 +1,4 @@
-"""What training computes today, kept: the losses of three recipes' first 20 steps, and three lowered training steps.
+"""Stored results of training: the losses of three recipes' first 20 steps, and three lowered training steps.
 
 Command: python -m parity_tests.golden writes parity_tests/stored/golden.json anew, after a change that is meant.
 """
@@ -55,7 +55,7 @@ def losses(recipe: str) -> list[float]:
 
 
 def lowered(preset: str) -> str:
-    """Returns a digest of a preset's training step, two blocks of it, as JAX hands it to the compiler."""
+    """Returns a digest of the lowered training step (StableHLO) of a preset cut to two blocks."""
     model = get_preset(preset).config.replace(depth=2, num_classes=10)
     config = TrainConfig(model=model, data=DataConfig(name="digits", batch_size=8), epochs=1).resolve(64)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
@@ -64,7 +64,7 @@ def lowered(preset: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Returns what the last bits of losses depend on."""
+    """Returns the CPU, its cores, JAX's version and XLA's flags, on which the last bits of losses depend."""
     cpu: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():

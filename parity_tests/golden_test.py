@@ -1,4 +1,4 @@
-"""Training computes what it computed: losses to the last bit on the same kind of machine, and the same programs."""
+"""Training repeats its stored results: losses to the last bit on the same kind of machine, and the same programs."""
 
 import json
 

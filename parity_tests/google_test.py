@@ -46,7 +46,7 @@ POOLS = {"gap": "avg", "unpooled": "none"}
 
 
 def build(module, seed=0):
-    """Returns the original's tensors by name, all random, and what it gives for the images."""
+    """Returns the original's random tensors by name, and its output for the images."""
     images = jnp.asarray(random_images(SIZE))
     params = module.init(jax.random.key(0), images)["params"]
     generator = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
-"""Reads hostile files in a process of its own that may take neither long nor much memory.
+"""Reads hostile files in a process of its own with limits on time and memory.
 
-`python -m parity_tests.guarded PATH ...` prints what became of each path as JSON.
+`python -m parity_tests.guarded PATH ...` prints the outcome of each path as JSON.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def read_all(path: str) -> None:
 
 
 def limit_memory(megabytes: int) -> None:
-    """Lets this process take no more than so much beyond what it has; torch is loaded before, being no file's fault."""
+    """Limits this process to an amount of memory beyond its own with torch loaded, which no file is to blame for."""
     import torch
 
     import vit_flax  # noqa: F401
@@ -70,7 +70,7 @@ def limit_memory(megabytes: int) -> None:
 
 
 def read_guarded(paths: Iterable[Path]) -> dict[str, str]:
-    """Returns what becomes of each path, by its name."""
+    """Returns the outcome of each path, by its name."""
     command = [sys.executable, "-m", "parity_tests.guarded", *map(str, paths)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert process.returncode == 0, process.stderr[-2000:]
@@ -78,7 +78,7 @@ def read_guarded(paths: Iterable[Path]) -> dict[str, str]:
 
 
 def main(paths: list[str]) -> None:
-    """Prints what becomes of each path."""
+    """Prints the outcome of each path."""
     limit_memory(MEGABYTES)
     print(json.dumps({Path(path).name: outcome(lambda path=path: read_all(path)) for path in paths}))
 

@@ -1,6 +1,6 @@
-"""Families that differ from others by names and table rows, against transformers: read, computed, resized, taken back.
+"""Families that differ by names and table rows, against transformers: loaded, computed, resized, converted back.
 
-One tiny model a family; each is read from files as transformers saves them, in both spellings, and from memory.
+One tiny model per family is loaded from files as transformers saves them, in both spellings, and from memory.
 """
 
 from __future__ import annotations
@@ -98,15 +98,15 @@ def build(case: str) -> tuple[Any, np.ndarray]:
 
 
 def rms_norm(self: Any, x: torch.Tensor) -> torch.Tensor:
-    """What AIMv2's norm computes, not rounded to float32 on the way."""
+    """AIMv2's RMSNorm without its cast to float32."""
     return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
 
 
 @contextmanager
 def exactly(theirs: Any) -> Iterator[None]:
-    """Keeps transformers from rounding to float32 what it does in models of any precision.
+    """Removes transformers' casts to float32 within the context.
 
-    RADIO normalises images itself, in float32: here they are normalised.
+    RADIO normalises images itself, in float32; here its images are normalised before.
     """
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(torch.Tensor, "float", torch.Tensor.double))

@@ -1,7 +1,7 @@
-"""A checkpoint as Hugging Face's hub has it (DINOv2 ViT-S/14, its published config.json), loaded in every way there is.
+"""A checkpoint in the form of Hugging Face's hub (DINOv2 ViT-S/14, its published config.json), loaded in every way.
 
-The weights are random, of the published model's shapes; at another image size than the table's transformers resizes in
-float32 whatever the model's type, and so agrees with exact arithmetic to float32 rounding of the table only.
+The weights are random, of the published model's shapes. For another image size transformers resizes the position table
+in float32 whatever the model's dtype, and agrees with exact arithmetic up to that rounding.
 """
 
 from __future__ import annotations

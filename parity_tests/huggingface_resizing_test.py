@@ -35,7 +35,7 @@ IMAGES = {"native": (32, 32), "larger": (56, 56), "smaller": (16, 16), "not squa
 
 @pytest.fixture(autouse=True)
 def _float64(monkeypatch):
-    """Lets casts to float32 before a resize leave float64 as it is: transformers' rule is judged, not its rounding."""
+    """Removes casts of float64 to float32 before a resize: transformers' rule is judged, not its rounding."""
     to = torch.Tensor.to
 
     def same(self, *args, **kwargs):

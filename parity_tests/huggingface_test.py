@@ -1,4 +1,4 @@
-"""Hugging Face's vision models against transformers: read from its files and its memory, compared, taken back."""
+"""Hugging Face's vision models against transformers: loaded from files and from memory, compared, converted back."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def build(case: str, **changes):
 
 
 def all_patches(model, pixels):
-    """Returns what makes a ViT-MAE see all patches in their order, as evaluation does; nothing for other models."""
+    """Returns the arguments with which a ViT-MAE encodes all patches in order; none for other models."""
     if not isinstance(model, transformers.ViTMAEModel):
         return {}
     model.config.mask_ratio = model.embeddings.config.mask_ratio = 0.0
@@ -238,7 +238,7 @@ REGISTERS_REVERSED = changed("register_tokens", lambda a: a[:, ::-1])
 
 
 def first_register_first(tensors):
-    """Puts the first register where the class token stands, and that behind it."""
+    """Exchanges the class token and the first register."""
     tensors = dict(tensors)
     token, registers = ("dinov2_with_registers.embeddings." + name for name in ("cls_token", "register_tokens"))
     both = np.concatenate([tensors[token], tensors[registers][:, :1]], axis=1)

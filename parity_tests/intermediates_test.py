@@ -1,4 +1,4 @@
-"""What leaves the blocks: timm's forward_intermediates, T2T's blocks, transformers' hidden_states, in float64."""
+"""Intermediate features: timm's forward_intermediates, T2T's blocks, transformers' hidden_states, in float64."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def test_twenty_steps_are_those_of_peft(family: str, options: dict[str, Any], tm
 
 
 def begun(config: vit_flax.ViTConfig, lora: LoraConfig, params: Any = None) -> tuple[Any, Any]:
-    """Returns random adapters, and other parameters that are random or these."""
+    """Returns random adapters and the frozen parameters, of `params` or of random ones."""
     rng = np.random.default_rng(1)
     if params is None:
         shapes = expected_shapes(build_model(config))
@@ -176,7 +176,7 @@ def begun(config: vit_flax.ViTConfig, lora: LoraConfig, params: Any = None) -> t
 
 
 def loaded_by_peft(model: Any, folder: Path) -> Any:
-    """Returns the model with the adapter of a folder; no key of it is missing, and none is unexpected."""
+    """Returns the model with a folder's adapter as peft loads it, without missing or unexpected keys."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         adapted = peft.PeftModel.from_pretrained(model, folder)

@@ -50,7 +50,7 @@ def build(constructor, **case):
 
 
 def told(case):
-    """What the tensors do not tell."""
+    """Returns the fields that the tensors do not determine."""
     return {
         "num_heads": case.get("heads", SHAPE["heads"]),
         "image_size": case["image_size"],

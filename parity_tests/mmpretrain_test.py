@@ -1,4 +1,4 @@
-"""OpenMMLab's names: every kind of its ViTs agrees with its own computation, and comes back bit for bit."""
+"""OpenMMLab's names: every kind of its ViTs agrees with a restatement of its code, and round-trips bit for bit."""
 
 import dataclasses
 from pathlib import Path

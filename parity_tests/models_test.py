@@ -1,4 +1,4 @@
-"""The tutorial's whole models in many configurations: components, gradients, every tensor back bit for bit."""
+"""The tutorial's whole models in many configurations: components, gradients, tensors that round-trip bit for bit."""
 
 from typing import Any
 

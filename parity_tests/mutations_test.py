@@ -16,13 +16,13 @@ from vit_flax.parity.digits import UNBROKEN, UNCHANGED, DigitsCase
 from vit_flax.parity.mutations import MUTATIONS, Mutation
 from vit_flax.reference import T2T_ViT
 
-# What else can compute float64: layers in the forms that store what they hand on, for a TPU and for a GPU.
+# Other programs that compute in float64: layers in the forms that store activations, for a TPU and for a GPU.
 STORED = Precision(stored=jnp.float64, stream=jnp.float64, products=lax.Precision.DEFAULT)
 PLATFORMS = ("tpu", "gpu")
 
 
 def _divergence(mutation: Mutation, policy: Precision = UNCHANGED, platform: str | None = None) -> Any:
-    """Returns section and name of the first row that differs, looking no further than that; None if none does."""
+    """Returns section and name of the first row that differs, stopping there; None if none does."""
     with mutation.applied(), compiled_for(platform), attention_backend("auto" if policy.stored is None else "stored"):
         case = DigitsCase(mutation, num_steps=3, batch=8, policy=policy)
         for section, compare in case.comparisons():

@@ -1,4 +1,4 @@
-"""SigLIP 2's NaFlex through the commands, against transformers with its own image processor on the same files."""
+"""The commands on SigLIP 2's NaFlex, against transformers with its own image processor on the same files."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ HF_NAMES = (
 
 
 def as_open_clip(state_dict):
-    """Returns transformers' tensors under OpenAI's names: what its own conversion script does, backwards."""
+    """Returns transformers' tensors under OpenAI's names, the inverse of its conversion script."""
     tensors = {}
     for name, tensor in state_dict.items():
         for old, new in HF_NAMES:

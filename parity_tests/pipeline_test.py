@@ -1,4 +1,4 @@
-"""`vit-flax predict` against transformers.pipeline("image-classification") and timm, as people call them."""
+"""`vit-flax predict` against transformers.pipeline("image-classification") and timm's own preprocessing."""
 
 import contextlib
 import io
@@ -27,7 +27,7 @@ TINY = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "in
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A photograph that lies on its side, as its EXIF data say."""
+    """A photograph with a rotated EXIF orientation."""
     path = tmp_path_factory.mktemp("photo") / "photo.png"
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -172,7 +172,7 @@ def test_pixels_are_timms(cfg: dict[str, Any], flat: bool) -> None:
 @pytest.mark.parametrize("size", [32, (32, 48)])
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
 def test_pixels_are_open_clips(mode: str, size: Any) -> None:
-    """open_clip is not installed: its steps, which are torchvision's and timm's, are put together here."""
+    """open_clip's transform is composed here of its torchvision and timm steps, without open_clip installed."""
     from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio
     from torchvision import transforms
 

@@ -1,4 +1,4 @@
-"""Shapes drawn at random: what the reference accepts, Flax computes the same; what it refuses, so do we."""
+"""Random shapes: Flax computes what the reference accepts, and refuses what it refuses."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Random weights for torch models, so large that no parameter can hide."""
+"""Random weights for torch models, large enough that every parameter affects the output."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 def randomise(module: Any, seed: int = 0, std: float = 0.2) -> Any:
     """Returns the torch module in eval mode and float64, every parameter drawn anew.
 
-    Gains of norms are drawn around 1; the width of a Linear or convolution scales its weights down so that activations
-    keep their size through wide models.
+    Norm scales are drawn around 1; weights of a Linear or convolution are scaled down by its width, so that activations
+    keep their size in wide models.
     """
     import torch
 
@@ -42,9 +42,9 @@ def relative_error(ours: Any, theirs: Any) -> float:
 
 
 def in_float64(torch_model: Any) -> Any:
-    """Returns a timm model that does not round to float32 what timm rounds in models of any precision.
+    """Returns a timm model without timm's casts to float32 in models of any precision.
 
-    That is the weight of differential attention, and the angles of rotations with their sines and cosines.
+    These are the weight of differential attention, and the angles of rotary embeddings with their sines and cosines.
     """
     for module in torch_model.modules():
         if hasattr(module, "lambda_q1"):

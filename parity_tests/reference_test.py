@@ -1,4 +1,4 @@
-"""The PyTorch reference against the series' worked example, its formulas and naive recomputations."""
+"""The PyTorch reference against the tutorial's worked example, its formulas and naive recomputations."""
 
 import json
 import math

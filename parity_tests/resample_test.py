@@ -1,4 +1,4 @@
-"""Position tables and patch kernels, resized by us and by the libraries whose rule each mode is."""
+"""Resized position tables and patch kernels, against the libraries whose rule each mode is."""
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +118,7 @@ class TestAgainstTorchAndScipy:
 
 @pytest.fixture
 def _float64(monkeypatch):
-    """Lets the libraries' casts to float32 be casts to float64: their rule is judged, not their rounding."""
+    """Makes the libraries' casts to float32 casts to float64: their rule is judged, not their rounding."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     monkeypatch.setattr(torch, "float32", torch.float64)
 
@@ -200,7 +200,7 @@ class TestAgainstTheLibraries:
 
 
 def by_definition(kernel: np.ndarray, new, mode: str) -> np.ndarray:
-    """FlexiViT's formula as it is written: the pseudo-inverse of the whole resize, built from basis patches."""
+    """Resizes by FlexiViT's formula: the pseudo-inverse of the whole resize, built from basis patches."""
     old = kernel.shape[:2]
     basis = torch.eye(old[0] * old[1], dtype=torch.float64).reshape(-1, 1, *old)
     resize = F.interpolate(basis, size=new, **TORCH[mode]).reshape(len(basis), -1).numpy()

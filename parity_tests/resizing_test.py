@@ -1,4 +1,4 @@
-"""Checkpoints loaded for another image size, against the libraries that resize them their own way."""
+"""Checkpoints loaded for another image size, against the libraries' own resizing."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ SIZES = [(32, 32), (80, 80), (24, 56)]  # of models made for 48 pixels and patch
 
 @pytest.fixture(autouse=True)
 def _float64(monkeypatch):
-    """Lets the libraries' casts to float32 be casts to float64: their rule is judged, not their rounding."""
+    """Makes the libraries' casts to float32 casts to float64: their rule is judged, not their rounding."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 

@@ -1,4 +1,4 @@
-"""Files that earlier versions wrote are read as they were meant, and their runs go on."""
+"""Files of earlier versions load with their meaning, and their runs resume."""
 
 from __future__ import annotations
 

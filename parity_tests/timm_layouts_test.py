@@ -1,4 +1,4 @@
-"""timm's layout and those that share its names: what is asked for, what is refused, and that errors show."""
+"""timm's layout and those that share its names: required fields, refusals, and deliberate errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every timm entry point of a plain ViT, converted, compared in float64, and taken back."""
+"""Every timm entry point of a plain ViT, converted, compared in float64, and converted back."""
 
 from __future__ import annotations
 

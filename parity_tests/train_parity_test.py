@@ -49,7 +49,7 @@ def _torch_model(config: TrainConfig, seed: int = 0) -> Any:
 
 @dataclasses.dataclass
 class Both:
-    """What two runs came to; parameters by timm's names."""
+    """The results of two runs; parameters by timm's names."""
 
     losses: tuple[list[float], list[float]]
     norms: tuple[list[float], list[float]]
@@ -70,7 +70,7 @@ class Both:
 
 
 def _train_both(config: TrainConfig, make: Callable[[Any], torch.optim.Optimizer], steps: int) -> Both:
-    """Trains with the config's numbers in Flax, and with the optimiser that `make` makes of the model in torch.
+    """Trains by the config in Flax, and with the optimiser of `make(model)` in torch.
 
     The learning rate of each torch group is the schedule's times its 'lr_scale'.
     """

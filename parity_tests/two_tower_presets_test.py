@@ -1,4 +1,4 @@
-"""Presets of images and texts against transformers' classes, built without memory."""
+"""Presets of two towers against transformers' classes, built on the meta device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""big_vision's and open_clip's models of images and texts, both towers."""
+"""big_vision's and open_clip's two-tower models."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
 
 
 def open_clip_tensors(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
-    """Returns the same random tensors for the same shapes, wherever."""
+    """Returns random tensors of these shapes, the same on every machine."""
     drawn = np.random.default_rng(7)
     gain = {name for name in shapes if ".ln_" in f".{name}" and name.endswith("weight")}
     return {name: np.asarray((name in gain) + drawn.normal(0, 0.3, shapes[name])) for name in sorted(shapes)}
@@ -177,7 +177,7 @@ def test_openais_archives_tell_what_their_own_loader_takes_for_granted():
 
 
 def compute_open_clip(case: str) -> dict[str, Any]:
-    """Returns the shapes of open_clip's tensors, and what it computes of `open_clip_tensors`."""
+    """Returns the shapes of open_clip's tensors, and its outputs with `open_clip_tensors`."""
     import torch
 
     import_torchvision()

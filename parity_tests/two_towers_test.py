@@ -35,7 +35,7 @@ LAYOUTS = {"clip": "clip", "old clip": "clip", "metaclip_2": "clip", "siglip": "
 
 
 def build(case: str, size: str = "small") -> Any:
-    """Returns transformers' model of random weights, whose texts end with token END, or with the highest number."""
+    """Returns transformers' model of random weights, whose EOS token is END, or the highest id."""
     name, sizes = KINDS[case], SIZES[size]
     text = {**sizes, "vocab_size": END + 4, "max_position_embeddings": 9, "bos_token_id": 1, "pad_token_id": 0}
     text |= {"eos_token_id": 2 if case == "old clip" else END}
@@ -46,7 +46,7 @@ def build(case: str, size: str = "small") -> Any:
 
 
 def texts(case: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns tokens of three texts, and which are no padding: not what SigLIP is given."""
+    """Returns the token ids of three texts and their attention mask, which SigLIP does not take."""
     tokens = np.random.default_rng(0).integers(3, END, (3, 9))
     for row, length in zip(tokens, (4, 9, 6), strict=True):
         row[length - 1] = END + 3 if case == "old clip" else END

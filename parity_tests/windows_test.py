@@ -1,4 +1,4 @@
-"""Trunks whose blocks attend inside windows, against timm's SAM and transformers' SAM, ViTDet and SAM 3."""
+"""Backbones with window attention, against timm's SAM and transformers' SAM, ViTDet and SAM 3."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def build(case: str) -> tuple[Any, np.ndarray, str]:
 
 
 def told(case: str) -> dict[str, Any]:
-    """Returns what the tensors do not tell, as its library says it."""
+    """Returns the fields that the tensors do not determine, from the library's config."""
     kind, attributes = CASES[case]
     if kind != "timm":
         module = getattr(transformers, kind)
@@ -95,7 +95,7 @@ def told(case: str) -> dict[str, Any]:
 
 
 def tokens_of(theirs: Any, images: np.ndarray) -> torch.Tensor:
-    """Returns what leaves the trunk, one token after the other."""
+    """Returns the backbone's output as tokens (B, N, C)."""
     # the numbers of rows and columns are turned into angles in float32, whatever the model is in
     with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
         out = run_torch(getattr(theirs, "forward_features", theirs), images)
@@ -105,7 +105,7 @@ def tokens_of(theirs: Any, images: np.ndarray) -> torch.Tensor:
 
 
 def run_flax(model: Any, params: Any, images: np.ndarray, method: str = "__call__") -> np.ndarray:
-    """Returns what the linen model gives, compiled: one program, and not one for each operation."""
+    """Returns the linen model's output, jitted: one program instead of one per operation."""
     return np.asarray(jax.jit(partial(model.apply, method=method))({"params": params}, jnp.asarray(images)))
 
 
@@ -196,7 +196,7 @@ def _border(array: Any, widths: Any) -> Any:
 
 
 def _unseen(self: Any, attention: Any, q: Any, k: Any, scale: float, given: Any) -> Any:
-    """Adds to the logits of 5x5 patches in windows of 3 what hides the keys that fill up the grid."""
+    """Masks the padding keys of a grid of 5x5 patches in windows of 3, which must not be masked."""
     q, k, _ = APPLY(self, attention, q, k, scale, given)
     if not self.window:
         return q, k, None
@@ -227,7 +227,7 @@ def test_wrong_code_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def inspected(path: Any) -> dict[str, Any]:
-    """Returns what `vit-flax inspect --json` says."""
+    """Returns the result of `vit-flax inspect --json`."""
     wish = Wish()
     return read_model(open_checkpoint(path, wish), wish).to_dict()
 
@@ -258,7 +258,7 @@ def test_metas_own_file(tmp_path: Any) -> None:
 
 
 def larger(kind: str) -> tuple[Any, Any]:
-    """Returns a model that a trunk is a part of, and that trunk."""
+    """Returns a model that contains a backbone, and that backbone."""
     if kind == "sam":
         parts = {"prompt_encoder_config": {"hidden_size": 8, "image_size": 40, "patch_size": 8},
                  "mask_decoder_config": {"hidden_size": 8, "mlp_dim": 8, "num_attention_heads": 2}}  # fmt: skip
@@ -295,7 +295,7 @@ def test_a_trunk_inside_of_sam3s_whole_config() -> None:
 
 @pytest.mark.parametrize("case", quick(["timm", "vitdet", "sam3"], ["sam3"]))
 def test_another_image_size(case: str) -> None:
-    """As timm, ViTDet and SAM 3 compute it for images of another size than their tables were made for."""
+    """The output for images of another size than the tables' is that of timm, ViTDet and SAM 3."""
     theirs, _, _ = build(case)
     size = (24, 56) if case != "sam3" else (56, 56)
     if case == "timm":
@@ -348,7 +348,7 @@ def test_maps_of_the_blocks_that_see_all() -> None:
 
 
 def test_detectron2s_names(tmp_path: Any) -> None:
-    """ViTDet's as its own library has it, in a detector; judged by transformers' class of the same weights."""
+    """ViTDet under detectron2's names, inside a detector, against transformers' class of the same weights."""
     theirs, images, _ = build("vitdet")
     swaps = (("embeddings.position_embeddings", "pos_embed"), ("embeddings.projection", "patch_embed.proj"),
              ("encoder.layer", "blocks"), (".attention.", ".attn."))  # fmt: skip

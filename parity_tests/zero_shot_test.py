@@ -1,4 +1,4 @@
-"""`vit-flax zeroshot` and what it stands on, against transformers on the same pixels, with tokenisers made here."""
+"""`vit-flax zeroshot` and zero-shot functions against transformers on the same pixels, with tokenisers trained here."""
 
 from __future__ import annotations
 

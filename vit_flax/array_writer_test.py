@@ -1,4 +1,4 @@
-"""Files written row by row: what NumPy reads back, and that nothing is left of what was not finished."""
+"""Files written row by row: NumPy reads them back, and unfinished ones leave nothing behind."""
 
 from pathlib import Path
 

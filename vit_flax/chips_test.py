@@ -1,4 +1,4 @@
-"""What JAX calls a device is one of the published chips, or none."""
+"""JAX's device_kind names one of the published chips, or none."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, in a process of its own."""
+"""Freed memory stays with the process; each test runs in a process of its own."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Pushing to a hub that is a small server of this test: huggingface_hub itself speaks to it."""
+"""Uploads by huggingface_hub to a small server of this test."""
 
 import base64
 import json
@@ -22,13 +22,13 @@ Repositories = dict[str, dict[str, bytes]]
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """What create_repo, create_commit, model_info and hf_hub_download ask of a hub; files are kept in memory."""
+    """A server of the requests of create_repo, create_commit, model_info and hf_hub_download, with files in memory."""
 
     repositories: Repositories
     refuses = False
 
     def do_POST(self) -> None:
-        """Creates a repository, says how files come, takes a commit."""
+        """Creates a repository, answers how to upload files, takes a commit."""
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         if self.refuses:
             return self._answer({"error": "You do not have the rights to write here"}, 403)
@@ -89,12 +89,12 @@ class _Hub(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Keeps quiet."""
+        """Logs nothing."""
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[_Hub]]:
-    """A hub of its own, which huggingface_hub takes for the real one."""
+    """A hub that huggingface_hub takes for the real one."""
     from huggingface_hub import constants, hf_api
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (_Hub,), {"repositories": {}}))
@@ -139,7 +139,7 @@ def test_a_model_comes_back_from_the_hub_as_it_was(hub: type[_Hub]) -> None:
 class TestTheCommand:
     @pytest.fixture
     def run(self, tmp_path: Path) -> Path:
-        """A run's folder: best/, results.json, train.json, and what no one else needs."""
+        """A run's folder: best/, results.json, train.json, and a checkpoint that must not be uploaded."""
         model, params = _model()
         best = tmp_path / "run" / "best"
         best.parent.mkdir()

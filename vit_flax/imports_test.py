@@ -1,4 +1,4 @@
-"""The layers of the package: what imports what, and what importing it costs."""
+"""The layers of the package: which files import which, and the libraries that an import loads."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""One reading: nothing is found out twice, and every command takes what it is told of a checkpoint."""
+"""A checkpoint is read once, and every command takes all options of a checkpoint."""
 
 from __future__ import annotations
 

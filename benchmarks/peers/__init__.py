@@ -1,4 +1,4 @@
-"""The contestants: one file each, with `SETTINGS`, `prepare(job)` and what it needs to be installed."""
+"""The contestants: one file each, with `SETTINGS` and `prepare(job)`, and the packages that it needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.cases import Case
 
 @dataclass(frozen=True)
 class Job:
-    """What a contestant is asked to run: a case, with weights in timm's layout and a batch of NHWC images."""
+    """A contestant's job: a case, with weights in timm's layout and a batch of NHWC images."""
 
     case: Case
     weights: Path  # .safetensors

@@ -1,7 +1,7 @@
-"""A ViT written the way of google-research/big_vision's models/vit.py, in our own few lines.
+"""A ViT in the manner of google-research/big_vision's models/vit.py, written anew.
 
 Kernels and normalisation are float32, products and the residual stream bfloat16; layers are unrolled or scanned, and a
-scanned block keeps nothing for its backward pass where `remat` is set. GELU is exact here, as in the other contestants.
+scanned block is rematerialised where `remat` is set. GELU is exact here, as in the other contestants.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Ours with one part put back to its plain form: what each formulation is worth.
+"""Ours with one part in its plain form, to time each formulation.
 
-Variants: the names of `PLAIN`. Where only the backward pass is written out, the plain form is the same function, which
-JAX differentiates then.
+Variants: the names of `PLAIN`. Where only the backward pass is hand-written, the plain form is the same function,
+differentiated by JAX.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def make_train_step(apply: Callable[[Any, Any], Any], parts: int = 1) -> tuple[A
 
 
 def prepare_train_step(job: Job, apply: Callable[[Any, Any], Any], params: Any, parts: int = 1) -> Prepared:
-    """Compiles loss, gradients and the AdamW update into one call that takes its state's place."""
+    """Compiles loss, gradients and the AdamW update into one call that donates the state."""
     import jax
 
     optimizer, step = make_train_step(apply, parts)
@@ -83,7 +83,7 @@ def prepare_train_step(job: Job, apply: Callable[[Any, Any], Any], params: Any, 
 
 
 def _told(compiled: Any) -> dict[str, Any]:
-    """Returns what the compiler says of itself; its bytes are those of every operation, in a cache or not."""
+    """Returns the compiler's cost analysis; its bytes are those of every operation, cached or not."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     return {
         "temp_bytes": getattr(memory, "temp_size_in_bytes", None),

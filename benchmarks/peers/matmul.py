@@ -1,4 +1,4 @@
-"""The matrix product that everything is measured against. Variants: '' JAX, 'torch'; 3,072 squared.
+"""The matrix product that sets the peak FLOP/s, 3,072 squared. Variants: '' JAX, 'torch'.
 
 Not a model: its FLOPs are SIDE ** 3 * 2 whatever the case is.
 """

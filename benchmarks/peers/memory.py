@@ -1,4 +1,4 @@
-"""The memory that everything is fed from: x + 3 y in place on two arrays of 256 MB, far larger than any cache.
+"""The memory bandwidth, by x + 3 y in place on two arrays of 256 MB, far larger than any cache.
 
 Not a model: the note `bytes` is what a call reads and writes.
 """

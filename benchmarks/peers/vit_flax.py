@@ -1,7 +1,8 @@
 """Ours: jitted linen model, parameters on the device.
 
-Variants: "whole": inference of the whole batch at once, not in parts as `vit_flax.Predictor` computes it on a CPU;
-"accumulate": the training step in parts of 8 images, as with `TrainConfig.accumulation`.
+Variants: "whole": inference of the whole batch at once, not in microbatches as in `vit_flax.Predictor` on a CPU;
+"accumulate": the training step with gradients accumulated over microbatches of 8 images, as by
+`TrainConfig.accumulation`.
 """
 
 from __future__ import annotations

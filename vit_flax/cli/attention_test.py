@@ -1,4 +1,4 @@
-"""`vit-flax attention` of many images: the weights of each, as if it were alone."""
+"""`vit-flax attention` of many images: the weights of each equal those of the image alone."""
 
 import json
 from pathlib import Path

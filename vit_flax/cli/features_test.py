@@ -1,4 +1,4 @@
-"""`vit-flax features`: what is written of whole models and of layers, to files and folders, and what is refused."""
+"""`vit-flax features`: outputs of whole models and of layers, to files and folders, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which class a folder's label is: by name, through `vit-flax evaluate`."""
+"""`vit-flax evaluate` matches the labels of folders with classes by name."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ CONFIG = ViTConfig(image_size=(8, 8), patch_size=(4, 4), in_chans=1, embed_dim=1
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that says the second of its three classes, b, whatever it sees."""
+    """A model that always predicts b, the second of its three classes."""
     model = build_model(CONFIG)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
     params: Any = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)

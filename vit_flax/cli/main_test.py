@@ -1,4 +1,4 @@
-"""What every command does alike: one line for every error, its exit status, and nothing else on standard error."""
+"""All commands: one line for every error, its exit status, and nothing else on standard error."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What people really mistype and mistake: one line each, with advice that is followed here, and the exit status."""
+"""Mistakes on the command line: one line each, with advice that is followed here, and the exit status."""
 
 import json
 from pathlib import Path

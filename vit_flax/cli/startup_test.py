@@ -1,4 +1,4 @@
-"""What a command that computes sets up first, and what is said when a library is missing."""
+"""The set-up of commands that compute, and the message about a missing library."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def test_before_jax_memory_and_compiled_programs_are_kept(tmp_path: Path) -> Non
     assert count == "1"
     assert Path(folder).is_dir()
     assert Path(folder).parent == tmp_path / "vit_flax" / "xla"
-    assert _shown(cache, "with jax") == ["0", "None"]  # the process is somebody else's
+    assert _shown(cache, "with jax") == ["0", "None"]  # JAX was imported before
 
 
 def test_the_environment_decides_about_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What `vit-flax train` takes with --set, and what it keeps quiet about."""
+"""Keys of `vit-flax train --set`, and the errors that the command silences."""
 
 import dataclasses
 import functools

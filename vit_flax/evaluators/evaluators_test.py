@@ -37,7 +37,7 @@ WRONG = {"mean": 0.3, "std": 0.7}
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[FrozenFeatures, FrozenFeatures]:
-    """Training and test digits as the shipped model sees them through a wrong mean and deviation."""
+    """Features of training and test digits, preprocessed with a wrong mean and standard deviation."""
     predictor = Predictor(*load(SHIPPED, num_heads=4, image_size=(8, 8)), batch_size=128)
 
     def frozen(split: str) -> FrozenFeatures:

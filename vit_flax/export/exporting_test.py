@@ -1,4 +1,4 @@
-"""Programs that run without this library, and what is refused."""
+"""Exported programs run without this library and equal the model; unusable arguments are refused."""
 
 import dataclasses
 import json
@@ -68,7 +68,7 @@ def run_apart(folder: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def assert_is_model(found: dict[str, np.ndarray], model: vit_flax.VisionTransformer, params: Any, images: Any) -> None:
-    """Compares what came out with the model, by the norm."""
+    """Compares a program's outputs with the model's, by their 2-norm."""
     variables = {"params": params}
     if "logits" in found or "embeddings" in found:
         expected = {next(iter(found)): jax.jit(model.apply)(variables, images)}

@@ -1,4 +1,4 @@
-"""Raw pixels prepared in a program, against the preparation on the host."""
+"""Preprocessing of raw pixels in a program, against that on the host."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Adapters at their beginning, and in the kernels."""
+"""Initial adapters, and adapters merged into kernels."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Dropout of adapters: it has the mean of the merged model; that none of it is the merged model is parity_tests'."""
+"""Dropout of adapters has the mean of the merged model; parity_tests check that rate 0 is the merged model."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def apply(model: VisionTransformer, frozen: Any, trained: Any, lora: LoraConfig,
 
 
 def test_the_mean_is_the_merged_model() -> None:
-    lora = LoraConfig(targets="head", modules_to_save=(), rank=2)  # behind it nothing is nonlinear
+    lora = LoraConfig(targets="head", modules_to_save=(), rank=2)  # linear in the adapter: no nonlinearity follows
     trained, frozen = adapted(lora)
     model = build_model(CONFIG)
     expected = np.asarray(jax.jit(model.apply)({"params": merged(frozen, trained, lora)}, IMAGES))

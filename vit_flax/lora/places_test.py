@@ -1,4 +1,4 @@
-"""Which layers a pattern means, and what is said where it means none."""
+"""The layers that a pattern selects, and the message where it selects none."""
 
 import re
 

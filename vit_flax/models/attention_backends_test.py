@@ -1,4 +1,4 @@
-"""Every attention back end computes what the textbook's does, or says that it cannot."""
+"""Every attention back end computes softmax attention, or refuses."""
 
 from functools import cache
 from typing import Any

@@ -1,4 +1,4 @@
-"""Tokens after any of the blocks, torch-free: every family, scanned or recomputed, on meshes; nothing kept unasked."""
+"""Tokens after any of the blocks: every family, scanned or rematerialised, on meshes; others are not stored."""
 
 from __future__ import annotations
 

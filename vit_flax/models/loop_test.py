@@ -1,4 +1,4 @@
-"""Recomputation and scanning change nothing but cost; dropping is off without a key."""
+"""Rematerialisation and scan change cost alone; dropout and stochastic depth are off without a key."""
 
 from typing import Any
 

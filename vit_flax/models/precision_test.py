@@ -81,7 +81,7 @@ def test_bfloat16_is_stored_but_on_a_cpu() -> None:
 
 
 def _loss_and_residuals(name: str, policy: Precision) -> tuple[Any, list[Any]]:
-    """Returns the logits' shape and dtype, and all that the backward pass keeps beside parameters."""
+    """Returns the logits' shape and dtype, and the residuals of the backward pass other than parameters."""
     model = build_model(MODELS[name], precision=policy)
     images = jnp.zeros((3, *model.config.image_size, 1))
     params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
@@ -148,7 +148,7 @@ POLICIES = {
 
 @pytest.fixture(scope="module")
 def exact() -> tuple[Any, Any, Any]:
-    """Returns images, parameters of size one in every layer, and what float64 makes of them."""
+    """Returns images, parameters of size one in every layer, and the float64 results."""
     rng = np.random.default_rng(0)
     images = rng.standard_normal((8, *DEEP.image_size, 1))
 

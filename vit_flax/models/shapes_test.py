@@ -1,4 +1,4 @@
-"""Shapes told from one block are those of the whole model."""
+"""Shapes derived from one block are those of the whole model."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Nothing in a float32 model is promoted by chance: both passes are traced under JAX's strict promotion of dtypes.
+"""A float32 model has no implicit promotion: both passes are traced under JAX's strict promotion of dtypes.
 
-In bfloat16 promotion is meant, where what is stored narrow meets a float32 sum. Strict promotion of ranks does not
-hold: biases and scales (d,) meet tokens (b, n, d) in every layer, as in linen's.
+In bfloat16 promotion is intended, where stored bfloat16 meets a float32 sum. Strict promotion of ranks does not hold:
+biases and scales (d,) are added to tokens (b, n, d) in every layer, as in linen's.
 """
 
 from typing import Any

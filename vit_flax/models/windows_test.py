@@ -1,4 +1,4 @@
-"""Windows: parted and joined, in every program, and what a config of them cannot be."""
+"""Window partition and its inverse in every program, and configs that are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations, bytes and collectives of programs counted by hand: texts, and what the compilers make of small ones."""
+"""FLOPs, bytes and collectives against counts by hand, of HLO texts and of small compiled programs."""
 
 from typing import Any
 

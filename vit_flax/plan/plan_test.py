@@ -1,4 +1,4 @@
-"""What is planned is what runs; the compiler's words are read right; bad input is one line."""
+"""The planned program is the one that runs; the compiler's messages are parsed; bad input is one line."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Recipes that begin with a checkpoint: what a preset tells of it, and what the checkpoint tells itself."""
+"""Recipes that start from a checkpoint: fields from a preset, and fields from the checkpoint itself."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The recipes of images with texts, in small: their steps compile."""
+"""The contrastive recipes, reduced in size: their steps compile."""
 
 import jax
 import pytest

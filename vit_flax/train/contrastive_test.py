@@ -1,4 +1,4 @@
-"""The losses of images and texts over eight devices, and runs that go on to the bit."""
+"""Contrastive losses over eight devices, and runs that resume bit for bit."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""A student that learns from a wider teacher's features: runs, what they leave, how they go on, what is refused."""
+"""Feature distillation from a wider teacher: runs, their files, resumption, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole runs of a tiny model: what is chosen on which split, what ends them, and how they go on."""
+"""Whole runs of a tiny model: the split that selects the best weights, the ends of a run, and resumption."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Whole runs that train adapters: what checkpoints hold, how they go on, what they leave, and what is refused."""
+"""Whole runs that train adapters: contents of checkpoints, resumption, exported files, and refusals."""
 
 import json
 import shutil

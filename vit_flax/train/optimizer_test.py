@@ -1,4 +1,4 @@
-"""Muon: matrices become orthogonal at the size of Adam's updates, the rest is Adam's; moments lie as parameters do."""
+"""Muon: orthogonalised updates of matrices at the size of Adam's, Adam for the rest; moments sharded as parameters."""
 
 from typing import Any
 

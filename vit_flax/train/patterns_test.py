@@ -1,4 +1,4 @@
-"""Ordered patterns, and what the optimiser makes of them."""
+"""Ordered patterns, and the optimiser's use of them."""
 
 import jax
 import numpy as np

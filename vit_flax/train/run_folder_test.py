@@ -1,4 +1,4 @@
-"""A training run's folder, its checkpoints and Orbax's trees, given to whatever reads weights."""
+"""A training run's folder, its checkpoints and Orbax's trees as the source of every command and function."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What a run tells is in its files, and what an interrupted run told beyond its checkpoint is not."""
+"""A run's log is in its files, without the lines of an interrupted run after its checkpoint."""
 
 import json
 import struct

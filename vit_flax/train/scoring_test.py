@@ -1,4 +1,4 @@
-"""What an evaluation counts, judged by scikit-learn."""
+"""Scores of an evaluation against scikit-learn's."""
 
 import jax
 import jax.numpy as jnp

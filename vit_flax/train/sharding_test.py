@@ -1,4 +1,4 @@
-"""Every device holds its part and no more, the numbers stay the same, and nothing is gathered that need not be."""
+"""Every device holds its shard alone, results stay the same, and only necessary arrays are gathered."""
 
 import json
 import os
