@@ -1,4 +1,4 @@
-"""Named training runs: functions that return a TrainConfig. Their docstrings say what was measured, and how."""
+"""Named training runs: functions that return a TrainConfig, whose docstrings state measured results and commands."""
 
 from __future__ import annotations
 

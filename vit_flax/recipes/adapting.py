@@ -1,4 +1,4 @@
-"""Runs that begin with a checkpoint of any layout."""
+"""Runs that start from a checkpoint of any layout."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def finetune(
     entry: str | None = None,
     told: Mapping[str, object] | None = None,
 ) -> TrainConfig:
-    """All of a checkpoint's model on other images, with a new head; positions are resized to `image_size`.
+    """Full fine-tuning of a checkpoint with a new head; position embeddings are resized to `image_size`.
 
-    Images are prepared as those of the checkpoint are, and the result is written in its layout. `config` names a preset
-    for a file whose tensors do not tell everything, `told` fields of the model (--set model.num_heads=3), `entry` which
-    of several weights to take; with `multi_label` an image has any number of classes; `source` has further fields of
-    the data, such as label_key. Command: vit-flax train finetune --set checkpoint=FILE --set
-    folder=DIR --set image_size=160 --out runs/finetune. Accuracy and time: not measured.
+    Preprocessing and layout are the checkpoint's. `config` names a preset for a file whose tensors do not determine
+    every field, `told` has fields of the model (--set model.num_heads=3), `entry` selects one of several weights; with
+    `multi_label` an image has any number of classes; `source` has further fields of the data, such as label_key.
+    Command: vit-flax train finetune --set checkpoint=FILE --set folder=DIR --set image_size=160 --out runs/finetune.
+    Accuracy and time: not measured.
     """
     return TrainConfig(
         drop=DropRates(drop_path_rate=0.1),
@@ -89,7 +89,7 @@ def _adapted(
     entry: str | None,
     told: Mapping[str, object] | None,
 ) -> dict[str, Any]:
-    """Returns what both recipes have: the checkpoint's model for the classes of the data, these, and the way in."""
+    """Returns the parts of both recipes: the checkpoint's model with the data's classes, the data, and the weights."""
     from vit_flax.preparing import find_preprocessing
     from vit_flax.reading import read_model  # imports JAX, which no other recipe needs
     from vit_flax.train.data.prepared import data_fields
@@ -131,12 +131,12 @@ def _adapted(
 
 
 def classifier_of(model: ViTConfig, classes: int, layout: str) -> tuple[ViTConfig, str | None]:
-    """Returns a checkpoint's model with a head for so many classes, and the layout that it is written in.
+    """Returns a checkpoint's model with a head of that many classes, and the layout to write it in.
 
-    It is the classifier of the checkpoint's own family, if its layout has one: with the pooling and the norms that go
-    with a head there, and without what only pre-training uses (the mask token, the tanh layer behind the class token).
-    Where that layout holds no classifier it is the model as it is, in the first layout of the same library that holds
-    it, else in the first of all; None: there is none.
+    The head is the classifier of the checkpoint's own family where its layout has one, with the family's pooling and
+    norms and without parts of pre-training (the mask token, the tanh pooler). A layout without a classifier keeps the
+    model as it is, in the first layout of the same library that holds it, otherwise the first of all; None: there is
+    none.
     """
     model = model.replace(num_classes=classes, **get_layout(layout).classifier(model))
     if model.representation_size is not None:

@@ -1,4 +1,4 @@
-"""Runs of images with texts: CLIP, SigLIP, and one of drawn shapes for a laptop."""
+"""Contrastive runs on images with texts: CLIP, SigLIP, and one on drawn shapes for a laptop."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.2613
 def shapes() -> TrainConfig:
     """A CLIP of two towers of 64 channels and 3 blocks, on 4,152 drawings of 32 pixels and their captions.
 
-    Command: vit-flax train shapes --out runs/shapes. Recall at 1 among the 115 captions of test, which training has
-    not: 82 % from image to text, 85 % from text to image, in 6 minutes on two cores (AMD EPYC, Zen 5) with other work
-    beside.
+    Command: vit-flax train shapes --out runs/shapes. Recall at 1 among the 115 test captions, which are absent from
+    training: 82 % from image to text, 85 % from text to image, in 6 minutes on two cores (AMD EPYC, Zen 5) with other
+    work beside.
     """
     tower = {"embed_dim": 64, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}
     return TrainConfig(

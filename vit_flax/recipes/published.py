@@ -1,4 +1,4 @@
-"""Published runs on ImageNet-1k, from their papers and repositories; nobody has run them here."""
+"""Published runs on ImageNet-1k, from their papers and repositories; none has been run here."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Class names, constructor arguments, state_dict keys and initialisation are the series'; images are (B, C, H, W).
 Corrected against the printed series: the patch tokens are transposed to (B, N, D), the backbone is given its token
-count, token counts are integers, and image sizes are (C, H, W). The only part of the package that needs PyTorch to be
-imported; nothing else imports it.
+count, token counts are integers, and image sizes are (C, H, W). Its import needs PyTorch; of the package only `parity`
+imports it, when a comparison runs.
 
 Reference: arXiv 2010.11929 (ViT), arXiv 2101.11986 (T2T-ViT).
 """
