@@ -39,7 +39,7 @@ class Position(Part):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoPosition(Position):
-    """Attention knows nothing of places: tokens carry them, from a position table."""
+    """No position in attention: tokens carry it from the position table."""
 
     def check(self, config: ViTConfig) -> None:
         """Raises nothing: every block does without."""

@@ -37,7 +37,7 @@ def dropped_attention(
 
 
 class Attention(nn.Module):
-    """Lets every token gather from every other, and projects what it gathered.
+    """Multi-head self-attention with an output projection.
 
     `value_skip` adds each token's own values, heads merged, after the projection: the tutorial's attention and T2T's
     token transformers do, since there input and output widths may differ; most other ViTs do not. `qk_norm` normalises

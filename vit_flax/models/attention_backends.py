@@ -1,4 +1,4 @@
-"""Attention of heads, and which program computes it."""
+"""Multi-head attention, and the back ends that compute it."""
 
 from __future__ import annotations
 

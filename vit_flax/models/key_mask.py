@@ -24,7 +24,7 @@ class MaskedKeys(Positions):
     def apply(
         self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | np.ndarray | None
     ) -> tuple[Array, Array, Array | None]:
-        """Returns queries and keys with one channel more, which hides what the mask says."""
+        """Returns queries and keys with one more channel, which masks the keys of padding."""
         q, k = (q, k) if given is None else mask_keys(q, k, jnp.asarray(given), scale)
         return q, k, None
 

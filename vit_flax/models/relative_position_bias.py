@@ -1,4 +1,4 @@
-"""Relative position bias: what a token sees of another depends on where both are in the grid."""
+"""Relative position bias, added to the logits by the offset of query and key in the grid."""
 
 import flax.linen as nn
 import jax.numpy as jnp

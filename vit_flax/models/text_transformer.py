@@ -25,8 +25,8 @@ from vit_flax.models.precision import HIGHEST, Precision, accumulator_dtype
 class TextTransformer(nn.Module):
     """Embeds texts: token and position tables, the blocks of a Vision Transformer, norm, pooling, projection.
 
-    Texts are token numbers (B, N), as many as the context has or fewer. A number that is no token of the vocabulary
-    makes every number of its text NaN: a compiled program cannot refuse it.
+    Texts are token ids (B, N), as many as the context has or fewer. An id outside the vocabulary makes the output of
+    its text NaN: a compiled program cannot refuse it.
 
     Raises:
         ValueError: texts are longer than the context.

@@ -64,7 +64,7 @@ class TwoTowers(nn.Module):
 
         Args:
             images: (I, H, W, C), or patches as VisionTransformer takes them.
-            tokens: numbers of the texts' tokens.
+            tokens: (T, N), token ids of the texts.
             text_mask: (T, N), False for padding; None: there is none, or the model reads it as it does every token.
             mask: (I, P), False for padding patches.
             spatial_shapes: (I, 2), patches along height and width of each image.
