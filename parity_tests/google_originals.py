@@ -200,7 +200,7 @@ class BigVisionText(nn.Module):
 
 
 class BigVisionTwoTowers(nn.Module):
-    """google-research/big_vision's models of images and texts (models/proj/image_text/two_towers.py)."""
+    """google-research/big_vision's two-tower models (models/proj/image_text/two_towers.py)."""
 
     image: nn.Module
     text: nn.Module

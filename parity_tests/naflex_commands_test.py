@@ -209,7 +209,9 @@ def test_what_does_not_fit_is_told(towers, tmp_path, capsys):
     assert "do_resize=False leaves images of which only some divide" in refused("--preprocessing", str(other))
     other.write_text(json.dumps({**told, "max_num_patches": "many"}))
     assert "max_num_patches must be an integer or None, got 'many'" in refused("--preprocessing", str(other))
-    assert "max_num_patches is of crop_mode='patches', and 1 or more there, got 0" in refused("--max-num-patches", "0")
+    assert "max_num_patches needs crop_mode='patches', and is 1 or more with it, got 0" in refused(
+        "--max-num-patches", "0"
+    )
     # images of one size may be asked for, and these have no more patches than the model's table
     assert main(["features", str(folder), *files, *target, "--crop-mode", "squash", "--tokens"]) == 0
     capsys.readouterr()

@@ -51,7 +51,7 @@ def at_image_size(
         elif path.endswith(REL_POS) and table.shape != shape:
             changed = resize_rel_pos(np.asarray(table), shape[0])
         elif table.shape != shape:
-            raise ValueError(f"{path} is of shape {table.shape}, bound to images of {model.config.image_size}")
+            raise ValueError(f"{path} of shape {table.shape} fits images of {model.config.image_size} alone")
         else:
             continue
         flat[path] = jnp.asarray(changed, table.dtype)

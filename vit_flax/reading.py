@@ -93,7 +93,7 @@ class Reading:
         """
         model, params = self.build()
         if not isinstance(model, VisionTransformer):
-            raise ConversionError(f"{self.checkpoint.source}: is of images and texts: pass `tower='image'`")
+            raise ConversionError(f"{self.checkpoint.source}: has both towers: pass `tower='image'`")
         return model, params
 
     def log_notes(self) -> None:

@@ -97,7 +97,7 @@ class RelativeBias(Position):
         """Raises ValueError for other prefix tokens than the class token, which the tables' last rows are of."""
         super().check(config)
         if config.num_prefix_tokens != 1 or not config.class_token:
-            raise ValueError("relative position bias is of one class token and the patches: no dist_token, reg_tokens")
+            raise ValueError("relative position bias takes a class token and patches alone: no dist_token, reg_tokens")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -112,7 +112,7 @@ def detect_layout(
     """Detects the layout from tensor names; returns it with the name that is the evidence.
 
     Where the caller's config names the family, its layouts come first, and names that others have too are enough. Of
-    models of images and texts it is the image tower's, unless a text tower `takes_text`.
+    two-tower models it is the image tower's, unless a text tower `takes_text`.
 
     Raises:
         ConversionError: no layout matches; the message shows some of the names.

@@ -1,4 +1,4 @@
-"""Hugging Face's models of images and texts: CLIP, MetaCLIP 2, SigLIP and SigLIP 2, both towers.
+"""Hugging Face's two-tower models: CLIP, MetaCLIP 2, SigLIP and SigLIP 2, both towers.
 
 Their names are the same on disk and in memory.
 """

@@ -1,4 +1,4 @@
-"""open_clip's and OpenAI's models of images and texts, both towers.
+"""open_clip's and OpenAI's two-tower models.
 
 `open_clip_with_text` is open_clip's class CLIP, and OpenAI's, whose text tower lies beside `visual`;
 `open_clip_with_custom_text` its CustomTextCLIP, where it is `text`. Each has open_clip's own image tower or

@@ -88,7 +88,7 @@ class Preprocessing:
         for name in ("patch_size", "max_num_patches"):
             count = getattr(self, name)
             if (type(count) is not int or count < 1) if self.crop_mode == PATCHES else count is not None:
-                raise ValueError(f"{name} is of crop_mode={PATCHES!r}, and 1 or more there, got {count!r}")
+                raise ValueError(f"{name} needs crop_mode={PATCHES!r}, and is 1 or more with it, got {count!r}")
         if self.crop_mode == PATCHES and (self.image_size or self.resize_size):
             raise ValueError(
                 f"images of crop_mode={PATCHES!r} have sizes of their own: image_size and resize_size are None"

@@ -134,7 +134,7 @@ def test_what_does_not_fit_images_with_texts_is_told() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             recipe.replace(changes)
-    with pytest.raises(ValueError, match="is of a model of images and texts"):
+    with pytest.raises(ValueError, match="needs a two-tower model"):
         get_recipe("digits")().replace({"loss.name": "contrastive"})
     text = recipe.model.text
     with pytest.raises(DataError, match="digits has no texts; sources of images with texts: shapes"):

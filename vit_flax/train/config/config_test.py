@@ -125,7 +125,7 @@ def test_balanced_weights_are_sklearns_and_torchs() -> None:
             {"data.multi_label": True, "loss.name": "binary", "loss.label_smoothing": 0.1},
             "has no label smoothing: set loss.label_smoothing=0",
         ),
-        ({"loss.pos_weight": 2.0}, "loss.pos_weight is of loss.name=binary; softmax has loss.class_weights"),
+        ({"loss.pos_weight": 2.0}, "loss.pos_weight needs loss.name=binary; softmax has loss.class_weights"),
         ({"loss.class_weights": (1.0, 2.0)}, "loss.class_weights has 2 numbers for 10 classes"),
         ({"loss.class_weights": "equal"}, "loss.class_weights must be one of balanced, got 'equal'"),
         ({"loss.class_weights": (1,) * 9 + (-1,)}, "loss.class_weights must be a positive number, got -1"),

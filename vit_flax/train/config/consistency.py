@@ -21,7 +21,7 @@ def check_consistency(config: TrainConfig) -> None:
     if config.has_pairs:
         _check_pairs(config)
     elif config.loss.name in PAIR_LOSSES:
-        raise ValueError(f"loss.name={config.loss.name} is of a model of images and texts")
+        raise ValueError(f"loss.name={config.loss.name} needs a two-tower model")
     elif config.model.num_classes < 1:
         raise ValueError("a model to train needs num_classes of 1 or more")
     _check_images(config)
@@ -50,7 +50,7 @@ def _check_teacher(config: TrainConfig) -> None:
 
 
 def _check_pairs(config: TrainConfig) -> None:
-    """Checks what a model of images and texts is trained with."""
+    """Checks the parts of a config with a two-tower model."""
     name = "sigmoid" if config.model.logit_bias else "contrastive"
     if config.loss.name != name:
         raise ValueError(f"a model with logit_bias={config.model.logit_bias} is trained by loss.name={name}")

@@ -47,7 +47,7 @@ class LossConfig:
                 object.__setattr__(self, name, value)
             if value is not None and self.name != loss:
                 other = "pos_weight" if self.name == "binary" else "class_weights"
-                raise ValueError(f"loss.{name} is of loss.name={loss}; {self.name} has loss.{other}")
+                raise ValueError(f"loss.{name} needs loss.name={loss}; {self.name} has loss.{other}")
             if isinstance(value, str):
                 require_choice(f"loss.{name}", value, (BALANCED,))
             for number in value if isinstance(value, tuple) else ():
