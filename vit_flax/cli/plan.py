@@ -54,12 +54,12 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--mesh", type=_mesh, help="data=..,fsdp=..,tensor=.. (default: the largest fsdp, of > 16 chips half)"
     )
-    parser.add_argument("--dtype", choices=("bf16", "float32"), help="of the products (default: bf16; the recipe's)")
-    parser.add_argument("--remat", help="what is recomputed: none, full, dots_with_no_batch_dims_saveable ...")
+    parser.add_argument("--dtype", choices=("bf16", "float32"), help="of matrix products (default: bf16; the recipe's)")
+    parser.add_argument("--remat", help="rematerialisation: none, full, dots_with_no_batch_dims_saveable ...")
     parser.add_argument(
         "--scan",
         action=argparse.BooleanOptionalAction,
-        help="layers as a loop (default: yes for a preset, else the recipe's)",
+        help="scan over the layers (default: yes for a preset, else the recipe's)",
     )
     parser.add_argument("--set", action="append", default=[], type=assignment, metavar="KEY=VALUE", dest="changes",
                         help="a field of the config, such as model.depth=48; may be repeated")  # fmt: skip
@@ -105,12 +105,12 @@ def build_config(options: argparse.Namespace, chips: int) -> ResolvedConfig:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the compilers' warnings are about their own work
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the compilers' warnings do not concern the plan
     with quiet():
         import jax
 
         jax.config.update("jax_platforms", "cpu")
-        jax.devices()  # looks for plugins, which may complain
+        jax.devices()  # looks for plugins, which may log errors
     from vit_flax.plan import plan, search, topology_devices
     from vit_flax.plan.planning import planned
     from vit_flax.train.config import MeshConfig
@@ -125,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(None if found is None else dataclasses.asdict(found)))
     elif found is None:
-        print("nothing fits: not even one image a chip with everything recomputed")
+        print("nothing fits: not even the smallest batch tried, with full rematerialisation")
     else:
         print(describe(found))
     return 0 if found is not None and found.fits else 1
@@ -147,7 +147,7 @@ def _line(made: Plan) -> str:
 def describe(made: Plan) -> str:
     """Returns a plan as text."""
     mesh = " ".join(f"{name}={size}" for name, size in made.mesh.items())
-    layers = "layers as a loop (--no-scan: unrolled)" if made.scan else "layers unrolled"
+    layers = "layers scanned (--no-scan: unrolled)" if made.scan else "layers unrolled"
     short = f"does not fit: {_gigabytes(made.missing_bytes)} too much"
     rows = [
         ("topology", f"{made.topology}, {made.chips} chips, mesh {mesh}"),
@@ -167,10 +167,10 @@ def describe(made: Plan) -> str:
         rows += [
             ("step FLOPs", f"{made.step_flops / 1e12:.3f} T a chip, in products"),
             ("memory traffic", f"{_gigabytes(made.device_bytes)} a chip through its memory, "
-             f"{_gigabytes(made.bytes_accessed)} with what stays on it"),
+             f"{_gigabytes(made.bytes_accessed)} with on-chip memory"),
             ("step time", f"at least {_ms(made.step_seconds)} ms: "
-             f"operations {_ms(made.operation_seconds)}, copies that nothing hides {_ms(made.copy_seconds)}, "
-             f"collectives {_ms(made.exposed_seconds)} (and {_ms(made.hidden_seconds)} beside operations)"),
+             f"operations {_ms(made.operation_seconds)}, exposed copies {_ms(made.copy_seconds)}, "
+             f"exposed collectives {_ms(made.exposed_seconds)} ({_ms(made.hidden_seconds)} overlapped)"),
             ("MFU", f"at most {made.mfu:.1%}"),
             *(
                 (row["kind"], f"{row['count']} a step among {row['group']}, {_gigabytes(row['bytes'])} a chip, "
@@ -183,8 +183,8 @@ def describe(made: Plan) -> str:
 
 
 def _dearest(made: Any) -> str:
-    """Returns the ten names whose operations take longest at the chip's published rates."""
-    rows: list[tuple[str, ...]] = [("dearest lines", "ms", "share", "computing", "moving", "through memory")]
+    """Returns the ten names whose operations take longest at the chip's published rates, as a table."""
+    rows: list[tuple[str, ...]] = [("slowest operations", "ms", "share", "compute", "memory", "memory traffic")]
     for line in made.lines[:10]:
         milliseconds = [f"{line[name] * 1e3:.2f}" for name in ("seconds", "compute_seconds", "move_seconds")]
         share = f"{line['seconds'] / made.step_seconds:.0%}"
