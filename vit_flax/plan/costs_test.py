@@ -154,7 +154,9 @@ dim_labels=b01f_01io->b01f, custom_call_target="__cudnn$convForward"
   %q = bf16[6,197,64]{2,1,0} parameter(4)
   %blocks = s8[6,2,2]{2,1,0} parameter(5)
   %heads = bf16[6,197,64]{2,1,0} custom-call(%blocks, %blocks, %q, %q, %q), custom_call_target="tpu_custom_call", \
-metadata={op_name="jit(f)/attn/splash_mha_fwd_residuals"}
+frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 197}"
+}}, metadata={op_name="jit(f)/attn/splash_mha_fwd_residuals"}
   ROOT %out = bf16[64,16]{1,0} get-tuple-element(%gemm), index=0
 }
 """

@@ -12,6 +12,7 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "f8e4m3fn": 8, "f8e5m2":
          "s16": 16, "u16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64}  # fmt: skip
 _ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+_END = re.compile(r"\}(, execution_thread=.*)?")  # of a computation
 _CONTAINERS = {"while": ("body",), "call": ("to_apply",), "async-start": ("calls",)}
 
 
@@ -69,7 +70,7 @@ class Program:
         self.computations: dict[str, Computation] = {}
         self.entry = ""
         current: Computation = {}
-        for line in text.splitlines():
+        for line in _statements(text):
             if line.endswith("{") and not line.startswith((" ", "HloModule")):
                 name = line.removeprefix("ENTRY ").split(" ")[0].removeprefix("%")
                 current = self.computations.setdefault(name, {})
@@ -168,6 +169,22 @@ def _filled(shape: tuple[int, ...], layout: str) -> int:
     for axis, size in zip(axes, reversed(sizes), strict=False):
         filled[axis] = -(-filled[axis] // size) * size
     return math.prod(filled)
+
+
+def _statements(text: str) -> Iterator[str]:
+    """Yields the lines of a program; an operation with line breaks in its attributes, as Pallas writes them, is one."""
+    operation = ""
+    for line in text.splitlines():
+        if operation and not line.startswith(" ") and not _END.fullmatch(line):
+            operation += line
+            continue
+        if operation:
+            yield operation
+        operation = line if _LINE.match(line) else ""
+        if not operation:
+            yield line
+    if operation:
+        yield operation
 
 
 def _split(rest: str) -> tuple[str, str]:
