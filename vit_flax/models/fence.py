@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -19,12 +20,40 @@ def fence(x: Array) -> Array:
     looks at one bit of the first number, whose value is below two. With several CPU devices that number would have to
     travel between them, so there is no fence then: `compiled_for` says so.
     """
-    if target().devices > 1 or jax.typeof(x).sharding.mesh.size > 1:
+    if _on_several_devices(x):
         return x
     return lax.platform_dependent(x, cpu=_stored, default=lambda x: x)
 
 
+def unknown_numbers(x: Array, count: int) -> tuple[Array, ...] | None:
+    """Returns 0 to `count` - 1 as numbers that XLA:CPU does not know; None where there is no fence.
+
+    XLA:CPU compiles equal fusions once. Those that read one slice or another of an array are equal if the place of the
+    slice is such a number, and it is not fused into them.
+
+    Args:
+        x: any array that is computed, or given, before they are needed.
+        count: of numbers.
+    """
+    if _on_several_devices(x) or target().platform not in (None, "cpu"):
+        return None
+    known = tuple(np.arange(count, dtype=np.uint32))
+
+    def unknown(x: Array) -> tuple[Array, ...]:
+        return lax.cond(_true(x), lambda: known, lambda: known[1:] + known[:1])
+
+    return lax.platform_dependent(lax.stop_gradient(x), cpu=unknown, default=lambda x: known)
+
+
+def _on_several_devices(x: Array) -> bool:
+    return target().devices > 1 or jax.typeof(x).sharding.mesh.size > 1
+
+
 def _stored(x: Array) -> Array:
+    return lax.cond(_true(x), lambda x: x, lambda x: -x, x)
+
+
+def _true(x: Array) -> Array:
     first = x[(0,) * x.ndim]
     bits = lax.bitcast_convert_type(first, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
-    return lax.cond((bits & 1) < 2, lambda x: x, lambda x: -x, x)
+    return (bits & 1) < 2

@@ -9,10 +9,13 @@ from typing import Any, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from vit_flax.config import ViTConfig
+from vit_flax.models.fence import unknown_numbers
+from vit_flax.models.placed import custom_vjp
 
 NO_REMAT = "none"
 
@@ -97,16 +100,17 @@ def run_blocks(
         """Returns tokens and what is kept after blocks `first` to `last`."""
 
         def stacked(rows: Sequence[Any]) -> Any:
-            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows[first:last])
+            return jax.tree.map(lambda *leaves: _stack(places, leaves), *rows[first:last])
 
+        places = unknown_numbers(tokens, last - first)
         rows = (
             stacked(params),
             None if keys is None else keys[first:last],
             jnp.asarray(rates[first:last], jnp.float32),
         )
         # a block writes where the next one that is asked for will write: what stands there in the end is that one's
-        places = jnp.asarray([bisect_left(taken, i) for i in range(first, last)], jnp.int32)
-        return lax.scan(body, (tokens, kept), (*rows, None if alike else stacked(inputs), places))[0]
+        kept_at = jnp.asarray([bisect_left(taken, i) for i in range(first, last)], jnp.int32)
+        return lax.scan(body, (tokens, kept), (*rows, None if alike else stacked(inputs), kept_at))[0]
 
     # the loop's carry keeps one dtype: a block may widen what it is given
     own = jax.eval_shape(lambda x: call(blocks[0], inputs[0])(x, params[0], None), tokens)
@@ -117,6 +121,32 @@ def run_blocks(
     if done < len(blocks):
         tokens, _ = loop(tokens, None, done, len(blocks))
     return tokens, [] if kept is None else list(kept)
+
+
+def _stack(places: tuple[Array, ...] | None, rows: tuple[Array, ...]) -> Array:
+    return jnp.stack(rows) if places is None else _stack_at(places, rows)
+
+
+@custom_vjp
+def _stack_at(places: tuple[Array, ...], rows: tuple[Array, ...]) -> Array:
+    """Stacks rows; the gradient of each is taken from its place, so that for a CPU all are compiled as one."""
+    del places
+    return jnp.stack(rows)
+
+
+def _stack_forward(places: tuple[Array, ...], rows: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
+    return jnp.stack(rows), places
+
+
+def _stack_backward(places: tuple[Array, ...], g: Array) -> tuple[None, tuple[Array, ...]]:
+    def row(place: Array) -> Array:
+        start = place, *[np.uint32(0)] * (g.ndim - 1)
+        return lax.squeeze(lax.dynamic_slice(g, start, (1, *g.shape[1:]), allow_negative_indices=False), [0])
+
+    return None, tuple(row(place) for place in places)
+
+
+_stack_at.defvjp(_stack_forward, _stack_backward)
 
 
 class Runnable(Protocol):

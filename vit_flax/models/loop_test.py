@@ -1,5 +1,6 @@
 """Rematerialisation and scan change cost alone; dropout and stochastic depth are off without a key."""
 
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -83,6 +84,31 @@ def test_remat_and_scan_give_blocks_what_they_need(family: str) -> None:
         got = jax.jit(jax.value_and_grad(lambda p, m=other: loss(m, p)))(params)
         for (path, value), theirs in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(got), strict=True):
             np.testing.assert_allclose(theirs, value, **FLOAT32_GRADIENT, err_msg=f"{changes} {path}")
+
+
+def _kernels(depth: int) -> int:
+    """Returns how many fusions of a scanned training step on the CPU are unlike all others."""
+    model = build_model(ViTConfig(**{**SMALL, "depth": depth}), scan=True)
+    params = jax.eval_shape(model.init, jax.random.key(0), IMAGES)["params"]
+
+    def step(params, images):
+        def loss(params):
+            logits: Any = model.apply({"params": params}, images)
+            return jnp.square(logits).mean()
+
+        gradients = jax.grad(loss)(params)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients)
+
+    text = jax.jit(step).lower(params, IMAGES).compile().as_text() or ""
+    bodies = re.findall(r"^%fused_computation.*?^}", text, re.DOTALL | re.MULTILINE)
+    unnamed = {re.sub(r"%[\w.\-]+|[\w.]+(?=: )|, metadata={.*?}", "", body) for body in bodies}
+    return len(unnamed)
+
+
+def test_a_longer_loop_has_no_further_kernels_to_compile() -> None:
+    kernels = _kernels(3)
+    assert kernels > 10
+    assert _kernels(5) == kernels
 
 
 def test_remat_keeps_what_the_policy_says() -> None:
