@@ -1,13 +1,19 @@
-"""Tests run on the CPU unless JAX_PLATFORMS is set, and compile without LLVM's optimiser."""
+"""Tests run on the CPU unless JAX_PLATFORMS is set, and compile fast, not well."""
 
+import math
 import os
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu, `vit-flax plan`'s compiler, JAX looks for a TPU
 
-# These models run for milliseconds and compile for seconds, nearly all of it in LLVM's optimiser. XLA's own passes are
-# unchanged without it; tests of the command line in processes of their own keep it.
+# These models run for milliseconds and compile for seconds, nearly all of it in LLVM's optimiser and in the MLIR passes
+# that emit fused loops, for which XLA of JAX 0.10 also has an older, shorter emitter. XLA's own passes are unchanged
+# without them. What users compile is tested as well: with everything where `compare` runs in a process of its own, with
+# the MLIR emitter in processes that train (golden losses, Ctrl-C, several devices) and in tests that take
+# `users_compiler` (those that read compiled programs, parity of one ViT and one T2T-ViT).
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
     " --xla_cpu_collective_call_terminate_timeout_seconds=600"  # the default, 40, is too short beside other work
@@ -20,6 +26,11 @@ hide_absent_accelerators()  # the CUDA plugin may be installed as `vit-flax plan
 import jax
 import pytest
 from jaxtyping import install_import_hook
+
+_TWO_EMITTERS = version("jaxlib").startswith("0.10.") and os.environ["JAX_PLATFORMS"] == "cpu"
+if _TWO_EMITTERS:  # XLA reads its flags once, when a platform starts; libtpu exits on flags that it does not know
+    with mock.patch.dict(os.environ, XLA_FLAGS=os.environ["XLA_FLAGS"] + " --xla_cpu_use_fusion_emitters=false"):
+        jax.devices()
 
 # Calls of the linen modules and of the mathematics of training are checked against their annotations, shapes included.
 # Module by module: a package's name would include its tests, whose assertions pytest rewrites.
@@ -45,8 +56,25 @@ install_import_hook(
 )
 
 
+@pytest.fixture
+def users_compiler() -> dict[str, bool]:
+    """Returns options that compile a program with the emitter that users have, without LLVM's optimiser."""
+    return {"xla_cpu_use_fusion_emitters": True} if _TWO_EMITTERS else {}
+
+
+_MOST_BYTES = 3 << 30
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forgetting() -> Iterator[None]:
-    """Drops the compiled programs of a file, which no other file uses and which add up to gigabytes."""
+    """Drops compiled programs before they add up to gigabytes; what files have in common are single operations."""
     yield
-    jax.clear_caches()
+    if _resident_bytes() > _MOST_BYTES:
+        jax.clear_caches()
+
+
+def _resident_bytes() -> float:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not Linux
+        return math.inf

@@ -31,15 +31,15 @@ def contract(
 
     A `bias` is added before it is rounded.
     """
-
-    def product(a: Array, b: Array, dtype: DTypeLike) -> Array:
-        dims = ((a_axes, b_axes), ((), ()))
-        return lax.dot_general(a, b, dims, precision, preferred_element_type=dtype, out_sharding=out_sharding)
-
+    product = partial(_product, dims=((a_axes, b_axes), ((), ())), precision=precision, out_sharding=out_sharding)
     wide = accumulator_dtype(a.dtype)
     if stored is None or stored == wide:
         return product(a, b, wide) if bias is None else product(a, b, wide) + bias
     return rounded(product, a, b, stored, bias)
+
+
+def _product(a: Array, b: Array, dtype: DTypeLike, dims: Any, precision: PrecisionLike, out_sharding: Any) -> Array:
+    return lax.dot_general(a, b, dims, precision, preferred_element_type=dtype, out_sharding=out_sharding)
 
 
 @partial(custom_vjp, nondiff_argnums=(2, 3))

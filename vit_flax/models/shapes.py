@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -25,10 +26,10 @@ def expected_shapes(model: VisionTransformer | TextTransformer | TwoTowers) -> S
         return shapes | {"logit_scale": ()} | ({"logit_bias": ()} if cfg.logit_bias else {})
     depth = model.config.depth
     if depth < 4:
-        return _traced_shapes(model, depth)
+        return dict(_traced_shapes(model, depth))
     one, two = _traced_shapes(model, 1), _traced_shapes(model, 2)
     if any(two[path] != shape for path, shape in one.items()):
-        return _traced_shapes(model, depth)  # layers outside the blocks know the depth
+        return dict(_traced_shapes(model, depth))  # layers outside the blocks know the depth
     alike = (0,) * depth if isinstance(model, TextTransformer) else model.config.position.representatives(depth)
     found = one if not any(alike) else _traced_shapes(model, max(alike) + 1)
     rest = {path: shape for path, shape in one.items() if not path.startswith("blocks_0/")}
@@ -37,6 +38,7 @@ def expected_shapes(model: VisionTransformer | TextTransformer | TwoTowers) -> S
     return rest | {f"{name}/{path}": shape for name, own in names for block, path, shape in split if block == own}
 
 
+@lru_cache(maxsize=64)  # a file is read, converted and written by the same model
 def _traced_shapes(model: VisionTransformer | TextTransformer, depth: int) -> Shapes:
     """Does so for that many blocks by tracing all of them."""
     cfg = model.config.replace(depth=depth)
