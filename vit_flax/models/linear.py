@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vit_flax.chips import chip_of_kind
 from vit_flax.models.fence import fence
 from vit_flax.models.placed import custom_vjp, explicit_sharding
 from vit_flax.models.precision import Precision, accumulator_dtype, rounded, target
@@ -115,15 +116,25 @@ def _stored_linear_backward(
 ) -> tuple[Array, Array, Array | None]:
     operand, kernel, bias, like_x = residuals
     outer = kernel.ndim - inner
-    # for a TPU what computes the gradient adds it up over tokens as well; elsewhere it would be computed once more for
-    # that, in float32, but for a barrier
-    g = g if target().platform == "tpu" else lax.optimization_barrier(g)
+    # elsewhere than on a TPU it would be computed once more, in float32, to be added up over tokens
+    g = lax.optimization_barrier(g) if target().platform != "tpu" or _stays_on_chip(g, operand) else g
     lies = explicit_sharding(operand), explicit_sharding(kernel)  # gradients lie where their values do
     dx = contract(g, kernel.astype(dtype), _last(g, outer), _last(kernel, outer), precision, lies[0], dtype)
     leading = tuple(range(g.ndim - outer))
     dbias = None if bias is None else g.astype(accumulator_dtype(dtype)).sum(leading).astype(bias.dtype)
     dkernel = contract(operand, g, leading, leading, precision, lies[1]).astype(kernel.dtype)
     return dx.astype(like_x.dtype), dkernel, dbias
+
+
+def _stays_on_chip(g: Array, operand: Array) -> bool:
+    """Whether a TPU's fast memory holds the gradients of a block, twelve times as wide as its tokens.
+
+    Then a barrier leaves them there. Where they go through the main memory, what computes one adds it up over tokens
+    as well, which a barrier would prevent.
+    """
+    chip = chip_of_kind(target().kind)
+    tokens = min(g.size, operand.size) * g.dtype.itemsize // target().devices
+    return chip is not None and 12 * tokens <= chip.fast_memory
 
 
 _stored_linear.defvjp(_stored_linear_forward, _stored_linear_backward)
