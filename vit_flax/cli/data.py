@@ -20,7 +20,11 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label-key", help="column or feature of the label, where its name is unusual")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default 0)")
     parser.add_argument(
-        "--max-bad-share", type=float, default=0.01, metavar="X", help="most unreadable images, of 1 (default 0.01)"
+        "--max-bad-share",
+        type=float,
+        default=0.01,
+        metavar="X",
+        help="largest share of unreadable ones (default 0.01)",
     )
 
 
