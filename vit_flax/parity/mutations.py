@@ -1,8 +1,8 @@
 """Deliberate errors, each of which the comparison must catch.
 
-A mutation breaks the Flax side or the conversion in one way that ports have been broken in. Applying one and comparing
-must end in disagreement, and the row that disagrees first must be the one the mutation touches: that is what makes the
-comparison's agreement worth something.
+A mutation breaks the Flax model or the conversion as real ports have been broken. A comparison under a mutation must
+disagree, and the first row that disagrees must be the one that the mutation changes: the proof that the comparison can
+fail.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ from vit_flax.suggestions import suggest
 
 @dataclasses.dataclass(frozen=True)
 class Mutation:
-    """One deliberate error and where it must show first."""
+    """One deliberate error, and the row that must disagree first."""
 
     name: str
     description: str
-    section: str  # of the report: components, intermediates, stressed, gradients or steps
-    first: str  # the row that must disagree first, in torch's name without the prefix 'backbone.'
-    config: Callable[[ViTConfig], dict[str, object]] | None = None  # other values of the config
-    tensors: Change | None = None  # other tensors before the conversion
+    section: str  # section of the report: components, intermediates, stressed, gradients or steps
+    first: str  # first row that disagrees, torch's name without the prefix 'backbone.'
+    config: Callable[[ViTConfig], dict[str, object]] | None = None  # changed fields of the config
+    tensors: Change | None = None  # change of the tensors before the conversion
     patches: tuple[tuple[Any, str, Any], ...] = ()  # (object, attribute, wrong value)
-    images: Callable[[np.ndarray], np.ndarray] | None = None  # (B, C, H, W) images to what Flax gets
+    images: Callable[[np.ndarray], np.ndarray] | None = None  # wrong layout: (B, C, H, W) images to Flax's
     optimizer: AdamW | None = None
     decay_everything: bool = False
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Patches the Flax side while the context lasts."""
-        jax.clear_caches()  # what was traced before must not be used again, now or afterwards
+        """Applies the patches within the context."""
+        jax.clear_caches()  # programs traced without the patches, and afterwards those with them
         with contextlib.ExitStack() as stack:
             for target, attribute, value in self.patches:
                 stack.enter_context(mock.patch.object(target, attribute, value))
@@ -112,7 +112,7 @@ def _trained_positions(model: VisionTransformer, tokens: Any) -> Any:
 
 
 def _as_call(function: Callable[..., Any]) -> Callable[..., Any]:
-    function.__name__ = "__call__"  # so that recorders see it as the module's call
+    function.__name__ = "__call__"  # the name that recorders look for
     return wrap_method_once(function)
 
 
@@ -220,14 +220,14 @@ MUTATIONS: dict[str, Mutation] = {
     for m in (
         Mutation(
             "gelu_tanh",
-            "GELU through tanh, JAX's default, instead of erf",
+            "tanh GELU, JAX's default, instead of exact GELU",
             "components",
             "blocks.0.neuralnet.act",
             config=lambda c: {"activation": "gelu_tanh"},
         ),
         Mutation(
             "quick_gelu",
-            "GELU through a sigmoid",
+            "quick GELU instead of exact GELU",
             "components",
             "blocks.0.neuralnet.act",
             config=lambda c: {"activation": "quick_gelu"},
@@ -248,7 +248,7 @@ MUTATIONS: dict[str, Mutation] = {
         ),
         Mutation(
             "qk_scale",
-            "scale from the model's width instead of the head's",
+            "attention scale embed_dim**-0.5 instead of head_dim**-0.5",
             "components",
             "blocks.0.attn.proj:input",
             config=lambda c: {"qk_scale": c.embed_dim**-0.5},
@@ -276,14 +276,14 @@ MUTATIONS: dict[str, Mutation] = {
         ),
         Mutation(
             "qkv_heads_outermost",
-            "q, k, v read as interleaved by head",
+            "qkv rows read head by head",
             "components",
             "blocks.0.attn.qkv",
             tensors=changed(_QKV, _heads_outermost),
         ),
         Mutation(
             "patch_transposed",
-            "pixels of a patch read column by column",
+            "pixels of a patch flattened column by column",
             "components",
             "patch_tokens.project",
             tensors=changed("patch_tokens.project.weight", _transpose_patches),
@@ -339,28 +339,28 @@ MUTATIONS: dict[str, Mutation] = {
         ),
         Mutation(
             "class_token_last",
-            "class token behind the patches instead of before them",
+            "class token after the patch tokens instead of before them",
             "components",
             "blocks.0:input",
             patches=((VisionTransformer, "encode", _encode(_class_token_last)),),
         ),
         Mutation(
             "class_token_without_position",
-            "positions added before the class token is put in front",
+            "position embedding added before the class token is prepended",
             "components",
             "blocks.0:input",
             patches=((VisionTransformer, "encode", _encode(_class_token_without_position)),),
         ),
         Mutation(
             "no_residual",
-            "no skip around the attention",
+            "no residual connection around the attention",
             "components",
             "blocks.0.norm2:input",
             patches=((Block, "__call__", _no_residual),),
         ),
         Mutation(
             "post_norm",
-            "norms after the residual additions",
+            "post-norm instead of pre-norm",
             "components",
             "blocks.0.norm1",
             patches=((Block, "__call__", _post_norm),),
@@ -381,28 +381,28 @@ MUTATIONS: dict[str, Mutation] = {
         ),
         Mutation(
             "intermediate_norm",
-            "no final norm on intermediate features that are asked for with it",
+            "no final norm on intermediate features with norm=True",
             "intermediates",
             "blocks.0:norm",
             patches=((VisionTransformer, "forward_intermediates", wrap_method_once(_never_normed)),),
         ),
         Mutation(
             "intermediate_index",
-            "intermediate features of a block taken before it instead of after",
+            "intermediate features of a block's input instead of its output",
             "intermediates",
             "blocks.0",
             patches=((vision_transformer, "run_model", _one_block_early),),
         ),
         Mutation(
             "intermediate_prefix",
-            "class token not cut off intermediate features",
+            "class token kept in intermediate features",
             "intermediates",
             "blocks.0",
             patches=((vision_transformer, "laid_out", _prefix_kept),),
         ),
         Mutation(
             "heads_averaged",
-            "weights of attention averaged over the heads",
+            "attention weights averaged over the heads",
             "intermediates",
             "blocks.0:attention",
             patches=((inference, "attention_maps", _heads_averaged),),
@@ -423,7 +423,7 @@ MUTATIONS: dict[str, Mutation] = {
         ),
         Mutation(
             "norm_gradient",
-            "LayerNorm's gradient as if mean and variance were constants",
+            "LayerNorm's gradient with mean and variance as constants",
             "gradients",
             "image",
             patches=((norm, "layer_norm", _layer_norm_scale_only),),
@@ -437,7 +437,7 @@ MUTATIONS: dict[str, Mutation] = {
         ),
         Mutation(
             "patch_gradient",
-            "no gradient to the patch projection's weights",
+            "no gradient of the patch embedding's kernel",
             "gradients",
             "patch_tokens.project.weight",
             patches=(
