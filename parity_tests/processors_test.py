@@ -56,6 +56,22 @@ PROCESSORS: list[tuple[str, dict[str, Any]]] = [
     ("ijepa", {}),
     ("chinese_clip", {"image_processor_type": "ChineseCLIPImageProcessor", "size": {"shortest_edge": 33}}),
     ("owlvit", {"image_processor_type": "OwlViTImageProcessor", "size": {"height": 32, "width": 40}}),
+    ("sam", {"size": {"longest_edge": 37}, "pad_size": {"height": 37, "width": 37}}),
+    (
+        "sam_hq",
+        {
+            "image_processor_type": "SamImageProcessor",
+            "size": {"longest_edge": 32},
+            "pad_size": {"height": 48, "width": 40},
+            "mask_size": {"longest_edge": 8},
+            "resample": 3,
+            "do_convert_rgb": False,
+            "image_mean": [0.1, 0.2, 0.3],
+        },
+    ),
+    ("sam", {"image_processor_type": "SamImageProcessorFast", "size": {"longest_edge": 40}, "do_pad": False}),
+    ("sam3", {"image_processor_type": "Sam3ImageProcessorFast", "size": {"height": 42, "width": 28}}),
+    ("sam3_video", {"size": {"height": 42, "width": 42}}),
 ]
 
 
@@ -89,6 +105,8 @@ def test_pixels_are_the_processors(model_type: str, values: dict[str, Any], tmp_
         ("vit", {"image_processor_type": "ViTImageProcessor", "do_convert_rgb": True}),
         ("clip", {"image_processor_type": "CLIPImageProcessor", "do_convert_rgb": False}),
         ("siglip", {"do_convert_rgb": None}),
+        ("sam", {"size": {"longest_edge": 37}, "pad_size": {"height": 40, "width": 40}}),
+        ("sam3", {"size": {"height": 42, "width": 42}, "do_convert_rgb": False}),
     ],
 )
 def test_transparent_colours_are_painted_where_the_processor_paints_them(
@@ -128,6 +146,25 @@ def test_what_is_written_is_what_was_read(model_type: str, values: dict[str, Any
     np.testing.assert_allclose(
         value(photo), expected, rtol=FLOAT32_ROUNDING, atol=2 * FLOAT32_ROUNDING * np.abs(expected).max()
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"do_resize": False}, "do_resize=False leaves images of every size"),
+        ({"do_center_crop": True, "crop_size": 32}, "do_center_crop=True before images are filled up"),
+        ({"size": 1024}, "it must be that of the longest_edge"),
+        ({"size": {"height": 32, "width": 32}}, "it must be that of the longest_edge"),
+        ({"pad_size": None}, "pad_size=None fills images up to the largest of a batch"),
+        ({"pad_size": {"height": 512, "width": 1024}}, "resized to 1024x1024 do not fit into 512x1024"),
+        ({"do_flip_channel_order": True}, "do_flip_channel_order=True is not followed"),
+    ],
+)
+def test_sams_images_that_cannot_be_prepared_are_refused_by_name(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        read_processor(values, "sam")
+    with pytest.raises(ValueError, match="do_pad=True is not followed"):
+        read_processor({"do_pad": True}, "sam3")
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic", "lanczos"])

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from vit_flax.preprocessing import pillow_resize, torch_resize
-from vit_flax.preprocessing.evaluation import Preprocessing
+from vit_flax.preprocessing.evaluation import PAD, Preprocessing
 
 
 def prepare_pixels(value: Preprocessing, raw_size: tuple[int, int], channels: int) -> Callable[[Array], Array]:
@@ -23,13 +23,15 @@ def prepare_pixels(value: Preprocessing, raw_size: tuple[int, int], channels: in
     """
     value = value.for_model(value.image_size, channels) if value.image_size else value
     sides = value.sides(*raw_size)
-    size = value.image_size or sides
+    full: tuple[int, int] = value.image_size or sides
+    size = sides if value.crop_mode == PAD else full  # what is missing there is added once pixels are normalised
     floats = value.resizer == "torchvision_floats"
     passes = [(_resizing(value, raw_size[axis], sides[axis]), axis + 1) for axis in (1, 0)]
     if value.resizer == "pillow" and value.interpolation != "nearest":
         down_first = pillow_resize.goes_down_first(raw_size, sides, value.interpolation)
         passes = passes[::-1] if down_first else passes
     crops = [_crop(value, old, new) for old, new in zip(sides, size, strict=True)]
+    rest = [(0, 0), *((0, whole - side) for whole, side in zip(full, size, strict=True)), (0, 0)]
     pads = [(0, 0), *((before, after) for before, after, _ in crops), (0, 0)]
     top, left = (start for *_, start in crops)
     fill = value.fill_colour() if value.resizer == "pillow" else 0
@@ -45,7 +47,8 @@ def prepare_pixels(value: Preprocessing, raw_size: tuple[int, int], channels: in
             outside = np.pad(np.zeros((1, *sides, 1), np.int32), pads, constant_values=1)
             x = jnp.pad(x, pads) + (outside * colours).astype(x.dtype)
         x = x[:, top : top + size[0], left : left + size[1]]
-        return ((x if floats else x.astype(jnp.float32) / np.float32(255)) - mean) / std
+        x = ((x if floats else x.astype(jnp.float32) / np.float32(255)) - mean) / std
+        return jnp.pad(x, rest) if size != full else x
 
     return prepare
 

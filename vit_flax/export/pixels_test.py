@@ -15,7 +15,8 @@ RNG = np.random.default_rng(0)
 CASES = [
     ("pillow", "bicubic", "center"), ("pillow", "lanczos", "squash"), ("pillow", "hamming", "border"),
     ("pillow", "nearest", "center"), ("pillow", "box", "none"), ("torchvision", "bicubic", "center"),
-    ("torchvision", "nearest", "squash"), ("torchvision_floats", "bilinear", "center"),
+    ("torchvision", "nearest", "squash"), ("torchvision", "bilinear", "pad"),
+    ("torchvision_floats", "bilinear", "center"),
 ]  # fmt: skip
 
 
@@ -23,7 +24,8 @@ CASES = [
 def test_is_what_preprocessing_does(resizer: str, interpolation: str, crop_mode: str) -> None:
     for raw, size in itertools.product(((41, 53), (97, 30)), ((32, 32), (24, 36))):
         value = Preprocessing(
-            image_size=size, resizer=resizer, interpolation=interpolation, crop_mode=crop_mode, crop_pct=0.9,
+            image_size=size, resizer=resizer, interpolation=interpolation, crop_mode=crop_mode,
+            crop_pct=1.0 if crop_mode == "pad" else 0.9,
             mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25),
         )  # fmt: skip
         images = RNG.integers(0, 256, (2, *raw, 3)).astype(np.uint8)

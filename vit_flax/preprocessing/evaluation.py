@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from vit_flax.presets import Preset
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
-CROP_MODES = ("center", "squash", "border", "none")
+PAD = "pad"
+CROP_MODES = ("center", "squash", "border", PAD, "none")
 PATCHES = "patches"  # the crop_mode of NaFlex models, set by their processor alone
 RESIZERS = ("pillow", "torchvision", "torchvision_floats")
 PREPROCESSING_FILE = "preprocessing.json"  # this library's file beside the weights
@@ -37,6 +38,7 @@ class Preprocessing:
     'center': resizes the shorter side to image_size / crop_pct, then takes a centre crop.
     'squash': resizes both sides to image_size / crop_pct and ignores the aspect ratio, then takes a centre crop.
     'border': resizes the longer side to image_size / crop_pct, and pads with `fill`.
+    'pad': resizes the longer side, and pads normalised pixels with zeros below and on the right; SAM.
     'none': resizes nothing.
     'patches': resizes to at most `max_num_patches` whole patches, nearly keeping the aspect ratio.
 
@@ -92,6 +94,12 @@ class Preprocessing:
         if self.crop_mode == PATCHES and (self.image_size or self.resize_size):
             raise ValueError(
                 f"images of crop_mode={PATCHES!r} have sizes of their own: image_size and resize_size are None"
+            )
+        sides, most = self.resized_to, self.image_size
+        if self.crop_mode == PAD and sides and most and (sides[0] > most[0] or sides[1] > most[1]):
+            raise ValueError(
+                f"crop_mode={PAD!r} cuts nothing: images resized to {sides[0]}x{sides[1]} do not fit into "
+                f"{most[0]}x{most[1]}"
             )
         if self.pixel_range is not None and not self.pixel_range[0] < self.pixel_range[-1]:
             raise ValueError(f"pixel_range must be black and white, the smaller first, got {self.pixel_range}")
@@ -195,6 +203,8 @@ class Preprocessing:
         Raises:
             BadImageError: the image cannot be read.
         """
+        if self._pads:
+            return self._fill_up(self._unpadded()(image), 0)
         if self.resizer == "torchvision_floats":
             floats = match_channels(self._opened(image), self.channels) * np.float32(1 / 255)
             cut = self._cut(floats)
@@ -202,11 +212,13 @@ class Preprocessing:
         return normalise(self.crop(image), self.mean, self.std)
 
     def crop(self, image: np.ndarray | bytes | str | os.PathLike[str]) -> np.ndarray:
-        """Returns the resized and cropped image before normalisation, as uint8."""
+        """Returns the resized and cropped image before normalisation, as uint8; in 'pad' with the mean as padding."""
         if isinstance(image, np.ndarray) and self.crop_pct == 1 and not self.resize_size:
             image = match_channels(image, self.channels)
             if image.shape[:2] == self.image_size:
                 return image
+        if self._pads:
+            return self._fill_up(self._unpadded().crop(image), self.fill_colour())
         if self.resizer != "pillow":
             return self._cut(self._opened(image))
         if isinstance(image, np.ndarray):
@@ -215,6 +227,28 @@ class Preprocessing:
             opened = open_image(image, self.channels, self.decoding)
         resized = self._resize(opened)
         return to_array(centre_crop(resized, self.image_size, self.fill_colour()) if self.image_size else resized)
+
+    def unit_pixels(self, image: np.ndarray | bytes | str | os.PathLike[str]) -> Float32[np.ndarray, "h w c"]:
+        """Returns the image before normalising, in 0..1; of 'pad' with the mean around, which bytes do not hold."""
+        inside = self._unpadded() if self._pads else self
+        pixels = np.divide(inside.crop(image), np.float32(255), dtype=np.float32)
+        return self._fill_up(pixels, np.asarray(self.mean, np.float32)) if self._pads else pixels
+
+    @property
+    def _pads(self) -> bool:
+        return self.crop_mode == PAD and self.image_size is not None
+
+    def _unpadded(self) -> Preprocessing:
+        """Returns what leaves images of 'pad' as large as they are resized to."""
+        return self.replace(image_size=None, resize_size=self.resized_to)
+
+    def _fill_up(self, image: np.ndarray, fill: Any) -> np.ndarray:
+        """Returns the image in the corner at the top left of one of the model's size."""
+        assert self.image_size is not None
+        filled = np.empty((*self.image_size, image.shape[-1]), image.dtype)
+        filled[:] = fill
+        filled[: image.shape[0], : image.shape[1]] = image
+        return filled
 
     def _opened(self, image: np.ndarray | bytes | str | os.PathLike[str]) -> np.ndarray:
         if isinstance(image, np.ndarray):
@@ -230,9 +264,10 @@ class Preprocessing:
 
     def fill_colour(self) -> int | tuple[int, ...]:
         """Returns the colour of the padding of Pillow images: a grey level, or a tuple of channels."""
-        if self.crop_mode != "border":
+        if self.crop_mode not in ("border", PAD):
             return 0
-        fill = self.fill or tuple(round(255 * value) for value in self.mean)
+        mean = tuple(min(255, max(0, round(255 * value))) for value in self.mean)
+        fill = (self.fill or mean) if self.crop_mode == "border" else mean
         return fill[0] if len(fill) == 1 else fill
 
     def sides(self, height: int, width: int) -> tuple[int, int]:
@@ -244,6 +279,9 @@ class Preprocessing:
             return height, width
         if self.crop_mode == "squash":
             return sides
+        if self.crop_mode == PAD:  # as SAM's processor rounds
+            scale = min(sides[0] / height, sides[1] / width)
+            return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
         if self.crop_mode == "border":
             ratio = max(height / sides[0], width / sides[1])
         elif sides[0] == sides[1]:  # torchvision truncates the longer side

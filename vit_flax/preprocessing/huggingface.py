@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vit_flax.preprocessing.evaluation import PATCHES, Preprocessing
+from vit_flax.preprocessing.evaluation import PAD, PATCHES, Preprocessing
 from vit_flax.presets.preset import CLIP, IMAGENET, INCEPTION, Normalisation
 
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -34,6 +34,7 @@ class _Processor:
     floats: bool = False  # pixels are scaled to 0..1 before resizing
     convert_rgb: bool = False  # a transparent colour is painted white; the pipeline has converted the rest
     patches: tuple[int, int] | None = None  # patch_size and max_num_patches of NaFlex
+    pad_size: int | None = None  # side of the square that images are zero-padded to, below and on the right
 
 
 _PROCESSORS = {
@@ -49,6 +50,8 @@ _PROCESSORS = {
     "SiglipImageProcessor": _Processor(INCEPTION, 3, {"height": 224, "width": 224}, square=False, convert_rgb=True),
     "Siglip2ImageProcessor": _Processor(INCEPTION, 2, patches=(16, 256)),
     "DINOv3ViTImageProcessor": _Processor(IMAGENET, 2, floats=True),
+    "SamImageProcessor": _Processor(IMAGENET, 2, {"longest_edge": 1024}, convert_rgb=True, pad_size=1024),
+    "Sam3ImageProcessor": _Processor(INCEPTION, 2, 1008, convert_rgb=True),
 }
 # the processor of a model type, where the file does not name it
 _OF_MODELS = {
@@ -65,6 +68,9 @@ _OF_MODELS = {
     **dict.fromkeys(("siglip2", "siglip2_vision_model"), "Siglip2ImageProcessor"),
     **dict.fromkeys(("dinov2", "dinov2_with_registers"), "BitImageProcessor"),
     "dinov3_vit": "DINOv3ViTImageProcessor",
+    **dict.fromkeys(("sam", "sam_vision_model", "sam_hq", "sam_hq_vision_model"), "SamImageProcessor"),
+    **dict.fromkeys(("sam3", "sam3_vision_model", "sam3_vit_model"), "Sam3ImageProcessor"),
+    **dict.fromkeys(("sam3_video", "sam3_tracker", "sam3_tracker_video", "sam3_lite_text"), "Sam3ImageProcessor"),
     "deit": "DeiTImageProcessor",
 }
 _SWITCHES = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
@@ -86,8 +92,9 @@ def read_processor(values: Mapping[str, object], model_type: str | None, file: s
     if kind not in _PROCESSORS:
         raise ValueError(f"{file}: processor {str(kind)[:60]!r} is not known; known: {', '.join(_PROCESSORS)}")
     processor = _PROCESSORS[kind]
+    followed = _SWITCHES | _NO_MATTER | ({"do_pad"} if processor.pad_size else set())
     for name, value in values.items():  # null is not the default: a null switch is off
-        if name.startswith("do_") and name not in _SWITCHES | _NO_MATTER and value:
+        if name.startswith("do_") and name not in followed and value:
             raise ValueError(f"{file}: {name}={value!r} is not followed here")
     try:
         return _read(values, processor)
@@ -112,12 +119,15 @@ def _read(given: Mapping[str, Any], processor: _Processor) -> Preprocessing:
     fields["resizer"] = "torchvision_floats" if processor.floats else "torchvision"
     if processor.patches is not None:
         fields |= _patches(given, processor.patches)
+    elif processor.pad_size is not None:
+        fields |= _padding(given, processor.size, processor.pad_size)
     elif given.get("do_resize", True):
         size = given.get("size", processor.size)
         if given.get("use_square_size") and "size" not in given:
             size = {"height": 224, "width": 224}
         fields |= _resizing(size, given.get("default_to_square", processor.square))
-    if processor.patches is None and given.get("do_center_crop", processor.do_center_crop):
+    squares = processor.patches is None and processor.pad_size is None
+    if squares and given.get("do_center_crop", processor.do_center_crop):
         fields["image_size"] = _pair("crop_size", given.get("crop_size", processor.crop_size))
     resample = given.get("resample", processor.resample)
     if isinstance(resample, bool) or resample not in _RESAMPLE:
@@ -133,6 +143,24 @@ def _patches(given: Mapping[str, Any], usual: tuple[int, int]) -> dict[str, Any]
     names = ("patch_size", "max_num_patches")  # crop and size are ignored
     counts = {name: given.get(name) or default for name, default in zip(names, usual, strict=True)}
     return {"crop_mode": PATCHES, **counts}
+
+
+def _padding(given: Mapping[str, Any], usual: Any, side: int) -> dict[str, Any]:
+    if not given.get("do_resize", True):
+        raise ValueError("do_resize=False leaves images of every size to be filled up, which is not followed here")
+    if given.get("do_center_crop"):
+        raise ValueError("do_center_crop=True before images are filled up is not followed here")
+    size = given.get("size", usual)
+    kept = {name: value for name, value in size.items() if value is not None} if isinstance(size, Mapping) else {}
+    if kept.keys() != {"longest_edge"}:
+        raise ValueError(f"size={size!r} is not followed here: it must be that of the longest_edge")
+    fields: dict[str, Any] = {"crop_mode": PAD, "resize_size": (kept["longest_edge"],) * 2}
+    if given.get("do_pad", True):
+        found = given.get("pad_size", side)
+        if found is None:
+            raise ValueError("pad_size=None fills images up to the largest of a batch, which is not followed here")
+        fields["image_size"] = _pair("pad_size", found)
+    return fields
 
 
 def _resizing(size: Any, square: bool) -> dict[str, Any]:
@@ -201,6 +229,15 @@ def write_processor(value: Preprocessing) -> dict[str, object] | str:
     if value.crop_mode == PATCHES:
         patches = {"patch_size": value.patch_size, "max_num_patches": value.max_num_patches}
         return {"image_processor_type": "Siglip2ImageProcessor", **patches, **shared}
+    if value.crop_mode == PAD:
+        if value.resizer == "torchvision_floats":
+            return "the processor that fills images up rounds pixels after resizing, these are not rounded"
+        if resize is None:
+            return "nothing tells to what size images are resized"
+        if resize[0] != resize[1]:
+            return f"no processor of these models resizes the longer side for images of {resize[0]}x{resize[1]}"
+        pad = {"do_pad": size is not None, **({"pad_size": _sides(size)} if size else {})}
+        return {"image_processor_type": "SamImageProcessor", "size": {"longest_edge": resize[0]}, **shared, **pad}
     crop = {"do_center_crop": size is not None, **({"crop_size": _sides(size)} if size else {})}
     if value.crop_mode == "squash" and size == resize and size:
         kind = "DINOv3ViTImageProcessorFast" if value.resizer == "torchvision_floats" else "ViTImageProcessor"

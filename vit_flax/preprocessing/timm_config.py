@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vit_flax.preprocessing.evaluation import Preprocessing
+from vit_flax.preprocessing.evaluation import PAD, Preprocessing
 from vit_flax.presets.preset import CLIP, IMAGENET
 
 OPEN_CLIP_FILE = "open_clip_config.json"
@@ -49,6 +49,8 @@ def write_timm(value: Preprocessing) -> dict[str, object] | str:
     size, resize = value.image_size, value.resized_to
     if size is None or resize is None:
         return "timm resizes every image to one size"
+    if value.crop_mode == PAD:
+        return "timm fills images up around the middle and before they are normalised, this model's are not"
     if value.resizer == "torchvision_floats":
         return "timm rounds pixels after resizing, the transform of this model does not"
     if value.crop_mode == "border" and value.fill not in (None, tuple(round(255 * mean) for mean in value.mean)):

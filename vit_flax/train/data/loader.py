@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from vit_flax.preprocessing.decode import BadImageError
-from vit_flax.preprocessing.evaluation import Preprocessing
+from vit_flax.preprocessing.evaluation import PAD, Preprocessing
 from vit_flax.train.config import DataConfig
 from vit_flax.train.data.augment import TrainTransform
 from vit_flax.train.data.pairs import Pairs
@@ -274,6 +274,7 @@ def make_loader(
         raise DataError(f"a batch of {batch_size} images is not divisible by {process_count} processes")
     if train and len(source) < batch_size:
         raise DataError(f"{source.name}: {len(source)} images are fewer than one batch of {batch_size}")
+    floats = not train and preprocessing is not None
     if train:
         mean = data.mean * channels if len(data.mean) == 1 else data.mean
         fill = tuple(min(255, max(0, round(255 * value))) for value in mean)
@@ -281,11 +282,12 @@ def make_loader(
     elif preprocessing is not None:
         transform = preprocessing
     else:
-        transform = preprocessing_of(data, image_size, channels).crop
+        own = preprocessing_of(data, image_size, channels)
+        # zeros around normalised pixels are no bytes
+        transform, floats = (own.unit_pixels, True) if own.crop_mode == PAD else (own.crop, False)
     patch_size = None if preprocessing is None else preprocessing.patch_size
     size = (*image_size, channels) if patch_size is None else (patch_size, patch_size, channels)
     share = (process_index, process_count)
-    dtype = np.uint8 if train or preprocessing is None else np.float32
     chances = balanced_chances(source.labels) if train and data.sampler == "balanced" else None
     shape = (len(source.class_names),) if data.multi_label else ()
     if isinstance(source, Pairs):
@@ -299,7 +301,7 @@ def make_loader(
         train,
         share,
         data.max_bad_share,
-        dtype,
+        np.float32 if floats else np.uint8,
         chances,
         shape,
         np.int8 if data.multi_label else np.int32,
