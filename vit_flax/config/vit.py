@@ -102,7 +102,8 @@ class ViTConfig:
     pre_norm: bool = False  # normalise all tokens before the blocks
     final_norm: bool = True  # normalise all tokens after the blocks
     fc_norm: bool = False  # do so after the pooling instead: on what is pooled
-    neck_chans: int | None = None  # instead of a final norm: two normalised convolutions to so many channels
+    # instead of a final norm: two normalised convolutions to so many channels; 0: a norm alone, of epsilon 1e-6
+    neck_chans: int | None = None
     # 'token_avg' joins both; 'prefix' joins prefix tokens, 'prefix_avg' is their mean; 'map' attends from a learned
     # query, 'query' does so without an MLP after it
     global_pool: str = "token"
@@ -165,7 +166,7 @@ class ViTConfig:
         if self.fc_norm and not self.final_norm:
             raise ValueError("fc_norm=True needs final_norm=True: it says where the final norm stands")
         if self.neck_chans is not None:
-            require_int("neck_chans", self.neck_chans, minimum=1)
+            require_int("neck_chans", self.neck_chans, minimum=0)
             if self.final_norm or self.num_prefix_tokens:
                 raise ValueError("neck_chans needs final_norm=False and no prefix tokens: its norms are of a grid")
         if self.dist_token and not self.class_token:

@@ -20,6 +20,7 @@ from vit_flax.convert.eva02 import EVA02
 from vit_flax.convert.explained import EXPLAINED, EXPLAINED_T2T
 from vit_flax.convert.facebook import DEIT, DEIT3, DINO, DINOV2, IJEPA, MAE
 from vit_flax.convert.facebook_dinov3 import FACEBOOK_DINOV3
+from vit_flax.convert.facebook_sam3 import FACEBOOK_SAM3
 from vit_flax.convert.files import read_checkpoint, write_checkpoint
 from vit_flax.convert.fitting import steps_to
 from vit_flax.convert.flax_names import with_torch_names
@@ -86,7 +87,7 @@ _ORDER = (
     EVA, EVA02, FACEBOOK_DINOV3, OPEN_CLIP_EVA, PERCEPTION_ENCODER,
     PERCEPTION_ENCODER_TOWER, BEIT, BEIT3, MMPRETRAIN, MMPRETRAIN_BEIT, TIMM_NAFLEX, TIMM_SAM, SEGMENT_ANYTHING,
     DETECTRON2, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T,
-    *FLAX_LAYOUTS, *HUGGINGFACE_LAYOUTS,
+    *FLAX_LAYOUTS, *HUGGINGFACE_LAYOUTS, FACEBOOK_SAM3,
     *OPEN_CLIP_TEXT_LAYOUTS, *BIG_VISION_TEXT_LAYOUTS, *CLIP_TEXT_LAYOUTS,
 )  # fmt: skip
 _READ_ONLY = {layout.name for layout in FLAX_LAYOUTS}

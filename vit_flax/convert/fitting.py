@@ -2,7 +2,8 @@
 
 A layout moves values and computes none. What is computed here is told, and changes nothing that the model gives: the
 class token's row of the position table is added to the class token (as timm does with DINOv2's models with registers)
-or put there with zeros, and the mask token, which evaluation does not read, is left out or there with zeros.
+or put there with zeros, as is that of trunks without a class token, or left out, and the mask token, which evaluation
+does not read, is left out or there with zeros.
 """
 
 from __future__ import annotations
@@ -78,6 +79,18 @@ _STEPS = (
         {"no_embed_class": False, "no_embed_reg": True},
         _unfold,
         "the class token's position is zero, as this layout has a row for it",
+    ),
+    Step(
+        lambda config: config.pos_embed_class_row,
+        {"pos_embed_class_row": False},
+        lambda flat: {**flat, "pos_embed": flat["pos_embed"][:, 1:]},
+        "the position embeddings' first row is left out: no token reads it",
+    ),
+    Step(
+        lambda config: config.pos_embed_grid is not None and not config.pos_embed_class_row,
+        {"pos_embed_class_row": True},
+        _unfold,
+        "the position embeddings' first row, which no token reads, is zero",
     ),
 )
 

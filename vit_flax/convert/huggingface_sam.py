@@ -84,7 +84,7 @@ def _write(config: ViTConfig) -> dict[str, Any]:
 
 def _conditions(config: ViTConfig) -> list[str]:
     lines = hf.conditions(config) + hf.square(config)
-    return lines + ["neck_chans=None (it has a neck)"] * (config.neck_chans is None)
+    return lines + [f"neck_chans={config.neck_chans} (it has a neck)"] * (not config.neck_chans)
 
 
 def _components(config: ViTConfig) -> tuple[tuple[str, str], ...]:
@@ -114,7 +114,7 @@ SAM_LAYOUTS: tuple[Layout, ...] = (
         fixed=hf.fixed(
             "window_size", "global_attn_indexes", "use_rel_pos", "neck_chans",
             config_class=WindowedViTConfig, num_classes=(0,), pos_embed=("learned", "none"), final_norm=(False,),
-            global_pool=("none",), crop_to_patches=(False,),
+            global_pool=("none",),
         ),
         components=_components,
         conditions=_conditions,

@@ -19,8 +19,8 @@ _NAMES = hf.Names(
 )  # fmt: skip
 _KERNEL = "embeddings.patch_embeddings.projection.weight"
 _TABLE = "embeddings.position_embeddings"
-_THETA = 10000.0
-_TRUNK = {"pre_norm": True, "patch_bias": False, "final_norm": False, "pos_embed_fit": "tiled", "global_pool": "none"}
+THETA = 10000.0
+TRUNK = {"pre_norm": True, "patch_bias": False, "final_norm": False, "pos_embed_fit": "tiled", "global_pool": "none"}
 
 
 def _rules(config: ViTConfig) -> tuple[Rule, ...]:
@@ -34,7 +34,7 @@ def _rules(config: ViTConfig) -> tuple[Rule, ...]:
 
 def _infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     side = math.isqrt(vote(shapes, (_TABLE, 1)) or 0)  # it has no other grid
-    values = {**hf.block_infer(shapes, _NAMES), **hf.patch_infer(shapes, _KERNEL), **_TRUNK, "num_classes": 0}
+    values = {**hf.block_infer(shapes, _NAMES), **hf.patch_infer(shapes, _KERNEL), **TRUNK, "num_classes": 0}
     return {**values, "pos_embed_grid": (side, side)} if side else values
 
 
@@ -49,7 +49,7 @@ def _read(attributes: Mapping[str, Any]) -> dict[str, Any]:
         **hf.read_mlp(attributes),
         "window_size": attributes["window_size"],
         "global_attn_indexes": (7, 15, 23, 31) if blocks is None else tuple(blocks),
-        "rope_theta": float(rope.get("rope_theta", _THETA)),
+        "rope_theta": float(rope.get("rope_theta", THETA)),
     }
 
 
@@ -85,8 +85,8 @@ SAM3_LAYOUTS: tuple[Layout, ...] = (
         defaults=lambda known: {},
         fixed=hf.fixed(
             "window_size", "global_attn_indexes", "rope_theta", "pos_embed_grid",
-            config_class=WindowedRopeViTConfig, qkv_bias=(True,), num_classes=(0,), crop_to_patches=(False,),
-            **{name: (value,) for name, value in _TRUNK.items()},
+            config_class=WindowedRopeViTConfig, qkv_bias=(True,), num_classes=(0,),
+            **{name: (value,) for name, value in TRUNK.items()},
         ),
         components=lambda config: (*hf.block_components(_NAMES, ""), ("layer_norm", "norm_pre")),
         conditions=_conditions,

@@ -30,7 +30,7 @@ _FIELDS = {
     "class_token", "depth", "embed_dim", "fc_norm", "final_norm", "in_chans", "init_values", "mlp_ratio",
     "no_embed_class", "num_classes", "num_heads", "pool_include_prefix", "pre_norm", "proj_bias", "qk_norm", "qkv_bias",
     "reg_tokens", "scale_attn_norm", "scale_mlp_norm", "attn_pool_num_heads", "attn_pool_mlp_ratio",
-    "window_size", "global_attn_indexes", "use_rel_pos", "neck_chans",
+    "window_size", "global_attn_indexes", "use_rel_pos",
 }  # fmt: skip
 # of training, of how the model is made, or of sizes other than the table's own
 _HARMLESS = {
@@ -106,6 +106,8 @@ def _told(name: str, preset: ViTConfig, arguments: Mapping[str, Any]) -> dict[st
             fields["patch_size"] = _pair(value)
         elif argument == "global_pool":
             fields["global_pool"] = value or "none"
+        elif argument == "neck_chans":
+            fields["neck_chans"] = value or 0  # a norm is there without a neck
         elif argument == "pos_embed" and value in _POS_EMBEDS:
             fields["pos_embed"] = _POS_EMBEDS[value]
         elif argument == "use_abs_pos":

@@ -70,15 +70,16 @@ def _rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
         *norm("neck.1", "neck/norm1"),
         Rule("neck.2.weight", "neck/conv2/kernel", CONV),
         *norm("neck.3", "neck/norm2"),
+        *norm("neck", "neck/norm"),
         *linear("head.fc", "head"),
     )
 
 
 def _infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
-    if "neck.weight" in shapes or any_match(shapes, "norm_pre.{a}", "head.norm.{a}", "head.pre_logits.{rest}"):
+    if any_match(shapes, "norm_pre.{a}", "head.norm.{a}", "head.pre_logits.{rest}"):
         raise ConversionError(
-            "layout 'timm_sam': has neck.weight, norm_pre or head.norm: a norm before the blocks, or after them in the "
-            "place of the neck, is not read (its epsilon is not the blocks')"
+            "layout 'timm_sam': has norm_pre, head.norm or head.pre_logits: a norm before the blocks or in the head, "
+            "or a hidden layer of the head, is not read"
         )
     grid, table = None, shapes.get("pos_embed", ())
     respelled = {name.replace("head.fc.", "head."): shape for name, shape in shapes.items()}
@@ -88,6 +89,7 @@ def _infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     told = timm_infer(respelled, {**known, "no_embed_class": False})
     values = {name: told[name] for name in _TOLD if name in told}
     values["neck_chans"] = vote(shapes, ("neck.0.weight", 0), ("neck.{i}.bias", 0))
+    values["neck_chans"] = 0 if "neck.weight" in shapes else values["neck_chans"]
     if grid and "patch_size" in values:
         values["image_size"] = tuple(n * p for n, p in zip(grid, values["patch_size"], strict=True))
     values |= infer_windows(shapes, "blocks.{i}.attn", values["depth"], grid)
@@ -127,6 +129,7 @@ TIMM_SAM = Layout(
         "global_pool": ("avg", "max", "avgmax", "none"),
     },
     components=_components,
+    conditions=lambda config: ["neck_chans=None (it has a norm there: 0)"] * (config.neck_chans is None),
     resample=lambda config: "bicubic_antialias",
     heads=(("head", "head.fc"),),
 )  # fmt: skip

@@ -112,7 +112,7 @@ def test_shapes_are_told_by_the_first_block_of_a_kind() -> None:
         ({"global_attn_indexes": None}, "global_attn_indexes must be an integer"),
         ({"block": "parallel_things"}, "needs block=standard or res_post"),
         ({"neck_chans": 8, "final_norm": True}, "neck_chans needs final_norm=False"),
-        ({"neck_chans": 0}, "neck_chans must be an integer of at least 1"),
+        ({"neck_chans": -1}, "neck_chans must be an integer of at least 0"),
         ({"pos_embed": "none", "pos_embed_grid": 3}, "pos_embed_grid needs pos_embed='learned'"),
         ({"pos_embed_fit": "stretched"}, "pos_embed_fit must be one of"),
     ],

@@ -22,7 +22,7 @@ from vit_flax.presets.t2t import T2T_MODELS
 from vit_flax.presets.torchvision import TORCHVISION_MODELS
 from vit_flax.presets.two_towers import TWO_TOWERS
 from vit_flax.presets.vit import VIT_MODELS
-from vit_flax.presets.windowed import SAM_ENCODERS, VITDET_MODELS, WINDOWED_MODELS
+from vit_flax.presets.windowed import SAM3_MODELS, SAM_ENCODERS, VITDET_MODELS, WINDOWED_MODELS
 from vit_flax.suggestions import suggest
 
 __all__ = ["PRESETS", "REFUSED", "TWO_TOWERS", "Preset", "find_preset", "get_preset"]
@@ -43,6 +43,7 @@ PRESETS: dict[str, Preset[ViTConfig]] = {
     **HUGGINGFACE_TOWERS,
     **WINDOWED_MODELS,
     **VITDET_MODELS,
+    **SAM3_MODELS,
     **SAM_ENCODERS,
     **EXPLAINED,
 }
@@ -71,7 +72,6 @@ REFUSED: dict[str, str] = {
         ),
         _NO_GROUPS,
     ),
-    "samvit_base_patch16_224": "its last norm has another epsilon than its blocks, which this library does not have",
 }
 # fmt: on
 

@@ -25,6 +25,15 @@ _CONFIGS = {f"samvit_{name}_patch16": _sam(*size, norm_eps=1e-5) for name, size 
 _WEIGHTS: dict[str, Weights] = {f"{name}.sa1b": weights(0, IMAGENET, 1.0) for name in _CONFIGS}
 WINDOWED_MODELS = collect(_CONFIGS, _WEIGHTS)
 
+WINDOWED_MODELS["samvit_base_patch16_224"] = Preset(
+    config=_CONFIGS["samvit_base_patch16"].replace(
+        image_size=(224, 224), pos_embed="none", neck_chans=0, num_classes=1000
+    ),
+    mean=IMAGENET[0],
+    std=IMAGENET[1],
+    crop_pct=0.9,
+)
+
 # detectron2's, with a position table for images of 224 pixels; its weights are parts of detectors
 _VITDET: dict[str, Any] = {"global_pool": "none", "pos_embed_grid": (14, 14), "pos_embed_class_row": True}
 VITDET_MODELS = {
@@ -37,14 +46,15 @@ _SAM3 = WindowedRopeViTConfig(
     num_classes=0, window_size=24, global_attn_indexes=(7, 15, 23, 31), pos_embed_grid=(24, 24), pos_embed_fit="tiled",
     global_pool="none",
 )  # fmt: skip
+_PADDED: dict[str, Any] = {"crop_mode": "pad", "interpolation": "bilinear"}
+# Meta's own, whose norms have torch's epsilon, and its table a row of a class token; transformers' have neither
+SAM3_MODELS = {
+    "sam3_large_patch14_1008": row(_SAM3.replace(norm_eps=1e-5, pos_embed_class_row=True), INCEPTION, None, **SQUASHED)
+}
 SAM_ENCODERS: dict[str, Preset] = {
-    # Images are resized by their longer side, normalised, and zero-padded below and on the right: no crop_mode
-    # expresses that, so mean and std are left out.
     **{
-        f"facebook/sam-vit-{name}": Preset(
-            config=_sam(*size, global_pool="none"), source=f"facebook/sam-vit-{name}", licence="apache-2.0"
-        )
-        for name, size in _SIZES.items()
+        name: dataclasses.replace(row(_sam(*size, global_pool="none"), IMAGENET, **_PADDED), source=name)
+        for size, name in ((size, f"facebook/sam-vit-{name}") for name, size in _SIZES.items())
     },
     "facebook/sam3": dataclasses.replace(row(_SAM3, INCEPTION, None, **SQUASHED), source="facebook/sam3"),
 }
