@@ -20,6 +20,7 @@ from parity_tests.random_weights import randomise
 from vit_flax.cli.main import main
 from vit_flax.parity.mutations import MUTATIONS
 from vit_flax.parity.tower_mutations import TOWER_MUTATIONS
+from vit_flax.parity.window_mutations import WINDOW_MUTATIONS
 from vit_flax.reference import ViT_Model
 
 SET = ["--set", "num_heads=4", "--set", "image_size=8,12"]
@@ -87,7 +88,10 @@ def test_a_mutation_exits_with_1_and_its_component(name: str, capsys: pytest.Cap
 
 def test_mutations_are_listed_and_a_wrong_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--mutate", "list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*MUTATIONS, *TOWER_MUTATIONS]
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == [*MUTATIONS, *TOWER_MUTATIONS, *WINDOW_MUTATIONS]
+    assert main(["compare", "--mutate", "rel_pos_left_ot"]) == 2
+    assert "did you mean 'rel_pos_left_out'?" in capsys.readouterr().err
     assert main(["compare", "--mutate", "gelu_tahn"]) == 2
     assert main(["compare", "--html", "/no/such/folder/x.html"]) == 2
     assert main(["compare", "--steps", "1", "--mutate", "adam_eps"]) == 2

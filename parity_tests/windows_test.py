@@ -25,7 +25,6 @@ from parity_tests.agreement import (
 from parity_tests.peers import import_timm, import_transformers
 from parity_tests.random_weights import random_images, randomise, relative_error
 from vit_flax.convert import ConversionError, Wish, get_layout, open_checkpoint
-from vit_flax.models import windows
 from vit_flax.parity import compare_components, compare_gradients, subject_of
 from vit_flax.parity.tolerances import SEEN
 from vit_flax.parity.wrong_tensors import Wrong, changed, exchanged
@@ -43,8 +42,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "timm": ("timm", {"img_size": (40, 24), "window_size": 4}),
     "timm, whole windows": ("timm", {"img_size": (32, 48), "window_size": 2, "num_classes": 5, "qk_norm": True}),
     "timm, no tables": ("timm", {"img_size": (40, 24), "window_size": 4, "use_rel_pos": False, "init_values": 0.5}),
+    "timm, no neck": (
+        "timm",
+        {"img_size": (40, 24), "window_size": 2, "neck_chans": None, "use_abs_pos": False, "num_classes": 5},
+    ),
     "sam": ("SamVisionModel", {**SAM, "image_size": 40}),
-    "sam, whole windows": ("SamVisionModel", {**SAM, "image_size": 48, "qkv_bias": False, "use_abs_pos": False}),
+    "sam, whole windows": ("SamVisionModel", {**SAM, "image_size": 50, "qkv_bias": False, "use_abs_pos": False}),
     "sam_hq": ("SamHQVisionModel", {**SAM, "image_size": 40}),
     "vitdet": (
         "VitDetModel",
@@ -56,9 +59,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**SMALL, "mlp_ratio": 2, "image_size": 24, "pretrain_image_size": 24, "qkv_bias": False},
     ),
     "sam3": ("Sam3ViTModel", {**SAM3, "image_size": 40}),
-    "sam3, whole windows": ("Sam3ViTModel", {**SAM3, "image_size": 48}),
+    # what is beyond the last whole patch is left out
+    "sam3, whole windows": ("Sam3ViTModel", {**SAM3, "image_size": 50}),
 }
-SLOW = ("timm, no tables", "sam, whole windows", "sam_hq", "vitdet, no windows")
+METAS = {"img_size": (40, 40), "window_size": 3, "norm_layer": partial(torch.nn.LayerNorm, eps=1e-6)}
+SLOW = ("timm, no tables", "timm, no neck", "sam, whole windows", "sam_hq", "vitdet, no windows")
 LAYOUTS = {"timm": "timm_sam", "sam": "huggingface_sam", "sam_hq": "huggingface_sam", "vitdet": "huggingface_vitdet",
            "sam3": "huggingface_sam3"}  # fmt: skip
 
@@ -69,7 +74,7 @@ def quick(cases: Any, slow: Any = SLOW) -> list[Any]:
 
 def build(case: str) -> tuple[Any, np.ndarray, str]:
     """Returns the other library's model, images for it, and the layout of its tensors."""
-    kind, attributes = CASES[case]
+    kind, attributes = CASES[case] if case != "timm, Meta's" else ("timm", METAS)
     layout = LAYOUTS[case.split(",")[0]]
     if kind == "timm":
         shared = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 8, "use_rel_pos": True, "neck_chans": 6}
@@ -154,7 +159,7 @@ def test_every_component_and_gradient_agrees(case: str) -> None:
         assert_rows_agree(compare_components(subject, pixels) + compare_gradients(subject, pixels))
 
 
-# name: (what is wrong with the tensors or the config, or with the code)
+# name: what is wrong with the tensors or the config; errors of the code are `vit-flax compare --mutate`'s
 MUTATIONS: dict[str, dict[str, Wrong]] = {
     "sam": {
         "rows and columns exchanged": exchanged("rel_pos_h", "rel_pos_w"),
@@ -191,41 +196,6 @@ def test_a_wrong_conversion_is_seen(case: str) -> None:
         assert relative_error(run_flax(model, params, images, "features"), expected) > SEEN, name
 
 
-def _border(array: Any, widths: Any) -> Any:
-    return PAD(array, widths, mode="edge")
-
-
-def _unseen(self: Any, attention: Any, q: Any, k: Any, scale: float, given: Any) -> Any:
-    """Masks the padding keys of a grid of 5x5 patches in windows of 3, which must not be masked."""
-    q, k, _ = APPLY(self, attention, q, k, scale, given)
-    if not self.window:
-        return q, k, None
-    there = np.pad(np.ones((5, 5)), ((0, 1), (0, 1))).reshape(2, 3, 2, 3).swapaxes(1, 2).reshape(4, 1, 1, 9)
-    return q, k, jnp.log(jnp.tile(there, (len(q) // 4, 1, 1, 1)) + 1e-30)
-
-
-def _not_stretched(positions: Any) -> np.ndarray:
-    other = positions.config.replace(window_size=positions.grid[0])
-    return ANGLES(windows.RotatedWindowPositions(other, positions.index))
-
-
-PAD, APPLY, ANGLES = jnp.pad, windows.RelativeWindowPositions.apply, windows._angles
-CODE: dict[str, tuple[str, Any, str, Any]] = {
-    "filled up with the border": ("sam", windows.jnp, "pad", _border),
-    "what fills up is not seen": ("sam", windows.RelativeWindowPositions, "apply", _unseen),
-    "numbers of the whole grid not stretched": ("sam3", windows, "_angles", _not_stretched),
-}
-
-
-@pytest.mark.parametrize("name", CODE)
-def test_wrong_code_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    case, target, attribute, wrong = CODE[name]
-    theirs, images, _ = build(case)
-    model, params = vit_flax.from_state_dict(theirs.state_dict(), **told(case))
-    monkeypatch.setattr(target, attribute, wrong)
-    assert relative_error(run_flax(model, params, images, "features"), tokens_of(theirs, images)) > SEEN
-
-
 def inspected(path: Any) -> dict[str, Any]:
     """Returns the result of `vit-flax inspect --json`."""
     wish = Wish()
@@ -240,9 +210,7 @@ def meta_names(theirs: Any) -> dict[str, np.ndarray]:
 
 
 def test_metas_own_file(tmp_path: Any) -> None:
-    case = {"img_size": (40, 40), "window_size": 3, "norm_layer": lambda n, **k: torch.nn.LayerNorm(n, eps=1e-6, **k)}
-    with mock.patch.dict(CASES, {"timm, Meta's": ("timm", case)}):
-        theirs, images, _ = build("timm, Meta's")
+    theirs, images, _ = build("timm, Meta's")
     original = meta_names(theirs)
     torch.save({name: torch.tensor(array) for name, array in original.items()}, tmp_path / "sam_vit_b.pth")
     model, params = vit_flax.load(tmp_path / "sam_vit_b.pth")
@@ -255,6 +223,60 @@ def test_metas_own_file(tmp_path: Any) -> None:
     # timm's norms have another epsilon, and its names tell it
     again, _ = vit_flax.from_state_dict(theirs.state_dict())
     assert (model.config.norm_eps, again.config.norm_eps) == (1e-6, 1e-5)
+
+
+def metas_sam3(theirs: Any) -> dict[str, np.ndarray]:
+    """Returns the trunk of transformers' SAM 3 under Meta's names, with the table's row of a class token."""
+    tensors = {name: t.numpy() for name, t in theirs.state_dict().items()}
+    swaps = (("embeddings.position_embeddings", "pos_embed"), ("embeddings.patch_embeddings.projection",
+             "patch_embed.proj"), ("layers.", "blocks."), ("layer_norm1", "norm1"), ("layer_norm2", "norm2"),
+             ("layer_norm.", "ln_pre."), ("attention.o_proj", "attn.proj"))  # fmt: skip
+    trunk = {}
+    for name, array in tensors.items():
+        if "k_proj" in name or "v_proj" in name:
+            continue
+        if "q_proj" in name:
+            array = np.concatenate([tensors[name.replace("q_proj", f"{part}_proj")] for part in "qkv"])
+            name = name.replace("attention.q_proj", "attn.qkv")
+        for old, new in swaps:
+            name = name.replace(old, new)
+        trunk[name] = array
+    first = np.random.default_rng(1).standard_normal(trunk["pos_embed"][:, :1].shape)
+    trunk["pos_embed"] = np.concatenate([first, trunk["pos_embed"]], axis=1)
+    return {f"detector.backbone.vision_backbone.trunk.{name}": array for name, array in trunk.items()}
+
+
+@pytest.mark.parametrize("prefix", quick(["detector.backbone.", "backbone.", ""], ["backbone.", ""]))
+def test_metas_own_sam3(prefix: str, tmp_path: Any) -> None:
+    """Judged by transformers' class of the same weights with the epsilon of Meta's norms, under published names."""
+    _, attributes = CASES["sam3"]
+    kind = transformers.Sam3ViTModel
+    theirs = randomise(kind(kind.config_class(**{**attributes, "layer_norm_eps": 1e-5})))
+    trunk = metas_sam3(theirs)
+    rotations = {0: np.ones((9, 4)), 1: np.ones((25, 4))}  # in a window, in the grid: only their sizes are read
+    beside = {
+        "detector.transformer.encoder.layers.0.norm1.weight": np.ones(4),
+        "detector.backbone.vision_backbone.convs.0.conv_1x1.weight": np.ones((4, 4, 1, 1)),
+        "detector.backbone.language_backbone.encoder.token_embedding.weight": np.ones((4, 4)),
+        "tracker.maskmem_tpos_enc": np.ones((4, 1, 1, 4)),
+    }
+    start = "detector.backbone.vision_backbone.trunk."
+    cis = {f"{start}blocks.{i}.attn.freqs_cis": table.astype(np.complex64) for i, table in rotations.items()}
+    whole = {**trunk, **cis, **(beside if prefix.startswith("detector") else {})}
+    named = {name.replace("detector.backbone.", prefix, 1): torch.tensor(array) for name, array in whole.items()}
+    torch.save(named, tmp_path / "sam3.pt")
+    images = random_images((40, 40))
+    model, params = vit_flax.load(tmp_path / "sam3.pt")
+    assert (model.config.norm_eps, model.config.window_size, model.config.pos_embed_class_row) == (1e-5, 3, True)
+    assert_agrees(run_flax(model, params, images, "features"), tokens_of(theirs, images))
+    assert_same_tensors(vit_flax.to_state_dict(model, params, "facebook_sam3"), trunk)
+    if beside.keys() <= named.keys():
+        fates = {row["name"]: row["fate"] for row in inspected(tmp_path / "sam3.pt")["tensors"]}
+        assert fates["tracker.maskmem_tpos_enc"] == "dropped: of detection and tracking; the image encoder is read"
+        fitted, folded, notes = vit_flax.fit_layout(model, params, "huggingface_sam3")
+        assert "first row is left out" in str(notes)
+        ours = vit_flax.to_state_dict(fitted, folded, "huggingface_sam3")
+        assert_same_tensors(ours, theirs.state_dict())
 
 
 def larger(kind: str) -> tuple[Any, Any]:
@@ -318,10 +340,10 @@ def test_what_is_left_out_is_refused_by_name(tmp_path: Any) -> None:
     for config in ({}, {"config": told.to_dict()}):
         with pytest.raises(ConversionError, match=r"convolutions after some of its blocks|residual_block_indices"):
             vit_flax.from_state_dict(tensors, **config)
-    # a last norm whose epsilon is not the blocks'
+    # a norm before the blocks
     sam = timm.models.vision_transformer_sam.VisionTransformerSAM
-    other = sam(16, 8, embed_dim=16, depth=1, num_heads=2, use_rel_pos=True, window_size=2, neck_chans=0)
-    with pytest.raises(ConversionError, match=r"neck\.weight"):
+    other = sam(16, 8, embed_dim=16, depth=1, num_heads=2, use_rel_pos=True, window_size=2, pre_norm=True)
+    with pytest.raises(ConversionError, match="has norm_pre, head"):
         vit_flax.from_state_dict(other.state_dict())
     # windows as large as the image: nothing tells which blocks have them
     same = sam(16, 8, embed_dim=16, depth=1, num_heads=2, use_rel_pos=True, window_size=2)
@@ -347,9 +369,8 @@ def test_maps_of_the_blocks_that_see_all() -> None:
     assert relative_error(ours, expected.reshape(ours.shape)) < 1e-6
 
 
-def test_detectron2s_names(tmp_path: Any) -> None:
-    """ViTDet under detectron2's names, inside a detector, against transformers' class of the same weights."""
-    theirs, images, _ = build("vitdet")
+def detectron2_names(theirs: Any) -> dict[str, torch.Tensor]:
+    """Returns the tensors of transformers' ViTDet as detectron2 names them."""
     swaps = (("embeddings.position_embeddings", "pos_embed"), ("embeddings.projection", "patch_embed.proj"),
              ("encoder.layer", "blocks"), (".attention.", ".attn."))  # fmt: skip
     trunk = {}
@@ -357,6 +378,13 @@ def test_detectron2s_names(tmp_path: Any) -> None:
         for old, new in swaps:
             name = name.replace(old, new)
         trunk[name] = tensor
+    return trunk
+
+
+def test_detectron2s_names(tmp_path: Any) -> None:
+    """ViTDet's as its own library has it, in a detector; judged by transformers' class of the same weights."""
+    theirs, images, _ = build("vitdet")
+    trunk = detectron2_names(theirs)
     beside = {"backbone.simfp_4.0.weight": torch.ones(4, 4, 1, 1), "roi_heads.box.fc1.weight": torch.ones(4, 4)}
     torch.save({"model": {**{f"backbone.net.{n}": t for n, t in trunk.items()}, **beside}}, tmp_path / "model.pth")
     model, params = vit_flax.load(tmp_path / "model.pth")

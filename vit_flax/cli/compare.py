@@ -21,9 +21,11 @@ from vit_flax.convert import holds_text, open_checkpoint
 if TYPE_CHECKING:
     from vit_flax.cli.parser import Commands
     from vit_flax.parity.report import Report
+    from vit_flax.parity.small_mutation import SmallMutation
 
 LIBRARIES = ("timm", "transformers")
-RANDOM = ("clip", "metaclip_2", "siglip", "siglip2")
+TRUNKS = ("sam", "sam_hq", "vitdet", "sam3")
+RANDOM = ("clip", "metaclip_2", "siglip", "siglip2", *TRUNKS)
 EXAMPLE = """example:
   vit-flax compare                                  the trained digits ViT that ships with the package
   vit-flax compare --steps 50 --html report.html    with more optimiser steps and a page of figures
@@ -31,7 +33,7 @@ EXAMPLE = """example:
   vit-flax compare --mutate list                    the names of all such errors
   vit-flax compare dinov2-small/                    a checkpoint, as it is loaded here, with the installed transformers
   vit-flax compare clip-vit-base-patch32/           both towers: embeddings, logits per image and per text
-  vit-flax compare --random siglip                  a small two-tower model with random weights
+  vit-flax compare --random siglip                  a small two-tower model with random weights; sam: a trunk
   vit-flax compare deit.pth --config deit_tiny_patch16_224.fb_in1k      or with timm"""
 
 
@@ -55,7 +57,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--random",
         choices=RANDOM,
-        help="without a checkpoint: a small two-tower model of random weights, not the digits",
+        help="without a checkpoint: a small model of random weights, not the digits",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps to compare (default 10)")
     parser.add_argument(
@@ -69,10 +71,10 @@ def add_parser(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     from vit_flax.parity.mutations import MUTATIONS, get_mutation
-    from vit_flax.parity.tower_mutations import TOWER_MUTATIONS
 
+    small = _small_mutations()
     if options.mutate == "list":
-        known = (*MUTATIONS.values(), *TOWER_MUTATIONS.values())
+        known = (*MUTATIONS.values(), *small.values())
         width = max(len(mutation.name) for mutation in known)
         for mutation in known:
             print(f"{mutation.name:<{width}}  {mutation.description}")
@@ -83,12 +85,12 @@ def run(options: argparse.Namespace) -> int:
     if given:
         option = {"source_layout": "layout", "overrides": "set", "source_grid": "source-grid"}.get(given[0], given[0])
         raise ValueError(f"--{option} needs a checkpoint")
-    if options.random is not None or options.mutate in TOWER_MUTATIONS:
+    if options.random is not None or options.mutate in small:
         return _run_random(options)
     options.steps = 10 if options.steps is None else options.steps
     if options.steps < 0:
         raise ValueError(f"--steps must not be negative, got {options.steps}")
-    mutation = get_mutation(options.mutate) if options.mutate else None
+    mutation = get_mutation(options.mutate, small) if options.mutate else None
     if mutation is not None and mutation.section == "steps" and options.steps < 2:
         raise ValueError(f"mutation {mutation.name} shows in the optimiser steps: pass --steps 2 or more")
     for path in filter(None, (options.html, options.json)):
@@ -115,13 +117,18 @@ _OF_A_CHECKPOINT = (
 )  # fmt: skip
 
 
-def _run_random(options: argparse.Namespace) -> int:
+def _small_mutations() -> dict[str, SmallMutation]:
     from vit_flax.parity.tower_mutations import TOWER_MUTATIONS
+    from vit_flax.parity.window_mutations import WINDOW_MUTATIONS
 
+    return {**TOWER_MUTATIONS, **WINDOW_MUTATIONS}
+
+
+def _run_random(options: argparse.Namespace) -> int:
     for name in ("steps", "html"):
         if getattr(options, name) is not None:
-            raise ValueError(f"--{name} applies to the digits ViT, not to two towers")
-    mutation = None if options.mutate is None else TOWER_MUTATIONS.get(options.mutate)
+            raise ValueError(f"--{name} applies to the digits ViT, not to small models")
+    mutation = None if options.mutate is None else _small_mutations().get(options.mutate)
     if options.mutate is not None and mutation is None:
         raise ValueError(f"--mutate {options.mutate} applies to the digits ViT: leave --random out")
     if mutation is not None and options.random not in (None, mutation.case):
@@ -129,9 +136,11 @@ def _run_random(options: argparse.Namespace) -> int:
     _check_json(options)
     _use_float64()
     from vit_flax.parity.towers import compare_small_towers
+    from vit_flax.parity.trunks import compare_small_trunk
 
     case = str(options.random if mutation is None else mutation.case)
-    return _tell(options, compare_small_towers(case, mutation))
+    compare = compare_small_trunk if case in TRUNKS else compare_small_towers
+    return _tell(options, compare(case, mutation))
 
 
 def _check_json(options: argparse.Namespace) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
-from unittest import mock
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -89,29 +87,3 @@ def draw_texts(config: TextConfig, hides_padding: bool, seed: int = 0) -> DrawnT
         tokens[row, count:] = pad
         mask[row, :count] = True
     return DrawnTexts(tokens, mask if hides_padding else None)
-
-
-@contextlib.contextmanager
-def positions_in_float64(module: torch.nn.Module) -> Iterator[None]:
-    """Makes transformers' SigLIP 2 resize float64 position embeddings in float64, not float32, within the context."""
-    import torch
-
-    kinds: set[Any] = {type(part) for part in module.modules() if hasattr(part, "resize_positional_embeddings")}
-    real = torch.Tensor.to
-
-    def same(self: Any, *arguments: Any, **named: Any) -> Any:
-        is_narrowed = self.dtype is torch.float64 and torch.float32 in (*arguments, named.get("dtype"))
-        return self if is_narrowed else real(self, *arguments, **named)
-
-    def kept(resize: Any) -> Any:
-        def run(*arguments: Any, **named: Any) -> Any:
-            with mock.patch.object(torch.Tensor, "to", same):
-                return resize(*arguments, **named)
-
-        return staticmethod(run)
-
-    with contextlib.ExitStack() as stack:
-        for kind in kinds:
-            stack.enter_context(mock.patch.object(kind, "resize_positional_embeddings",
-                                                  kept(kind.resize_positional_embeddings)))  # fmt: skip
-        yield

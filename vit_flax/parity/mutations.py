@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -465,9 +465,9 @@ MUTATIONS: dict[str, Mutation] = {
 }
 
 
-def get_mutation(name: str) -> Mutation:
+def get_mutation(name: str, others: Iterable[str] = ()) -> Mutation:
     """Returns the mutation of that name, or ValueError suggesting the nearest."""
     if name not in MUTATIONS:
-        hint = suggest(name, MUTATIONS, "`vit-flax compare --mutate list` lists them")
+        hint = suggest(name, [*MUTATIONS, *others], "`vit-flax compare --mutate list` lists them")
         raise ValueError(f"no mutation named {name!r}; {hint}")
     return MUTATIONS[name]

@@ -15,12 +15,14 @@ from vit_flax.config import TwoTowersConfig
 from vit_flax.convert import ConversionError, Layout, get_layout
 from vit_flax.models import TwoTowers
 from vit_flax.parity.compare import Subject, compare_components, expand_pairs, require_x64
-from vit_flax.parity.inputs import DrawnImages, DrawnTexts, draw_images, draw_texts, positions_in_float64
-from vit_flax.parity.libraries import every_tensor_has_a_place, load_transformers
+from vit_flax.parity.float64 import computed_in_float64
+from vit_flax.parity.inputs import DrawnImages, DrawnTexts, draw_images, draw_texts
+from vit_flax.parity.other_models import every_tensor_has_a_place, left_in_float64
 from vit_flax.parity.outputs import compare_outputs
 from vit_flax.parity.peers import import_peer
 from vit_flax.parity.report import Check, Report
-from vit_flax.parity.tower_mutations import TowerMutation
+from vit_flax.parity.small_mutation import SmallMutation, draw_parameters
+from vit_flax.parity.transformers_models import load_transformers
 from vit_flax.pretrained import from_state_dict
 from vit_flax.reading import Reading
 
@@ -53,13 +55,13 @@ def compare_towers(reading: Reading, seed: int = 0) -> Report:
     beside = checkpoint.config or {}
     values: dict[str, Any] = dict(beside if beside.get("model_type") in KINDS else layout.config_file(model.config))
     kind = _model_class(values["model_type"])
-    module, missing = load_transformers(checkpoint, kind, values)
+    module, missing = load_transformers({name: checkpoint.read(name) for name in checkpoint.shapes}, kind, values)
     title = f"{checkpoint.source} ({layout.name}) against transformers' {kind.__name__}"
     checks = every_tensor_has_a_place(missing, [], "transformers")
     return _report(title, module, values["model_type"], model, params, layout, checks, start, seed)
 
 
-def compare_small_towers(case: str, mutation: TowerMutation | None = None, seed: int = 0) -> Report:
+def compare_small_towers(case: str, mutation: SmallMutation | None = None, seed: int = 0) -> Report:
     """Compares a small transformers model of random weights with its Flax conversion, under a mutation if given.
 
     Raises:
@@ -69,11 +71,8 @@ def compare_small_towers(case: str, mutation: TowerMutation | None = None, seed:
     module = small_towers(case, seed)
     tensors: Any = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
     told: dict[str, Any] = {"config": module.config.to_dict()}
-    wrong = None if mutation is None else mutation.wrong
-    if callable(wrong):
-        tensors = wrong(tensors)
-    elif wrong is not None:
-        told |= wrong
+    if mutation is not None:
+        tensors, told = mutation.of(tensors, told)
     layout = get_layout(f"huggingface_{'clip' if case == 'metaclip_2' else case}_with_text")
     model, params = from_state_dict(tensors, layout.name, **told)
     title = f"A small {type(module).__name__} of transformers with random weights, and the same model in Flax"
@@ -84,8 +83,6 @@ def compare_small_towers(case: str, mutation: TowerMutation | None = None, seed:
 
 def small_towers(case: str, seed: int = 0) -> PreTrainedModel:
     """Builds a small transformers model of random weights, in float64; `case` is a model_type of `KINDS`."""
-    import torch
-
     text = {**_SMALL, "vocab_size": _END + 4, "max_position_embeddings": 9, "eos_token_id": _END, "bos_token_id": 1}
     sizes = {"num_patches": 9} if case == "siglip2" else {"image_size": 12}
     more = {} if "siglip" in case else {"projection_dim": 20}
@@ -94,11 +91,7 @@ def small_towers(case: str, seed: int = 0) -> PreTrainedModel:
         text_config={**text, "pad_token_id": 0, **more}, vision_config={**_SMALL, "patch_size": 4, **sizes}, **more
     )
     module: PreTrainedModel = kind(config).double().eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(0.2 * drawn + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+    draw_parameters(module, seed)
     return module
 
 
@@ -124,7 +117,8 @@ def _report(
         to_flax=images.to_flax,
     )
     report = Report(title, config.to_dict(), checks=checks)
-    with positions_in_float64(module):
+    with computed_in_float64(module) as kept:
+        report.checks += left_in_float64(kept)
         report.sections["components"] = compare_components(subject, images.pixels)
         compute = partial(_flax_outputs, model, images, texts)
         names = {name: name for name in OUTPUTS}
