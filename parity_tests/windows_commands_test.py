@@ -1,4 +1,4 @@
-"""Trunks with windows through the commands, against transformers with its own image processors on the same files."""
+"""The commands on trunks with window attention, against transformers with its image processors on the same files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROCESSORS: dict[str, Any] = {
 
 
 def photos(folder: Path) -> list[str]:
-    """Draws a wide, a tall and a small photograph, and one that is to be turned."""
+    """Draws a wide, a tall and a small photograph, and one with a rotated EXIF orientation."""
     drawn = np.random.default_rng(0)
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -52,7 +52,7 @@ def folder_of(case: str, folder: Path) -> tuple[Any, Any]:
 
 
 def outputs(model: Any, processor: Any, files: list[str]) -> np.ndarray:
-    """Returns the tokens that transformers makes of files."""
+    """Returns transformers' tokens of image files."""
     images = [transformers.image_utils.load_image(file) for file in files]
     with torch.no_grad():
         out = model(processor(images, return_tensors="pt")["pixel_values"]).last_hidden_state
@@ -80,7 +80,7 @@ def test_features_of_files_are_transformers(case: str, tmp_path: Path) -> None:
 
 
 def save(case: str, folder: Path) -> list[str]:
-    """Saves a trunk as one of its owners does, and returns the arguments that compare it."""
+    """Saves a trunk in an owner's format, and returns the arguments that compare it."""
     if case in ("sam", "sam3"):
         larger(case)[0].float().save_pretrained(folder)
         return [str(folder)]
@@ -128,7 +128,7 @@ def test_compare_judges_every_owners_files(case: str, tmp_path: Path, capsys: py
 
 
 def test_evaluation_in_training_fills_up_with_zeros(tmp_path: Path) -> None:
-    """Zeros of normalised pixels are no bytes, so these images come as numbers."""
+    """Images padded with zeros after normalisation cannot be uint8 and come as float32."""
     kind, told = PROCESSORS["sam"]
     processor = getattr(transformers, kind)(**told)
     (tmp_path / "preprocessor_config.json").write_text(processor.to_json_string())

@@ -248,7 +248,7 @@ def metas_sam3(theirs: Any) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("prefix", quick(["detector.backbone.", "backbone.", ""], ["backbone.", ""]))
 def test_metas_own_sam3(prefix: str, tmp_path: Any) -> None:
-    """Judged by transformers' class of the same weights with the epsilon of Meta's norms, under published names."""
+    """SAM 3 under Meta's names equals transformers' class of the same weights with the epsilon of Meta's norms."""
     _, attributes = CASES["sam3"]
     kind = transformers.Sam3ViTModel
     theirs = randomise(kind(kind.config_class(**{**attributes, "layer_norm_eps": 1e-5})))

@@ -1,4 +1,4 @@
-"""The neck after the blocks of a trunk: fewer channels, and a look at the neighbours."""
+"""The neck after the blocks of a trunk: two convolutions to fewer channels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.placed import reshape
 from vit_flax.models.precision import Precision
 
-_EPSILON = 1e-6  # whatever that of the blocks is
+_EPSILON = 1e-6  # independent of the blocks' epsilon
 
 
 class Neck(nn.Module):
@@ -36,7 +36,7 @@ class Neck(nn.Module):
         self.norm2 = NORM_LAYERS["layernorm"](_EPSILON, self.precision)
 
     def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n c"]:
-        """Returns the tokens, `features` wide."""
+        """Returns the tokens with `features` channels, or with their own without features."""
         if not self.features:
             return self.norm(tokens)
         grid = reshape(tokens, tokens.shape[0], *self.grid_size, tokens.shape[-1])

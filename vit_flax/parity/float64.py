@@ -1,4 +1,4 @@
-"""Keeps other libraries' models in float64 where their code narrows to float32, whatever they are in."""
+"""Removes the casts to float32 in other libraries' float64 models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NARROWING = {
 
 @contextlib.contextmanager
 def computed_in_float64(module: torch.nn.Module) -> Iterator[list[str]]:
-    """Makes parts of a model of transformers that cast float64 to float32 leave it as it is, within the context.
+    """Makes the methods of transformers that cast float64 to float32 keep float64, within the context.
 
     Yields:
         The names of those parts' classes.
@@ -41,7 +41,7 @@ def computed_in_float64(module: torch.nn.Module) -> Iterator[list[str]]:
 
 
 def _in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the function with casts that leave float64 tensors as they are."""
+    """Returns the function with casts that keep float64 tensors."""
     import torch
 
     to, narrow = torch.Tensor.to, torch.Tensor.float

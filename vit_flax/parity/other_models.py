@@ -66,7 +66,7 @@ def compare_peer(peer: Peer, model: VisionTransformer, params: PyTree, images: D
 
 
 def left_in_float64(kept: Iterable[str]) -> list[Check]:
-    """Returns the statement of what is computed in float64 here, which the other library casts to float32."""
+    """Returns the check that names the parts computed in float64 here, which the other library casts to float32."""
     names = " and ".join(kept)
     return [Check(f"{names} of transformers cast to float32: left in float64 for this comparison", True)] * bool(names)
 

@@ -1,4 +1,4 @@
-"""A deliberate error in a small transformers model of random weights; each must be caught, as `mutations` says."""
+"""Deliberate errors in a small transformers model of random weights; each must be caught, as in `mutations`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class SmallMutation:
-    """One deliberate error and where it must show first."""
+    """One deliberate error, and the row that must disagree first."""
 
     name: str
     description: str
@@ -30,7 +30,7 @@ class SmallMutation:
     patches: tuple[tuple[object, str, object], ...] = ()  # (object, attribute, wrong value) of the Flax side
 
     def of(self, tensors: Tensors, told: Mapping[str, object]) -> tuple[dict[str, np.ndarray], dict[str, object]]:
-        """Returns the wrong tensors and what is told beside them wrongly."""
+        """Returns the wrong tensors and the wrong arguments of their conversion."""
         if callable(self.wrong):
             return self.wrong(tensors), {**told}
         return {**tensors}, {**told, **(self.wrong or {})}
@@ -50,7 +50,7 @@ class SmallMutation:
 
 
 def draw_parameters(module: torch.nn.Module, seed: int = 0) -> None:
-    """Fills a module with random numbers: scales of norms around 1, all others around 0."""
+    """Draws a module's parameters at random: norm scales around 1, all others around 0."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)

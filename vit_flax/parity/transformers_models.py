@@ -1,4 +1,4 @@
-"""transformers' model of a checkpoint: which class it is, and the weights in it."""
+"""transformers' model of a checkpoint: its class, and its weights."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def load_transformers(
 def _class_of(
     values: Mapping[str, Any], kind: type[PreTrainedModel], layout: Layout, config: ViTConfig
 ) -> tuple[type[PreTrainedModel], Mapping[str, Any]]:
-    """Returns transformers' class of an image model, and what a config.json says of it, which may be of more.
+    """Returns transformers' class of an image model, and its values in a config.json, also in a larger model's.
 
     Args:
         values: of the config.json.
@@ -88,7 +88,7 @@ def _class_named(model_type: str) -> Any:
 
 
 def _as_theirs(model: VisionTransformer, params: PyTree) -> tuple[Layout, ViTConfig, dict[str, np.ndarray]]:
-    """Returns the first of transformers' layouts that holds a model, and the config and tensors that it has there.
+    """Returns the first of transformers' layouts that holds a model, with the model's config and tensors in it.
 
     Raises:
         ConversionError: none does.
@@ -105,7 +105,7 @@ def _as_theirs(model: VisionTransformer, params: PyTree) -> tuple[Layout, ViTCon
 def transformers_peer(
     checkpoint: Checkpoint, layout: Layout, model: VisionTransformer, params: PyTree, images: DrawnImages
 ) -> Peer:
-    """Returns transformers' model of a checkpoint; of another library's what this library makes of it.
+    """Returns transformers' model of a checkpoint, converted by this library where it is another library's.
 
     Raises:
         ConversionError: transformers has none, or cannot load it.
@@ -130,7 +130,7 @@ def transformers_peer(
 
 
 def peer_of(module: PreTrainedModel, absent: list[str], layout: Layout, config: ViTConfig, images: DrawnImages) -> Peer:
-    """Returns what is compared of a model of transformers.
+    """Returns transformers' model with the parts to compare.
 
     Args:
         module: in float64.

@@ -1,4 +1,4 @@
-"""Compares small trunks with windowed attention, of random weights, with the transformers classes they come from."""
+"""Compares small trunks with window attention, of random weights, with the transformers classes they come from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vit_flax.pretrained import from_state_dict
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# grids of 5x5 patches, which windows of 3 do not divide; the first block attends inside windows, the second to all
+# grids of 5x5 patches, which windows of 3 do not divide; the first block has window, the second global attention
 _SIZES = {
     "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 4, "image_size": 20,
     "window_size": 3,

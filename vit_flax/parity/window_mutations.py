@@ -1,4 +1,4 @@
-"""Deliberate errors of trunks with windowed attention: windows, relative positions, rotation, neck.
+"""Deliberate errors of trunks with window attention: windows, relative positions, rotary embedding, neck.
 
 Each is applied to a small transformers model of random weights: `vit-flax compare --mutate rel_pos_left_out`.
 """
@@ -31,7 +31,7 @@ def _unscaled(self: Any, attention: Any, q: Array, k: Array, scale: float, given
 
 
 def _padding_hidden(self: Any, attention: Any, q: Array, k: Array, scale: float, given: Any) -> Any:
-    """Adds to the logits what hides the keys that fill up the grid."""
+    """Masks the keys of the grid's padding, which must not be masked."""
     q, k, _ = _APPLY(self, attention, q, k, scale, given)
     if not self.window:
         return q, k, None
@@ -70,7 +70,7 @@ _SAM, _VITDET, _SAM3 = "vision_encoder.layers.0", "encoder.layer.0", "layers.0"
 WINDOW_MUTATIONS: dict[str, SmallMutation] = {
     m.name: m
     for m in (
-        SmallMutation("rel_pos_left_out", "no relative positions in attention", "sam", f"{_SAM}.attn.proj",
+        SmallMutation("rel_pos_left_out", "no relative position embeddings in attention", "sam", f"{_SAM}.attn.proj",
                       patches=((RelativeWindowPositions, "apply", _unchanged),)),
         SmallMutation("rel_pos_exchanged", "relative positions of rows and columns exchanged", "sam",
                       f"{_SAM}.attn.proj", exchanged("rel_pos_h", "rel_pos_w")),
@@ -78,25 +78,25 @@ WINDOW_MUTATIONS: dict[str, SmallMutation] = {
                       f"{_VITDET}.attention.proj", changed("rel_pos", lambda a: a[::-1].copy())),
         SmallMutation("rel_pos_scaled", "relative positions of queries that are scaled already", "sam",
                       f"{_SAM}.attn.proj", patches=((RelativeWindowPositions, "apply", _unscaled),)),
-        SmallMutation("window_padding_hidden", "what fills up the last windows is not attended to", "sam",
+        SmallMutation("window_padding_hidden", "the padding of the last windows masked in attention", "sam",
                       f"{_SAM}.attn.proj", patches=((RelativeWindowPositions, "apply", _padding_hidden),)),
-        SmallMutation("window_padding_repeated", "the last windows filled up with the grid's border", "sam",
+        SmallMutation("window_padding_repeated", "the last windows padded with the grid's border, not zeros", "sam",
                       f"{_SAM}.attn.qkv", patches=((WindowedPositions, "partition", _border_repeated),)),
         SmallMutation("windows_joined_by_columns", "windows joined column by column", "sam",
                       f"{_SAM}.layer_norm2:input", patches=((WindowedPositions, "unpartition", _joined_by_columns),)),
-        SmallMutation("global_block_windowed", "a block that sees the whole grid attends inside windows", "sam3",
+        SmallMutation("global_block_windowed", "a block of global attention attends inside windows", "sam3",
                       "layers.1.attention.o_proj:input", {"global_attn_indexes": ()}),
-        SmallMutation("windowed_block_global", "a block of windows sees the whole grid", "sam3",
+        SmallMutation("windowed_block_global", "a block of window attention attends to the whole grid", "sam3",
                       f"{_SAM3}.attention.o_proj:input", {"global_attn_indexes": (0, 1)}),
         SmallMutation("windows_larger", "windows one patch larger", "sam3", f"{_SAM3}.attention.o_proj:input",
                       {"window_size": 4}),
-        SmallMutation("rotation_not_stretched", "rotation by rows and columns of the grid, not of a window", "sam3",
+        SmallMutation("rotation_not_stretched", "rotary positions of the whole grid not scaled to a window's", "sam3",
                       "layers.1.attention.o_proj:input", patches=((windows, "_angles", _not_stretched),)),
-        SmallMutation("rotation_rows_first", "rotation by rows before columns", "sam3",
+        SmallMutation("rotation_rows_first", "rotary embedding of rows before columns", "sam3",
                       f"{_SAM3}.attention.o_proj:input", patches=((windows, "_angles", _rows_first),)),
-        SmallMutation("rotation_in_halves", "rotation of channels half a head apart, not of neighbours", "sam3",
+        SmallMutation("rotation_in_halves", "rotary embedding of channels half a head apart, not neighbouring", "sam3",
                       f"{_SAM3}.attention.o_proj:input", patches=((windows, "rotate", _in_halves),)),
-        SmallMutation("rotation_period", "rotation with another longest period", "sam3",
+        SmallMutation("rotation_period", "rotary embedding with another theta", "sam3",
                       f"{_SAM3}.attention.o_proj:input", {"rope_theta": 100.0}),
         SmallMutation("positions_not_tiled", "position embeddings resized, not tiled", "sam3", "layer_norm",
                       {"pos_embed_fit": "bicubic"}),

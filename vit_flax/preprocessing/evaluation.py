@@ -229,7 +229,7 @@ class Preprocessing:
         return to_array(centre_crop(resized, self.image_size, self.fill_colour()) if self.image_size else resized)
 
     def unit_pixels(self, image: np.ndarray | bytes | str | os.PathLike[str]) -> Float32[np.ndarray, "h w c"]:
-        """Returns the image before normalising, in 0..1; of 'pad' with the mean around, which bytes do not hold."""
+        """Returns the image before normalisation, in 0..1; in 'pad' padded with the mean, which uint8 cannot hold."""
         inside = self._unpadded() if self._pads else self
         pixels = np.divide(inside.crop(image), np.float32(255), dtype=np.float32)
         return self._fill_up(pixels, np.asarray(self.mean, np.float32)) if self._pads else pixels
@@ -239,11 +239,11 @@ class Preprocessing:
         return self.crop_mode == PAD and self.image_size is not None
 
     def _unpadded(self) -> Preprocessing:
-        """Returns what leaves images of 'pad' as large as they are resized to."""
+        """Returns the same preprocessing without the padding of 'pad'."""
         return self.replace(image_size=None, resize_size=self.resized_to)
 
     def _fill_up(self, image: np.ndarray, fill: Any) -> np.ndarray:
-        """Returns the image in the corner at the top left of one of the model's size."""
+        """Returns the image padded below and on the right to the model's size."""
         assert self.image_size is not None
         filled = np.empty((*self.image_size, image.shape[-1]), image.dtype)
         filled[:] = fill
