@@ -152,10 +152,10 @@ def test_what_is_written_is_what_was_read(model_type: str, values: dict[str, Any
     ("values", "told"),
     [
         ({"do_resize": False}, "do_resize=False leaves images of every size"),
-        ({"do_center_crop": True, "crop_size": 32}, "do_center_crop=True before images are filled up"),
+        ({"do_center_crop": True, "crop_size": 32}, "do_center_crop=True before padding"),
         ({"size": 1024}, "it must be that of the longest_edge"),
         ({"size": {"height": 32, "width": 32}}, "it must be that of the longest_edge"),
-        ({"pad_size": None}, "pad_size=None fills images up to the largest of a batch"),
+        ({"pad_size": None}, "pad_size=None pads images to the largest of a batch"),
         ({"pad_size": {"height": 512, "width": 1024}}, "resized to 1024x1024 do not fit into 512x1024"),
         ({"do_flip_channel_order": True}, "do_flip_channel_order=True is not followed"),
     ],

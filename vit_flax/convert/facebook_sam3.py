@@ -1,4 +1,4 @@
-"""Meta's own SAM 3: the trunk of its image encoder, beside detector, tracker and text tower or alone."""
+"""Meta's SAM 3 checkpoints: the trunk of the image encoder, with detector, tracker and text tower or alone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vit_flax.convert.timm import named, timm_components, timm_infer
 from vit_flax.convert.timm_blocks import block_rules, norm
 
 _PREFIX = "detector.backbone.vision_backbone.trunk."
-# its image model alone has no detector, its image encoder alone no backbone
+# of whole checkpoints, of the image model alone, of the image encoder alone
 _PREFIXES = (_PREFIX, _PREFIX.removeprefix("detector."), "vision_backbone.trunk.", "trunk.")
-_ROTATIONS = "blocks.{i}.attn.freqs_cis"  # complex, one a patch and pair of channels
+_ROTATIONS = "blocks.{i}.attn.freqs_cis"  # complex (patches, pairs of channels)
 _TOLD = ("depth", "embed_dim", "patch_size", "in_chans", "mlp_ratio", "pos_embed")  # by plain names of timm
 _FREE = (
     "image_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps", "window_size",
@@ -34,7 +34,7 @@ def _rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
         Rule("patch_embed.proj.weight", "patch_embed/proj/kernel", CONV),
         *norm("ln_pre", "norm_pre"),
         *block_rules(config),
-        Drop(_ROTATIONS, "rotations, which are computed from the config"),
+        Drop(_ROTATIONS, "rotary embeddings, which are computed from the config"),
         *(Drop(f"{name}.{{rest}}", "of detection and tracking; the image encoder is read") for name in _REST),
     )
 
@@ -42,7 +42,7 @@ def _rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
 def _infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
     told = timm_infer(shapes, {**known, "no_embed_class": False})
     values = {name: told[name] for name in _TOLD if name in told} | {**TRUNK, "num_classes": 0}
-    if rows := vote(shapes, ("pos_embed", 1)):  # of the size that was pre-trained on, a square
+    if rows := vote(shapes, ("pos_embed", 1)):  # of the pre-training grid, a square
         with_class = math.isqrt(rows - 1) ** 2 == rows - 1
         side = math.isqrt(rows - with_class)
         values |= {"pos_embed_class_row": with_class, "pos_embed_grid": (side, side)}
@@ -86,7 +86,7 @@ FACEBOOK_SAM3 = Layout(
     components=lambda config: tuple(
         (f"{_PREFIX}{theirs.replace('norm_pre', 'ln_pre')}", ours)
         for theirs, ours in timm_components(config)
-        if theirs != "blocks.{i}.attn"  # which is parted into windows there
+        if theirs != "blocks.{i}.attn"  # whose input is partitioned into windows there
     ),
     conditions=_conditions,
     prefixes=_PREFIXES,

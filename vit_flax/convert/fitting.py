@@ -1,9 +1,9 @@
 """The same model with its prefix tokens as another layout has them.
 
-A layout moves values and computes none. What is computed here is told, and changes nothing that the model gives: the
+A layout moves values and computes none. Every change here is noted, and leaves the model's outputs as they are: the
 class token's row of the position table is added to the class token (as timm does with DINOv2's models with registers)
-or put there with zeros, as is that of trunks without a class token, or left out, and the mask token, which evaluation
-does not read, is left out or there with zeros.
+or inserted as zeros; the row that trunks without a class token do not read is left out or inserted as zeros; and the
+mask token, which evaluation does not read, likewise.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def prepare_pixels(value: Preprocessing, raw_size: tuple[int, int], channels: in
     value = value.for_model(value.image_size, channels) if value.image_size else value
     sides = value.sides(*raw_size)
     full: tuple[int, int] = value.image_size or sides
-    size = sides if value.crop_mode == PAD else full  # what is missing there is added once pixels are normalised
+    size = sides if value.crop_mode == PAD else full  # its zero padding follows normalisation
     floats = value.resizer == "torchvision_floats"
     passes = [(_resizing(value, raw_size[axis], sides[axis]), axis + 1) for axis in (1, 0)]
     if value.resizer == "pillow" and value.interpolation != "nearest":

@@ -147,9 +147,9 @@ def _patches(given: Mapping[str, Any], usual: tuple[int, int]) -> dict[str, Any]
 
 def _padding(given: Mapping[str, Any], usual: Any, side: int) -> dict[str, Any]:
     if not given.get("do_resize", True):
-        raise ValueError("do_resize=False leaves images of every size to be filled up, which is not followed here")
+        raise ValueError("do_resize=False leaves images of every size to be padded, which is not followed here")
     if given.get("do_center_crop"):
-        raise ValueError("do_center_crop=True before images are filled up is not followed here")
+        raise ValueError("do_center_crop=True before padding is not followed here")
     size = given.get("size", usual)
     kept = {name: value for name, value in size.items() if value is not None} if isinstance(size, Mapping) else {}
     if kept.keys() != {"longest_edge"}:
@@ -158,7 +158,7 @@ def _padding(given: Mapping[str, Any], usual: Any, side: int) -> dict[str, Any]:
     if given.get("do_pad", True):
         found = given.get("pad_size", side)
         if found is None:
-            raise ValueError("pad_size=None fills images up to the largest of a batch, which is not followed here")
+            raise ValueError("pad_size=None pads images to the largest of a batch, which is not followed here")
         fields["image_size"] = _pair("pad_size", found)
     return fields
 
@@ -231,7 +231,7 @@ def write_processor(value: Preprocessing) -> dict[str, object] | str:
         return {"image_processor_type": "Siglip2ImageProcessor", **patches, **shared}
     if value.crop_mode == PAD:
         if value.resizer == "torchvision_floats":
-            return "the processor that fills images up rounds pixels after resizing, these are not rounded"
+            return "the processor that pads images rounds pixels after resizing, these are not rounded"
         if resize is None:
             return "nothing tells to what size images are resized"
         if resize[0] != resize[1]:

@@ -50,7 +50,7 @@ def write_timm(value: Preprocessing) -> dict[str, object] | str:
     if size is None or resize is None:
         return "timm resizes every image to one size"
     if value.crop_mode == PAD:
-        return "timm fills images up around the middle and before they are normalised, this model's are not"
+        return "timm pads on all sides before normalisation, this model's preprocessing below and on the right after it"
     if value.resizer == "torchvision_floats":
         return "timm rounds pixels after resizing, the transform of this model does not"
     if value.crop_mode == "border" and value.fill not in (None, tuple(round(255 * mean) for mean in value.mean)):

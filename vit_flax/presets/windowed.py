@@ -47,7 +47,7 @@ _SAM3 = WindowedRopeViTConfig(
     global_pool="none",
 )  # fmt: skip
 _PADDED: dict[str, Any] = {"crop_mode": "pad", "interpolation": "bilinear"}
-# Meta's own, whose norms have torch's epsilon, and its table a row of a class token; transformers' have neither
+# Meta's weights, whose norms have torch's epsilon, and whose position table has a row of a class token
 SAM3_MODELS = {
     "sam3_large_patch14_1008": row(_SAM3.replace(norm_eps=1e-5, pos_embed_class_row=True), INCEPTION, None, **SQUASHED)
 }
