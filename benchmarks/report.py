@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accelerators, attention, convert, gpu, input_pipeline, lora, precision, startup
+from benchmarks import accelerators, attention, convert, gpu, input_pipeline, lora, policy_seeds, precision, startup
 from benchmarks.races import bandwidth_of, is_probe, peak_of
 from benchmarks.results import RESULTS
 from benchmarks.roofline import draw
@@ -27,7 +27,7 @@ def main() -> None:
     found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     raced = [result for result in found if "case" in result]
     parts = [table(result) for result in raced]
-    modules = (convert, input_pipeline, lora, precision, startup, accelerators, attention, gpu)
+    modules = (convert, input_pipeline, lora, precision, policy_seeds, startup, accelerators, attention, gpu)
     others = {module.__name__.rpartition(".")[2]: module.table for module in modules}
     by_name = {result["benchmark"]: result for result in found if "benchmark" in result}
     parts += [write(by_name[name]) for name, write in others.items() if name in by_name]

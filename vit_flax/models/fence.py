@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +44,8 @@ def unknown_numbers(x: Array, count: int) -> tuple[Array, ...] | None:
     def unknown(x: Array) -> tuple[Array, ...]:
         return lax.cond(_true(x), lambda: known, lambda: known[1:] + known[:1])
 
-    return lax.platform_dependent(lax.stop_gradient(x), cpu=unknown, default=lambda x: known)
+    numbers: Any = lax.platform_dependent(lax.stop_gradient(x), cpu=unknown, default=lambda x: known)
+    return numbers
 
 
 def _on_several_devices(x: Array) -> bool:

@@ -32,8 +32,8 @@ def test_a_barrier_where_gradients_stay_on_the_chip(
     kernel = jax.ShapeDtypeStruct((inputs, outputs), jnp.float32)
     bias = jax.ShapeDtypeStruct((outputs,), jnp.float32)
 
-    def loss(*args: Any) -> Any:
-        return stored_linear(*args, jnp.bfloat16, HIGHEST).astype(jnp.float32).sum()
+    def loss(x: Any, kernel: Any, bias: Any) -> Any:
+        return stored_linear(x, kernel, bias, jnp.bfloat16, HIGHEST).astype(jnp.float32).sum()
 
     with compiled_for(platform, devices, kind):
         text = str(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(x, kernel, bias))
