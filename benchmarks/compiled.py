@@ -49,7 +49,7 @@ def measure(row: Row, topology: str, compile_program: Callable[[], tuple[Any, Ro
     started = time.perf_counter()
     try:
         compiled, more = compile_program()
-        text = compiled.as_text()  # of some programs for a v6e XLA cannot read what that chip's compiler returns
+        text = compiled.as_text()  # XLA cannot parse what the v6e's compiler returns for some programs
     except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
         return {**row, "error": str(error).splitlines()[0][:160]}
     found = costs(Program(text), find_chip(topology))

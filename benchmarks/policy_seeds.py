@@ -1,8 +1,8 @@
-"""How far policies are apart, beside runs under one that begin a little apart: `python -m benchmarks.policy_seeds`.
+"""Accuracy under two precision policies, and from perturbed initial weights: `python -m benchmarks.policy_seeds`.
 
 The digits recipe is trained in bfloat16 for 200 steps, where accuracy rises fastest, with many seeds: with activations
-stored in float32, as on a CPU; the same from weights that are a thousandth off; and stored in bfloat16, as on a GPU. A
-seed's batches are the same for all. What is told is the top-1 accuracy of each, and its difference from the first's,
+stored in float32, as on a CPU; the same from weights perturbed by a relative 1e-3; and stored in bfloat16, as on a GPU.
+A seed's batches are the same for all. The table has the top-1 accuracy of each, and its difference from the first's,
 seed by seed: mean, standard error of the mean, and standard deviation. Writes benchmarks/results/policy_seeds.json.
 """
 
@@ -17,7 +17,8 @@ import numpy as np
 
 from benchmarks.results import RESULTS, write
 
-# what layers hand on is float32 on a CPU, and bfloat16 elsewhere; weights that are multiplied by 1 + this, at random
+# (platform, standard deviation of the initial weights' relative perturbation); activations are stored in float32 on a
+# CPU, in bfloat16 elsewhere
 RUNS = {
     "float32 stored": ("cpu", 0.0),
     "float32 stored, weights a thousandth off": ("cpu", 1e-3),
@@ -27,7 +28,7 @@ MARKS = (100, 150, 200)  # steps
 
 
 def draw_batches(source: Any, size: int, pixels: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the images, shifted at random as the recipe's are, and labels of every step."""
+    """Returns every step's images (steps, B, H, W, C), shifted at random as in the recipe, and labels (steps, B)."""
     from vit_flax.train.data.augment import shift
 
     rng = np.random.default_rng(seed)
@@ -39,7 +40,7 @@ def draw_batches(source: Any, size: int, pixels: int, seed: int) -> tuple[np.nda
 
 
 def train(seeds: int) -> dict[str, list[list[float]]]:
-    """Returns the accuracy of every run after each of MARKS, a row a seed."""
+    """Returns the top-1 accuracies of every run: a row for each seed, a column for each of MARKS."""
     import jax
     import jax.numpy as jnp
     from jax import lax
@@ -90,7 +91,7 @@ def _moved(params: Any, off: float, seed: int) -> Any:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Returns the accuracies as Markdown, and how far they are from the first's."""
+    """Returns the accuracies, and their differences from the first run's, as Markdown."""
     lines = [
         f"### Policies: digits after {MARKS[-1]} steps, {result['seeds']} seeds",
         f"{result['device']}, commit {result['commit']}; top-1 accuracy in bfloat16. Differences are from the first, "
