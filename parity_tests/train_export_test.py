@@ -165,7 +165,7 @@ def test_what_timm_does_otherwise_than_transformers_is_told() -> None:
     file = get_layout("timm").config_file
     given = file and file(config)
     assert beside_weights("timm", config, given, value).notes == []
-    for changes, said in (({"resizer": "torchvision"}, "resizes with Pillow"), ({"exif": True}, "does not turn")):
+    for changes, said in (({"resizer": "torchvision"}, "resizes with Pillow"), ({"exif": True}, "ignores the EXIF")):
         (note,) = beside_weights("timm", config, given, value.replace(**changes)).notes
         assert said in note
     beside = beside_weights("huggingface_siglip2", config, None, value)

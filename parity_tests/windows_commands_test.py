@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import torch
 from PIL import Image
 
 from parity_tests.peers import import_transformers
-from parity_tests.windows_test import build, detectron2_names, larger, meta_names, metas_sam3
+from parity_tests.windows_test import LAYOUTS, build, detectron2_names, larger, meta_names, metas_sam3, told
 from vit_flax.cli.main import main
 from vit_flax.config import WindowedViTConfig
+from vit_flax.convert import get_layout
 from vit_flax.parity.tolerances import FLOAT32_ROUNDING
 from vit_flax.preparing import read_file, read_preprocessing
+from vit_flax.pretrained import from_state_dict
+from vit_flax.recipes.adapting import classifier_of
 from vit_flax.train.batch import normalise_batch
 from vit_flax.train.config import DataConfig, TrainConfig
 from vit_flax.train.data import open_source
@@ -125,6 +129,38 @@ def test_compare_judges_every_owners_files(case: str, tmp_path: Path, capsys: py
         assert "against transformers' SamVisionModel" in capsys.readouterr().out
         assert main(["compare", *save(case, tmp_path)]) == 2
         assert "--against transformers, or --against timm with --model NAME, compares" in capsys.readouterr().err
+
+
+CLASSIFIERS = {"sam": "timm_sam", "vitdet": "flax_windowed", "sam3": "flax_windowedrope"}
+
+
+@pytest.mark.parametrize("case", CLASSIFIERS)
+def test_a_trunk_is_given_a_classifier(case: str) -> None:
+    config = from_state_dict(build(case)[0].state_dict(), **told(case))[0].config
+    model, layout = classifier_of(config, 2, LAYOUTS[case])
+    assert (model.num_classes, model.global_pool, layout) == (2, "avg", CLASSIFIERS[case])
+    assert model.fc_norm == (case != "sam")  # whose neck ends with a norm
+    assert not get_layout(CLASSIFIERS[case]).refusals(model)
+    with pytest.raises(ValueError, match=r"model.global_pool=none gives logits for each patch.*: avg pools them"):
+        TrainConfig(model=model.replace(global_pool="none", fc_norm=False, final_norm=False), epochs=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CLASSIFIERS)
+def test_a_trunk_is_fine_tuned(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build(case)[0].float().save_pretrained(tmp_path / "theirs")
+    files: list[str] = []
+    for split, name in ((split, name) for split in ("train", "val") for name in "ab"):
+        (tmp_path / "data" / split / name).mkdir(parents=True)
+        files = photos(tmp_path / "data" / split / name)
+    sets = [f"checkpoint={tmp_path / 'theirs'}", "data=image_folder", f"folder={tmp_path / 'data'}",
+            "data.batch_size=4", "epochs=1", "lora.rank=2"]  # fmt: skip
+    out = tmp_path / "run"
+    assert main(["train", "finetune", *(p for s in sets for p in ("--set", s)), "--out", str(out), "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(out / "final"), files[0], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    assert main(["evaluate", str(out / "final"), "--data", f"image_folder:{tmp_path / 'data'}", "--split", "val"]) == 0
 
 
 def test_evaluation_in_training_fills_up_with_zeros(tmp_path: Path) -> None:

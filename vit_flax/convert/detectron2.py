@@ -11,7 +11,7 @@ from vit_flax.config import ViTConfig
 from vit_flax.convert.layout import Shapes, any_match, vote
 from vit_flax.convert.rules import ConversionError, Rule
 from vit_flax.convert.timm import named
-from vit_flax.convert.timm_sam import REL_POS, TIMM_SAM, infer_windows
+from vit_flax.convert.timm_sam import REL_POS, TIMM_SAM, infer_windows, with_norm
 
 _BLOCK = "blocks.{i}.attn"
 _TABLE = ("pos_embed_grid", "pos_embed_class_row")  # fields
@@ -75,5 +75,6 @@ DETECTRON2 = dataclasses.replace(
     },
     conditions=_conditions,
     resample=lambda config: "",
+    classifier=with_norm,
     heads=(),
 )  # fmt: skip

@@ -12,6 +12,7 @@ from vit_flax.convert.layout import Layout, Shapes, only, vote
 from vit_flax.convert.rules import CONV, Drop, Rule
 from vit_flax.convert.timm import named, timm_components, timm_infer
 from vit_flax.convert.timm_blocks import block_rules, norm
+from vit_flax.convert.timm_sam import with_norm
 
 _PREFIX = "detector.backbone.vision_backbone.trunk."
 # of whole checkpoints, of the image model alone, of the image encoder alone
@@ -91,4 +92,5 @@ FACEBOOK_SAM3 = Layout(
     conditions=_conditions,
     prefixes=_PREFIXES,
     prefix=lambda config: _PREFIX,
+    classifier=with_norm,
 )  # fmt: skip

@@ -12,6 +12,7 @@ from vit_flax.convert.config_files import Family
 from vit_flax.convert.layout import Layout, Shapes, vote
 from vit_flax.convert.rules import CONV, ConversionError, Rule
 from vit_flax.convert.timm_blocks import norm
+from vit_flax.convert.timm_sam import with_norm
 
 _NAMES = hf.Names(
     "layers.{i}", "layer_norm1", "layer_norm2", "attention.q_proj", "attention.k_proj", "attention.v_proj",
@@ -91,6 +92,7 @@ SAM3_LAYOUTS: tuple[Layout, ...] = (
         components=lambda config: (*hf.block_components(_NAMES, ""), ("layer_norm", "norm_pre")),
         conditions=_conditions,
         hint=hf.HINT,
+        classifier=with_norm,
         config_file=_write,
     ),
 )  # fmt: skip

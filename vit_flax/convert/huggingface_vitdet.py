@@ -12,7 +12,7 @@ from vit_flax.convert.config_files import Family, activation
 from vit_flax.convert.layout import Layout, Shapes, any_match, vote
 from vit_flax.convert.rules import CONV, ConversionError, Rule
 from vit_flax.convert.timm_blocks import linear, norm
-from vit_flax.convert.timm_sam import head_width, rel_pos_rules
+from vit_flax.convert.timm_sam import head_width, rel_pos_rules, with_norm
 
 _BLOCK = "encoder.layer.{i}"
 _QKV = "attention.qkv"  # one layer of all three
@@ -119,6 +119,7 @@ VITDET_LAYOUTS: tuple[Layout, ...] = (
         components=_components,
         conditions=_conditions,
         hint=hf.HINT,
+        classifier=with_norm,
         config_file=_write,
     ),
 )  # fmt: skip

@@ -29,6 +29,11 @@ BESIDE = (
 )
 
 
+def with_norm(config: ViTConfig) -> dict[str, object]:
+    """Returns what of a trunk without neck is otherwise with a classifier: tokens are pooled, and normalised then."""
+    return {"global_pool": "avg", "final_norm": True, "fc_norm": True}
+
+
 def rel_pos_rules(source: str) -> tuple[Rule, ...]:
     """Returns the rules of the relative position embeddings."""
     return tuple(Rule(f"{source}.{name}", f"blocks_{{i}}/attn/{name}") for name in REL_POS)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_flax.config import DropRates, ViTConfig
-from vit_flax.convert import LAYOUTS, Wish, get_layout, layout_to_write, open_checkpoint
+from vit_flax.convert import LAYOUTS, Wish, get_layout, layout_to_write, open_checkpoint, own_layout
 from vit_flax.presets.preset import IMAGENET
 from vit_flax.train.config import (
     AugmentConfig,
@@ -135,12 +135,14 @@ def classifier_of(model: ViTConfig, classes: int, layout: str) -> tuple[ViTConfi
 
     The head is the classifier of the checkpoint's own family where its layout has one, with the family's pooling and
     norms and without parts of pre-training (the mask token, the tanh pooler). A layout without a classifier keeps the
-    model as it is, in the first layout of the same library that holds it, otherwise the first of all; None: there is
-    none.
+    model as it is, in the first layout of the same library that holds it, otherwise the first of all, at last this
+    library's own parameters; None: there is none.
     """
     model = model.replace(num_classes=classes, **get_layout(layout).classifier(model))
     if model.representation_size is not None:
         model = model.replace(representation_size=None)
+    if model.global_pool == "none":  # of a trunk; a label needs one vector
+        model = model.replace(global_pool="token" if model.class_token else "avg")
     poolings = dict.fromkeys((model.global_pool, "token_avg", "avg"))
     library = layout.split("_")[0] + "_"
     siblings = [name for name in LAYOUTS if name.startswith(library)] if library == "huggingface_" else []
@@ -152,4 +154,10 @@ def classifier_of(model: ViTConfig, classes: int, layout: str) -> tuple[ViTConfi
                     return tried, layout_to_write(tried, name).name
                 except ValueError:  # a ConversionError is one: the next is tried, and the caller asks again at last
                     continue
-    return model, None
+    try:
+        own = own_layout(model).name
+    except ValueError:
+        return model, None
+    logger.warning("no other library has such a model with a classifier: it is written as this library's own "
+                   "parameters (layout %s)", own)  # fmt: skip
+    return model, own

@@ -24,6 +24,10 @@ def check_consistency(config: TrainConfig) -> None:
         raise ValueError(f"loss.name={config.loss.name} needs a two-tower model")
     elif config.model.num_classes < 1:
         raise ValueError("a model to train needs num_classes of 1 or more")
+    elif config.image_model.global_pool == "none":
+        raise ValueError(
+            "model.global_pool=none gives logits for each patch, and a label is of an image: avg pools them"
+        )
     _check_images(config)
     if config.lora is not None and (config.optimizer.freeze or config.optimizer.train):
         which = "freeze" if config.optimizer.freeze else "train"
