@@ -13,7 +13,7 @@ from parity_tests.agreement import assert_agrees, assert_differs, run_torch
 from parity_tests.peers import import_timm
 from parity_tests.random_weights import in_float64, random_images, randomise
 from parity_tests.small_transformers import FAMILIES, small_transformer
-from vit_flax.inference import attention_maps
+from vit_flax.attention_weights import attention_maps
 from vit_flax.models import relative_position_bias
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers and its progress bars

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vit_flax.array_writer import ArrayWriter
+    from vit_flax.attention_weights import attention_maps
     from vit_flax.classifier import reset_classifier
     from vit_flax.config import LucidrainsViTConfig, T2TViTConfig, TextConfig, TwoTowersConfig, ViTConfig
     from vit_flax.convert import ConversionError
     from vit_flax.export.exporting import export_model
     from vit_flax.hub import push_to_hub
     from vit_flax.image_sizes import at_image_size
-    from vit_flax.inference import Predictor, attention_maps
+    from vit_flax.inference import Predictor
     from vit_flax.models import (
         LucidrainsViT,
         T2TViT,
@@ -73,13 +74,14 @@ __all__ = [
 
 _MODULES = {
     "vit_flax.array_writer": ("ArrayWriter",),
+    "vit_flax.attention_weights": ("attention_maps",),
     "vit_flax.classifier": ("reset_classifier",),
     "vit_flax.config": ("LucidrainsViTConfig", "T2TViTConfig", "TextConfig", "TwoTowersConfig", "ViTConfig"),
     "vit_flax.convert": ("ConversionError",),
     "vit_flax.export.exporting": ("export_model",),
     "vit_flax.hub": ("push_to_hub",),
     "vit_flax.image_sizes": ("at_image_size",),
-    "vit_flax.inference": ("Predictor", "attention_maps"),
+    "vit_flax.inference": ("Predictor",),
     "vit_flax.models": (
         "LucidrainsViT", "T2TViT", "TextTransformer", "TwoTowers", "VisionTransformer", "trainable_mask",
         "weight_decay_mask",

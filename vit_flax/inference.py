@@ -1,40 +1,32 @@
-"""Running a model over any number of images: one compiled shape, decoding beside computing."""
+"""Running a model over any number of images: each method compiled once for a shape, decoding beside computing."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from vit_flax.array_writer import ArrayWriter
+from vit_flax.attention_weights import AttentionMaps
+from vit_flax.batching import ImageBatches, Images
 from vit_flax.image_sizes import at_image_size
 from vit_flax.microbatches import Device, in_microbatches, microbatch_size
 from vit_flax.models import VisionTransformer
-from vit_flax.models.attention import WEIGHTS
 from vit_flax.models.intermediates import Intermediates, taken_blocks
-from vit_flax.models.loop import NO_REMAT
 from vit_flax.models.precision import accumulator_dtype, compiled_for
-from vit_flax.preprocessing.decode import BadImageError
 from vit_flax.preprocessing.evaluation import Preprocessing
-from vit_flax.preprocessing.naflex import to_patches
+from vit_flax.preprocessing.naflex import model_inputs
 
-Patches = tuple[np.ndarray, np.ndarray, np.ndarray]  # what `to_patches` returns: patches, mask, grids
-Image = np.ndarray | jax.Array | bytes | str | os.PathLike[str]
-Images = np.ndarray | jax.Array | Iterable[Image]
-Method = str | Intermediates  # 'logits', 'features', 'embeddings', or tokens after blocks
-AHEAD = 2  # batches decoded, and batches computed, beyond the one that is waited for
-MAX_THREADS = 16
+# 'logits', 'features', 'embeddings', tokens after blocks, or attention weights
+Method = str | Intermediates | AttentionMaps
+AHEAD = 2  # batches computed beyond the one that is waited for
 
 
 class Predictor:
@@ -79,12 +71,8 @@ class Predictor:
             raise ValueError(f"batch_size {batch_size} is not a positive multiple of {len(devices)} devices")
         self.model = model.clone(dtype=dtype) if dtype is not None else model
         self.image_shape = (*model.config.image_size, model.config.in_chans)
-        self.batch_size, self.transform, self.resample = batch_size, transform, resample
-        self._most = _max_num_patches(model, transform)
-        given = (*(transform.image_size or ()), transform.channels) if transform else ()
-        if transform and not transform.varies and given != self.image_shape:
-            raise ValueError(f"the transform gives images of {given}, the model needs {self.image_shape}")
-        self._threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
+        self.batch_size, self.resample = batch_size, resample
+        self._batches = ImageBatches.for_model(model.config, batch_size, transform, threads, resample is not None)
         mesh = jax.sharding.Mesh(np.asarray(devices), ("data",))
         self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -95,6 +83,11 @@ class Predictor:
         self._sized: dict[tuple[int, ...], tuple[VisionTransformer, Any]] = {
             self.image_shape: (self.model, self.params)
         }
+
+    @property
+    def transform(self) -> Preprocessing | None:
+        """What is done to images that are not normalised yet."""
+        return self._batches.transform
 
     def _compiled(self, shape: tuple[int, ...], method: Method) -> Any:
         """Returns the jitted function of (parameters, images) that computes a method for images, or rows of patches."""
@@ -107,18 +100,20 @@ class Predictor:
         if isinstance(method, Intermediates):
             taken_blocks(method.indices, config.depth)
             asked = {**dataclasses.asdict(method), "stop_early": True, "intermediates_only": True}
-            jitted = _jitted(model, size, machine, "forward_intermediates", asked)
+            jitted = _jitted(_applied(model, "forward_intermediates", asked), size, machine)
+        elif isinstance(method, AttentionMaps):
+            jitted = _jitted(method.function(model), size, machine)
         elif method == "embeddings":
             pooled = model.clone(config=config.replace(num_classes=0)) if config.num_classes else model
-            jitted = _jitted(pooled, size, machine)
+            jitted = _jitted(_applied(pooled), size, machine)
         else:
-            jitted = _jitted(model, size, machine, None if method == "logits" else method)
+            jitted = _jitted(_applied(model, None if method == "logits" else method), size, machine)
         self._methods[shape, method] = jitted
         return jitted
 
     def _at(self, shape: tuple[int, ...]) -> tuple[VisionTransformer, Any]:
         """Returns the model for images of a shape, and its parameters."""
-        if self._most is not None:
+        if self._batches.is_padded:
             return self.model, self.params
         if shape not in self._sized:
             assert self.resample is not None
@@ -148,9 +143,22 @@ class Predictor:
         """
         return self._named(asked, self.collect(asked, images))
 
-    def _named(self, asked: Intermediates, found: Any) -> dict[str, np.ndarray]:
+    def attention(self, images: Images, asked: AttentionMaps) -> dict[str, np.ndarray]:
+        """Returns the attention weights (N, heads, queries, keys) of blocks, by 'layer_2' and so on.
+
+        Raises:
+            ValueError: there is no such block, or it attends inside windows.
+        """
+        return self.collect(asked, images)
+
+    def _named(self, method: Method, found: Any) -> dict[str, np.ndarray]:
+        """Returns a method's results by the names that arrays have on the disk."""
+        if isinstance(method, AttentionMaps):
+            return dict(found)
+        if not isinstance(method, Intermediates):
+            return {"features": found}
         named: dict[str, np.ndarray] = {}
-        for number, part in zip(taken_blocks(asked.indices, self.model.config.depth), found, strict=True):
+        for number, part in zip(taken_blocks(method.indices, self.model.config.depth), found, strict=True):
             patches, prefix = part if isinstance(part, tuple) else (part, None)
             named[f"layer_{number}"] = patches
             if prefix is not None:
@@ -160,9 +168,9 @@ class Predictor:
     def write(self, writer: ArrayWriter, method: Method, images: Images, bad: dict[int, str] | None = None) -> None:
         """Appends the results of a method to an ArrayWriter, batch by batch, so that they need not fit in memory.
 
-        Arrays are 'features', or those of `intermediates`; what is narrower than float32 is widened to it. Images that
-        are named in `bad` afterwards are left out. Tokens of padded patches come with 'spatial_shapes', each image's
-        rows and columns, of which it has as many tokens; the rest is padding.
+        Arrays are 'features', or those of `intermediates` or `attention`; what is narrower than float32 is widened to
+        it. Images that are named in `bad` afterwards are left out. Tokens of padded patches come with 'spatial_shapes',
+        each image's rows and columns, of which it has as many tokens; the rest is padding.
 
         Raises:
             ValueError: images of different sizes give arrays of different shapes.
@@ -170,9 +178,7 @@ class Predictor:
         first = 0
         found: Any
         for found, grids in self._results(method, images, bad):
-            named: dict[str, np.ndarray] = (
-                self._named(method, found) if isinstance(method, Intermediates) else {"features": found}
-            )
+            named = self._named(method, found)
             count = len(next(iter(named.values())))
             if grids is not None and method not in ("logits", "embeddings"):
                 named["spatial_shapes"] = grids
@@ -192,11 +198,15 @@ class Predictor:
     def stream(
         self, method: Intermediates, images: Images, bad: dict[int, str] | None = None
     ) -> Iterator[list[PyTree]]: ...
+    @overload
+    def stream(
+        self, method: AttentionMaps, images: Images, bad: dict[int, str] | None = None
+    ) -> Iterator[dict[str, np.ndarray]]: ...
     def stream(self, method: Method, images: Images, bad: dict[int, str] | None = None) -> Iterator[PyTree]:
         """Yields the results of a method batch by batch, never holding more than a few batches of images.
 
         Args:
-            method: 'logits', 'features', 'embeddings', or an Intermediates.
+            method: 'logits', 'features', 'embeddings', an Intermediates or an AttentionMaps.
             images: as above.
             bad: gets the number of every image that cannot be read, and why; its result is that of a black one.
 
@@ -212,7 +222,7 @@ class Predictor:
     ) -> Iterator[tuple[Any, np.ndarray | None]]:
         """Yields what `stream` does, and the grid of each image's patches where these are padded."""
         waiting: collections.deque[Any] = collections.deque()
-        for batch, count in self._batches(images, bad):
+        for batch, count in self._batches.of(images, bad):
             shape = (batch[0] if isinstance(batch, tuple) else batch).shape[1:]
             compiled, params = self._compiled(shape, method), self._at(shape)[1]
             grids = batch[2][:count] if isinstance(batch, tuple) else None
@@ -227,11 +237,15 @@ class Predictor:
     def collect(self, method: str, images: Images, bad: dict[int, str] | None = None) -> np.ndarray: ...
     @overload
     def collect(self, method: Intermediates, images: Images, bad: dict[int, str] | None = None) -> list[PyTree]: ...
+    @overload
+    def collect(
+        self, method: AttentionMaps, images: Images, bad: dict[int, str] | None = None
+    ) -> dict[str, np.ndarray]: ...
     def collect(self, method: Method, images: Images, bad: dict[int, str] | None = None) -> PyTree:
         """Returns the results of a method; those of images that are named in `bad` afterwards are left out."""
         parts: list[Any] = list(self.stream(method, images, bad))
         if not parts:
-            empty, _ = self._batch([])
+            empty, _ = self._batches.batch()
             first = empty[0] if isinstance(empty, tuple) else empty
             shapes = jax.eval_shape(self._compiled(first.shape[1:], method), self.params, empty)
             return jax.tree.map(lambda shape: np.zeros((0, *shape.shape[1:]), shape.dtype), shapes)
@@ -240,223 +254,25 @@ class Predictor:
         found = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
         return jax.tree.map(lambda leaf: np.delete(leaf, sorted(bad), axis=0), found) if bad else found
 
-    def _batches(self, images: Images, bad: dict[int, str] | None) -> Iterator[tuple[np.ndarray | Patches, int]]:
-        """Yields batches of images of one shape, padded where there are fewer, with the number of images in each."""
-        chosen: list[np.ndarray] = []
-        for image in self._prepared(images, bad):
-            if chosen and image.shape != chosen[0].shape and self._most is None:
-                yield self._batch(chosen)
-                chosen = []
-            chosen.append(image)
-            if len(chosen) == self.batch_size:
-                yield self._batch(chosen)
-                chosen = []
-        if chosen:
-            yield self._batch(chosen)
 
-    def _batch(self, chosen: list[np.ndarray]) -> tuple[np.ndarray | Patches, int]:
-        if self._most is not None:
-            missing = [self._black()] * (self.batch_size - len(chosen))
-            return to_patches([*chosen, *missing], self.model.config.patch_size[0], self._most), len(chosen)
-        shape = chosen[0].shape if chosen else self.image_shape
-        dtype = np.result_type(*{image.dtype for image in chosen}) if chosen else np.float32
-        batch = np.zeros((self.batch_size, *shape), dtype)
-        for position, image in enumerate(chosen):
-            batch[position] = image
-        return batch, len(chosen)
-
-    def _black(self) -> np.ndarray:
-        """Returns an image that stands for one that is missing."""
-        shape = self.image_shape if self._most is None else (*self.model.config.patch_size, self.image_shape[-1])
-        return np.zeros(shape, np.float32)
-
-    def _prepared(self, images: Images, bad: dict[int, str] | None) -> Iterator[np.ndarray]:
-        """Yields the images as the model reads them, in their order; threads work a few batches ahead."""
-        if isinstance(images, jax.Array):
-            images = np.asarray(images)
-        if isinstance(images, np.ndarray) and images.dtype != np.uint8:
-            if images.ndim != 4:
-                raise ValueError(f"images must be (N, height, width, channels), got {images.shape}")
-            yield from (self._checked(index, image) for index, image in enumerate(images))
-            return
-        if isinstance(images, str | bytes | os.PathLike):
-            raise ValueError("give a list of images, also where there is only one")
-        numbered: Iterable[tuple[int, Image]] = enumerate(images)
-        pending: collections.deque[Any] = collections.deque()
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="vit-flax-decode") as pool:
-            try:
-                for number, image in numbered:
-                    pending.append(pool.submit(self._prepare, number, image, bad))
-                    if len(pending) >= AHEAD * self.batch_size:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
-
-    def _prepare(self, number: int, image: Image, bad: dict[int, str] | None) -> np.ndarray:
-        if isinstance(image, jax.Array):
-            image = np.asarray(image)
-        if isinstance(image, np.ndarray) and image.dtype != np.uint8:
-            return self._checked(number, image)
-        if self.transform is None:
-            raise ValueError(f"{_name(number, image)}: not normalised yet: the predictor needs a transform")
-        try:
-            prepared = self.transform(image)
-        except BadImageError as error:
-            if bad is not None:
-                bad[number] = str(error)
-                return self._black()
-            raise BadImageError(f"{_name(number, image)}: {error}") from error
-        if prepared.shape != self.image_shape and self.resample is None and self._most is None:
-            raise ValueError(
-                f"{_name(number, image)}: is prepared to {prepared.shape}, the model needs {self.image_shape}"
-            )
-        return prepared
-
-    def _checked(self, number: int, image: np.ndarray) -> np.ndarray:
-        fits = image.shape == self.image_shape
-        if self._most is not None:
-            return self._divided(number, image)
-        if self.resample is not None:
-            fits = image.ndim == 3 and image.shape[-1] == self.image_shape[-1]
-        if not fits or not jnp.issubdtype(image.dtype, jnp.floating):
-            raise ValueError(
-                f"{_name(number, image)}: {image.shape} of {image.dtype}, the model needs {self.image_shape} floats"
-            )
-        return image
-
-    def _divided(self, number: int, image: np.ndarray) -> np.ndarray:
-        """Returns the image where it is of whole patches, not too many."""
-        assert self._most is not None
-        side, chans = self.model.config.patch_size[0], self.image_shape[-1]
-        fits = image.ndim == 3 and image.shape[-1] == chans and jnp.issubdtype(image.dtype, jnp.floating)
-        sides = [divmod(length, side) for length in image.shape[:2]]
-        if not fits or any(rest for _, rest in sides) or not 0 < sides[0][0] * sides[1][0] <= self._most:
-            needed = f"{chans} channels of floats that divide into 1 to {self._most} patches of {side}"
-            raise ValueError(f"{_name(number, image)}: {image.shape} of {image.dtype}, the model needs {needed}")
-        return image
-
-
-def _max_num_patches(model: VisionTransformer, transform: Preprocessing | None) -> int | None:
-    """Returns the most patches that a transform cuts images into for a NaFlex model; None: images are of one size."""
-    if transform is None or transform.patch_size is None:
-        return None
-    if not model.config.tokens.pads:
-        raise ValueError("the transform cuts images of any size into patches, which the model does not take")
-    if model.config.patch_size != (transform.patch_size,) * 2:
-        own, theirs = model.config.patch_size, transform.patch_size
-        raise ValueError(f"the transform makes patches of {theirs}x{theirs}, the model takes {own[0]}x{own[1]}")
-    return transform.max_num_patches
-
-
-def attention_maps(
-    model: VisionTransformer,
-    params: PyTree,
-    images: jax.Array | np.ndarray | Patches,
-    layers: Sequence[int] | None = None,
-) -> dict[int, np.ndarray]:
-    """Computes the attention weights (B, H, N, N) of blocks, softmax(q k^T scale + bias), prefix tokens first.
-
-    Of differential attention it is the weighted difference of its two maps, of two attentions in a block the heads of
-    both.
-
-    Args:
-        model: of any family.
-        params: its parameters.
-        images: (B, H, W, C), prepared; or what `to_patches` returns, for a NaFlex model.
-        layers: numbers of blocks, negative ones from the end; None: all.
-
-    Raises:
-        ValueError: there is no such block, or it attends inside windows.
-    """
-    run = attention_function(model, layers)
-    return {number: np.asarray(array) for number, array in run(params, images).items()}
-
-
-def attention_function(
-    model: VisionTransformer, layers: Sequence[int] | None = None
-) -> Callable[[PyTree, PyTree], dict[int, jax.Array]]:
-    """Returns the compiled function of (parameters, images) that gives what `attention_maps` does."""
-    numbers = taken_blocks(layers, model.config.depth)
-    position = model.config.position
-    if parted := [number for number in numbers if not position.sees_all(number)]:
-        whole = ", ".join(str(i) for i in range(model.config.depth) if position.sees_all(i)) or "none"
-        raise ValueError(f"block {parted[0]} attends inside windows, which are no map of the image; whole: {whole}")
-    # whose blocks say what they see, in queries and keys that are not rounded
-    plain = model.clone(scan=False, remat=NO_REMAT, precision=model.policy.wide)
-    places = {f"blocks_{number}": number for number in numbers}
-
-    def run(params: PyTree, images: PyTree) -> dict[int, Any]:
-        inputs, named = _inputs(images)
-        _, state = plain.apply({"params": params}, inputs, **named, method="features", mutable=[WEIGHTS])
-        weights: dict[int, list[Any]] = {number: [] for number in numbers}
-        sown: dict[Any, Any] = flatten_dict(state[WEIGHTS])  # pyright: ignore[reportAssignmentType]
-        for path, arrays in sown.items():
-            if path[0] in places:
-                weights[places[path[0]]].extend(arrays)
-        return {number: jnp.concatenate(arrays, axis=1) for number, arrays in weights.items()}
-
-    return jax.jit(run)
-
-
-def attention_rollout(model: VisionTransformer, params: PyTree, images: np.ndarray | Patches) -> np.ndarray:
-    """Computes how much of each patch reaches the class token through all blocks, (N, rows, columns), of sum 1.
-
-    Every block's attention, averaged over its heads, counts half and the skip around it the other half. Where there is
-    no class token, it is the mean over the patches. Of patches that `to_patches` returns, all images have one grid.
-
-    Raises:
-        ValueError: attention is differential, or there is padding.
-
-    Reference: arXiv 2005.00928.
-    """
-    config = model.config
-    if config.block.startswith("diff"):
-        raise ValueError(
-            f"block={config.block!r} mixes values by differences of weights, which do not add up to shares"
-        )
-    grid = config.grid_size
-    if isinstance(images, tuple):
-        if not images[1].all() or len(np.unique(images[2], axis=0)) > 1:
-            raise ValueError("patches of several grids, or padded ones, have no map in common: one image at a time")
-        grid = tuple(images[2][0].tolist())
-    maps = attention_maps(model, params, images)
-    rollout = np.eye(maps[0].shape[-1])
-    for weights in maps.values():
-        rollout = (weights.astype(np.float64).mean(1) + np.eye(rollout.shape[-1])) / 2 @ rollout
-    first = config.num_prefix_tokens
-    patches = rollout[:, 0, first:] if config.class_token else rollout[:, first:, first:].mean(1)
-    return (patches / patches.sum(-1, keepdims=True)).reshape(len(patches), *grid)
-
-
-def _name(number: int, image: Image) -> str:
-    return str(Path(image)) if isinstance(image, str | os.PathLike) else f"image {number}"
-
-
-def _jitted(
-    model: VisionTransformer, size: int, machine: tuple[str, int, str], method: str | None = None, asked: Any = None
-) -> Any:
-    """Returns the jitted function of (parameters, images) that applies a method to `size` images at a time."""
+def _applied(model: VisionTransformer, method: str | None = None, asked: Any = None) -> Callable[[PyTree, PyTree], Any]:
+    """Returns the function of (parameters, images) that applies a method."""
 
     def apply(params: PyTree, images: PyTree) -> Any:
-        def of(part: PyTree) -> Any:
-            inputs, named = _inputs(part)
-            return model.apply({"params": params}, inputs, **named, **(asked or {}), method=method)
+        inputs, named = model_inputs(images)
+        return model.apply({"params": params}, inputs, **named, **(asked or {}), method=method)
 
+    return apply
+
+
+def _jitted(function: Callable[[PyTree, PyTree], Any], size: int, machine: tuple[str, int, str]) -> Any:
+    """Returns the jitted function of (parameters, images) that computes `size` images at a time."""
+
+    def compute(params: PyTree, images: PyTree) -> Any:
         with compiled_for(*machine):
-            return in_microbatches(of, images, size)
+            return in_microbatches(lambda part: function(params, part), images, size)
 
-    return jax.jit(apply)
-
-
-def _inputs(images: PyTree) -> tuple[Any, dict[str, Any]]:
-    """Returns the first argument of a model's methods, and those by name."""
-    if not isinstance(images, tuple):
-        return images, {}
-    patches, mask, grids = images
-    return patches, {"mask": mask, "spatial_shapes": grids}
+    return jax.jit(compute)
 
 
 def _widened(array: np.ndarray) -> np.ndarray:

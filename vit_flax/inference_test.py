@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from vit_flax.array_writer import ArrayWriter
+from vit_flax.attention_weights import AttentionMaps, attention_maps, attention_rollout
 from vit_flax.config import ViTConfig
 from vit_flax.image_sizes import at_image_size
-from vit_flax.inference import Predictor, attention_maps, attention_rollout
+from vit_flax.inference import Predictor
 from vit_flax.models import VisionTransformer, build_model
 from vit_flax.models.intermediates import Intermediates
 from vit_flax.models.precision import compiled_for
@@ -145,6 +146,10 @@ def test_attention_rollout(model: tuple[VisionTransformer, Any]) -> None:
         attention_rollout(differential, params, IMAGES[:1])
     maps = attention_maps(differential, params, IMAGES[:1], layers=[-1])
     assert maps[CONFIG.depth - 1].shape == (1, CONFIG.num_heads, 7, 7)
+    found = Predictor(*model, batch_size=2).attention(IMAGES[:3], AttentionMaps((-1,), head=-1))
+    assert [*found] == ["layer_0"]
+    whole = attention_maps(*model, IMAGES[:3])[0]
+    np.testing.assert_allclose(found["layer_0"], whole[:, -1:], rtol=FLOAT32_RELATIVE, atol=FLOAT32_ABSOLUTE)
     with pytest.raises(ValueError, match="no block 9"):
         attention_maps(differential, params, IMAGES[:1], layers=[9])
 
@@ -166,7 +171,7 @@ def test_intermediates_come_by_layer_in_memory_and_on_the_disk(tmp_path: Path) -
     images: list[Any] = [*IMAGES]
     images[5:5] = [b"nothing"]  # cannot be read
     bad: dict[int, str] = {}
-    predictor.transform = Preprocessing(image_size=(16, 24))
+    predictor = Predictor(built, params, batch_size=4, transform=Preprocessing(image_size=(16, 24)))
     with ArrayWriter(tmp_path / "out") as writer:
         predictor.write(writer, asked, images, bad)
     assert list(bad) == [5]

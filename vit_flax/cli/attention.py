@@ -11,7 +11,7 @@ import numpy as np
 
 from vit_flax.array_writer import ArrayWriter
 from vit_flax.cli.arrays import append_paths, report_arrays
-from vit_flax.cli.images import add_model_options, image_files, load_model
+from vit_flax.cli.images import add_model_options, counted, image_files, load_model
 from vit_flax.cli.progress import Progress
 from vit_flax.preprocessing.decode import BadImageError, import_pillow
 from vit_flax.preprocessing.naflex import to_patches
@@ -21,13 +21,12 @@ if TYPE_CHECKING:
 
     from vit_flax.cli.parser import Commands
     from vit_flax.config import ViTConfig
-    from vit_flax.preprocessing.evaluation import Preprocessing
 
 SIDE = 448  # least height of the picture in pixels
 BAR = 96  # pixels of the colour bar's width
 MARGIN = 24
 NUM_PARALLEL = 2  # attention layers of a parallel_things block
-MOST = 1 << 28  # bytes of attention weights computed together
+MOST = 1 << 27  # bytes of attention weights computed together; a few such batches are under way
 COLOURS = ((0, 0, 10), (85, 15, 110), (185, 55, 85), (250, 140, 10), (252, 255, 165))  # equal steps of lightness
 EXAMPLE = """example:
   vit-flax attention vit.safetensors --config vit_tiny_patch16_224 photo.jpg -o attention.png
@@ -74,59 +73,35 @@ def run(options: argparse.Namespace) -> int:
 
 def _write_weights(options: argparse.Namespace, writer: ArrayWriter) -> int:
     """Writes the attention weights of any number of images, batch by batch."""
-    from vit_flax.inference import attention_function
+    from vit_flax.attention_weights import AttentionMaps
+    from vit_flax.inference import Predictor
 
     images = image_files(options.images)
     loaded = load_model(options)
-    predictor, config = loaded.predictor, loaded.predictor.model.config
+    given, config = loaded.predictor, loaded.predictor.model.config
     _check_numbers(options, config)
     loaded.show_notes()
-    compute = attention_function(predictor.model, _layers(options))
     size = max(1, min(options.batch_size, MOST // _num_bytes(config, options.layer is not None)))
+    predictor = Predictor(given.model, given.params, size, transform=loaded.transform, resample=given.resample)
     bad: dict[int, str] = {}
     with Progress(len(images)) as progress, writer:
-        for first in range(0, len(images), size):
-            rows: list[np.ndarray] = []
-            for index in range(first, min(first + size, len(images))):
-                try:
-                    rows.append(loaded.transform(images[index]))
-                except BadImageError as error:
-                    bad[index] = str(error)
-                progress.advance(1)
-            if not rows:
-                continue
-            batch: Any = _one_batch(rows, size, loaded.transform)
-            found = compute(predictor.params, batch)
-            arrays = {f"layer_{n}": np.asarray(maps[: len(rows), _heads(options)]) for n, maps in found.items()}
-            if isinstance(batch, tuple):
-                arrays["spatial_shapes"] = batch[2][: len(rows)]
-            writer.append(arrays)
+        predictor.write(writer, AttentionMaps(_layers(options), options.head), counted(images, progress), bad)
         append_paths(writer, images, bad)
     return report_arrays("attention", options, writer, loaded, images, bad)
-
-
-def _one_batch(rows: list[np.ndarray], size: int, transform: Preprocessing) -> Any:
-    """Returns preprocessed images as one batch of `size`, filled up with the last of them.
-
-    Raises:
-        ValueError: the images are of different sizes.
-    """
-    filled = [*rows, *[rows[-1]] * (size - len(rows))]
-    if transform.patch_size is not None:
-        return to_patches(filled, transform.patch_size, transform.max_num_patches)
-    if len({row.shape for row in rows}) > 1:
-        raise ValueError("images of different sizes have different numbers of tokens: write each size apart")
-    return np.stack(filled)
 
 
 def _num_bytes(config: ViTConfig, of_one: bool) -> int:
     """Returns the bytes of one image's attention weights in float32, of one block or of all."""
     tokens = config.num_patches + config.num_prefix_tokens
-    return 4 * tokens**2 * config.num_heads * NUM_PARALLEL * (1 if of_one else config.depth)
+    return 4 * tokens**2 * _num_heads(config) * (1 if of_one else config.depth)
 
 
-def _layers(options: argparse.Namespace) -> list[int] | None:
-    return None if options.layer is None else [options.layer]
+def _num_heads(config: ViTConfig) -> int:
+    return config.num_heads * (NUM_PARALLEL if config.block == "parallel_things" else 1)
+
+
+def _layers(options: argparse.Namespace) -> tuple[int, ...] | None:
+    return None if options.layer is None else (options.layer,)
 
 
 def _heads(options: argparse.Namespace) -> slice:
@@ -135,7 +110,7 @@ def _heads(options: argparse.Namespace) -> slice:
 
 def _show_one(options: argparse.Namespace, target: Path) -> int:
     """Writes the attention map of one image, or its attention weights."""
-    from vit_flax.inference import attention_maps
+    from vit_flax.attention_weights import attention_maps
 
     if not target.absolute().parent.is_dir():
         raise ValueError(f"{target}: its folder does not exist")
@@ -177,8 +152,7 @@ def _show_one(options: argparse.Namespace, target: Path) -> int:
 
 def _check_numbers(options: argparse.Namespace, config: ViTConfig) -> None:
     """Raises ValueError where there is no such block or head."""
-    heads = config.num_heads * (NUM_PARALLEL if config.block == "parallel_things" else 1)
-    for name, value, count in (("layer", options.layer, config.depth), ("head", options.head, heads)):
+    for name, value, count in (("layer", options.layer, config.depth), ("head", options.head, _num_heads(config))):
         if value is not None and not -count <= value < count:
             raise ValueError(
                 f"no --{name} {value}: the model has {count}, numbered 0 to {count - 1}, or -1 to -{count} from the end"
@@ -191,7 +165,7 @@ def _shares(options: argparse.Namespace, predictor: Any, prepared: Any) -> np.nd
     Raises:
         ValueError: attention is differential, whose weights may be negative.
     """
-    from vit_flax.inference import attention_maps, attention_rollout
+    from vit_flax.attention_weights import attention_maps, attention_rollout
 
     model, config = predictor.model, predictor.model.config
     if config.block.startswith("diff"):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from vit_flax import inference
+from vit_flax import attention_weights as maps
 from vit_flax.models import VisionTransformer
 from vit_flax.parity.compare import Row, Subject, compare_arrays
 from vit_flax.parity.figures import attention_weights
@@ -37,7 +37,7 @@ def compare_intermediates(subject: Subject, model: VisionTransformer, images: np
 
     both = jax.jit(lambda params, inputs: [ours(params, inputs, norm) for norm in (False, True)])
     plain, normed = both(subject.params, inputs)
-    weights = inference.attention_maps(model, subject.params, inputs)
+    weights = maps.attention_maps(model, subject.params, inputs)
     names = [f"backbone.blocks.{index}" for index in range(depth)]
     with torch.no_grad():
         blocks = record_torch(module, torch.from_numpy(images), names)[1]

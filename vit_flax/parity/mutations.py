@@ -21,9 +21,9 @@ from flax.linen.module import wrap_method_once
 from jax import lax
 from jax.lax import PrecisionLike
 
-from vit_flax import inference
+from vit_flax import attention_weights
+from vit_flax.attention_weights import attention_maps
 from vit_flax.config import ViTConfig
-from vit_flax.inference import attention_maps
 from vit_flax.models import (
     activations,
     attention,
@@ -405,7 +405,7 @@ MUTATIONS: dict[str, Mutation] = {
             "attention weights averaged over the heads",
             "intermediates",
             "blocks.0:attention",
-            patches=((inference, "attention_maps", _heads_averaged),),
+            patches=((attention_weights, "attention_maps", _heads_averaged),),
         ),
         Mutation(
             "fast_variance",

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import PyTree  # which imports JAX
+
+Patches = tuple[np.ndarray, np.ndarray, np.ndarray]  # what `to_patches` returns: patches, mask, grids
 
 
 def naflex_size(height: int, width: int, patch_size: int, max_num_patches: int = 256) -> tuple[int, int]:
@@ -26,9 +32,7 @@ def naflex_size(height: int, width: int, patch_size: int, max_num_patches: int =
     return sides(low)
 
 
-def to_patches(
-    images: Sequence[np.ndarray], patch_size: int, max_num_patches: int | None = 256
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def to_patches(images: Sequence[np.ndarray], patch_size: int, max_num_patches: int | None = 256) -> Patches:
     """Cuts resized and normalised images (H, W, C) into patches, padded to one number.
 
     Returns:
@@ -57,3 +61,11 @@ def to_patches(
         mask[index, :count] = True
         grids[index] = rows, columns
     return patches, mask, grids
+
+
+def model_inputs(images: PyTree) -> tuple[PyTree, dict[str, PyTree]]:
+    """Returns the first argument of a model's methods, and those by name."""
+    if not isinstance(images, tuple):
+        return images, {}
+    patches, mask, grids = images
+    return patches, {"mask": mask, "spatial_shapes": grids}
