@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_flax.cli.images import explain_bad, refuse_all_bad
+from vit_flax.cli.image_files import explain_bad, refuse_all_bad
 
 if TYPE_CHECKING:
     from vit_flax.array_writer import ArrayWriter
-    from vit_flax.cli.images import Loaded
+    from vit_flax.cli.loading import Loaded
 
 
 def append_paths(writer: ArrayWriter, images: list[str], bad: dict[int, str]) -> None:

@@ -11,7 +11,9 @@ import numpy as np
 
 from vit_flax.array_writer import ArrayWriter
 from vit_flax.cli.arrays import append_paths, report_arrays
-from vit_flax.cli.images import add_model_options, counted, image_files, load_model
+from vit_flax.cli.image_files import counted, image_files
+from vit_flax.cli.image_options import add_model_options
+from vit_flax.cli.loading import load_model
 from vit_flax.cli.progress import Progress
 from vit_flax.preprocessing.decode import BadImageError, import_pillow
 from vit_flax.preprocessing.naflex import to_patches

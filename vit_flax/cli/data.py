@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vit_flax.cli.images import Loaded
+    from vit_flax.cli.loading import Loaded
     from vit_flax.train.config import DataConfig
     from vit_flax.train.data.loader import Loader
 

@@ -15,14 +15,15 @@ import numpy as np
 
 from vit_flax.cli.data import add_data_options, open_data
 from vit_flax.cli.frozen_features import add_frozen_options, check_frozen_options, run_frozen
-from vit_flax.cli.images import add_label_option, add_model_options, load_model
+from vit_flax.cli.image_options import add_label_option, add_model_options
+from vit_flax.cli.loading import load_model
 from vit_flax.cli.options import add_text_options, format_table
 from vit_flax.cli.retrieval import run_retrieval
 from vit_flax.cli.zeroshot import read_names
 from vit_flax.preprocessing.label_matching import match_labels
 
 if TYPE_CHECKING:
-    from vit_flax.cli.images import Loaded
+    from vit_flax.cli.loading import Loaded
     from vit_flax.cli.parser import Commands
     from vit_flax.inference import Predictor
     from vit_flax.train.data.source import Source

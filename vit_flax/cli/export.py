@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_flax.cli.images import add_label_option, add_model_options, load_model
+from vit_flax.cli.image_options import add_label_option, add_model_options
+from vit_flax.cli.loading import load_model
 from vit_flax.cli.options import height_and_width, whole_numbers
 
 if TYPE_CHECKING:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from vit_flax.array_writer import ArrayWriter
 from vit_flax.cli.arrays import append_paths, report_arrays
-from vit_flax.cli.images import add_model_options, counted, image_files, is_projection, load_model
+from vit_flax.cli.image_files import counted, image_files
+from vit_flax.cli.image_options import add_model_options
+from vit_flax.cli.loading import is_projection, load_model
 from vit_flax.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from vit_flax.cli.images import Loaded
+    from vit_flax.cli.loading import Loaded
     from vit_flax.cli.parser import Commands
     from vit_flax.models.intermediates import Intermediates
     from vit_flax.reading import Reading

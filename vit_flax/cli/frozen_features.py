@@ -17,7 +17,7 @@ from vit_flax.cli.options import format_table
 from vit_flax.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from vit_flax.cli.images import Loaded
+    from vit_flax.cli.loading import Loaded
     from vit_flax.evaluators.frozen_features import FrozenFeatures
     from vit_flax.evaluators.neighbours import Neighbours
     from vit_flax.train.data.loader import Loader

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vit_flax.cli.images import add_label_option, add_model_options, compute, explain_bad, image_files, load_model
+from vit_flax.cli.image_files import compute, explain_bad, image_files
+from vit_flax.cli.image_options import add_label_option, add_model_options
+from vit_flax.cli.loading import load_model
 
 if TYPE_CHECKING:
     from vit_flax.cli.parser import Commands

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_flax.cli.data import open_data
-from vit_flax.cli.images import load_model
+from vit_flax.cli.loading import load_model
 from vit_flax.cli.options import format_table
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_flax.cli.images import add_model_options, load_model
+from vit_flax.cli.image_options import add_model_options
+from vit_flax.cli.loading import load_model
 from vit_flax.cli.options import whole_numbers
 
 if TYPE_CHECKING:

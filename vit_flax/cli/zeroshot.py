@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vit_flax.cli.images import add_model_options, compute, explain_bad, load_model
+from vit_flax.cli.image_files import compute, explain_bad
+from vit_flax.cli.image_options import add_model_options
+from vit_flax.cli.loading import load_model
 from vit_flax.cli.options import add_text_options
 
 if TYPE_CHECKING:

@@ -1,31 +1,19 @@
-"""Loading and image preprocessing, shared by the commands that run a model on images."""
+"""Loads a model and its image preprocessing, for the commands that run a model on images."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from vit_flax.cli.options import (
-    CHECKPOINT,
-    add_checkpoint_options,
-    numbers,
-    preset_of,
-    spelled_notes,
-    tell_notes,
-    wish_of,
-)
-from vit_flax.cli.progress import Progress
+from vit_flax.cli.image_options import given_preprocessing
+from vit_flax.cli.options import preset_of, spelled_notes, tell_notes, wish_of
 from vit_flax.convert import open_checkpoint
 from vit_flax.preprocessing import labels
-from vit_flax.preprocessing.decode import SUFFIXES
-from vit_flax.preprocessing.evaluation import CROP_MODES, INTERPOLATIONS, PATCHES, Preprocessing
+from vit_flax.preprocessing.evaluation import PATCHES, Preprocessing
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
@@ -38,51 +26,7 @@ if TYPE_CHECKING:
     from vit_flax.reading import Reading
     from vit_flax.zero_shot import ZeroShot
 
-_T = TypeVar("_T")
-_FIELDS = ("mean", "std", "crop_pct", "interpolation", "crop_mode", "exif", "pixel_range", "max_num_patches")
 _ANY_SIZE = ("huggingface_dinov2", "huggingface_dinov3")  # their models take images of any size, without being asked
-
-
-def add_model_options(parser: argparse.ArgumentParser, batches: bool = True) -> None:
-    """Adds the checkpoint, and how its images are prepared; `batches`: and how many are computed together."""
-    parser.add_argument("checkpoint", help=CHECKPOINT)
-    parser.set_defaults(batch_size=1)
-    if batches:
-        told = "images computed together (default 64)"
-        parser.add_argument("--batch-size", type=int, default=64, metavar="N", help=told)
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrix products (default float32)"
-    )
-    told = "(default: told by the files beside the checkpoint or by --config)"
-    parser.add_argument("--mean", type=numbers, metavar="X,X,X", help=f"of the channels, pixels in 0..1 {told}")
-    parser.add_argument("--std", type=numbers, metavar="X,X,X", help=f"of the channels {told}")
-    parser.add_argument("--crop-pct", type=float, metavar="X", help="the centre crop's side over the resized image's")
-    parser.add_argument("--interpolation", choices=INTERPOLATIONS, help="how images are resized")
-    parser.add_argument("--crop-mode", choices=CROP_MODES, help="squash: resize without regard to the aspect ratio")
-    parser.add_argument(
-        "--max-num-patches",
-        type=int,
-        metavar="N",
-        help="that an image is cut into, of NaFlex models (default: as told)",
-    )
-    parser.add_argument(
-        "--exif",
-        action=argparse.BooleanOptionalAction,
-        help="turn photographs as their EXIF data say (default: as the weights' own library, transformers does)",
-    )
-    parser.add_argument(
-        "--pixel-range", type=numbers, metavar="BLACK,WHITE", help="of images of more than 8 bits: 0,65535, say"
-    )
-    parser.add_argument(
-        "--preprocessing", metavar="FILE", help="preprocessing.json or preprocessor_config.json to follow instead"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    add_checkpoint_options(parser)
-
-
-def add_label_option(parser: argparse.ArgumentParser) -> None:
-    """Adds the names of the classes."""
-    parser.add_argument("--labels", metavar="FILE", help="names of the model's classes, one a line")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,11 +138,11 @@ def load_model(options: argparse.Namespace, tower: str = "image") -> Loaded:
         towers = (model, params)
         model, params = VisionTransformer(model.config.image), params["image"]
     transform = _patches_of(model.config, prepared).for_model(model.config.image_size, model.config.in_chans)
-    transform, origin = _given(options, transform, prepared.origin, model.config.image_size)
+    transform, origin = given_preprocessing(options, transform, prepared.origin, model.config.image_size)
     transform = _with_names(transform, options, reading, notes) if towers is None else transform
     if transform.exif:
         notes.append("photographs are turned as their EXIF data say (--no-exif leaves them)")
-    if not prepared.is_told and not {"mean", "std"} <= {name for name in _FIELDS if getattr(options, name) is not None}:
+    if not prepared.is_told and (options.mean is None or options.std is None):
         notes.append(prepared.origin)
     dtype = jnp.bfloat16 if options.dtype == "bfloat16" else None
     # images that are not cut to one size: some models of transformers take any, without being asked
@@ -227,31 +171,6 @@ def _patches_of(config: ViTConfig, prepared: Prepared) -> Preprocessing:
         return prepared.value
     usual = {"image_size": None, "patch_size": config.patch_size[0], "max_num_patches": config.num_patches}
     return prepared.value.replace(crop_mode=PATCHES, interpolation="bilinear", resizer="torchvision", **usual)
-
-
-def _given(
-    options: argparse.Namespace, value: Preprocessing, origin: str, image_size: tuple[int, int]
-) -> tuple[Preprocessing, str]:
-    """Returns the value with what the options say, and what told it all."""
-    given = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
-    if not given:
-        return value, origin
-    if value.crop_mode == PATCHES and given.keys() & {"crop_pct", "crop_mode"}:
-        value = value.of_one_size(image_size)
-    if "max_num_patches" in given and value.crop_mode != PATCHES:
-        raise ValueError("--max-num-patches is of NaFlex models, whose images are cut into patches at any size")
-    if given.keys() & {"crop_pct", "crop_mode"}:
-        given["resize_size"] = None
-    if "pixel_range" in given and len(given["pixel_range"]) != 2:
-        raise ValueError("--pixel-range must be two numbers, black and white: 0,65535, say")
-    channels = value.channels
-    for name in given.keys() & {"mean", "std"}:
-        if len(given[name]) == 1:
-            given[name] *= channels
-        if len(given[name]) != channels:
-            raise ValueError(f"{name} has {len(given[name])} numbers, the model's images have {channels} channels")
-    named = ", ".join(name for name in given if name != "resize_size")
-    return value.replace(**given), f"{named} given; {origin}"
 
 
 def _resized_for(prepared: Prepared, reading: Reading, wish: Wish) -> Reading | None:
@@ -293,57 +212,3 @@ def _with_names(value: Preprocessing, options: argparse.Namespace, reading: Read
             return value.replace(class_names=found[0], class_descriptions=found[1])
         notes.append("classes are those of ImageNet-1k: their names come from timm's lists, pip install timm")
     return value
-
-
-def explain_bad(bad: dict[int, str], names: list[str], command: str) -> None:
-    """Prints to stderr which files were left out, and why."""
-    print(f"vit-flax {command}: {len(bad)} of {len(names)} images cannot be read and are left out:", file=sys.stderr)
-    for index, reason in sorted(bad.items()):
-        print(f"  {names[index]}: {reason}", file=sys.stderr)
-
-
-def compute(loaded: Loaded, method: str, images: list[str]) -> tuple[np.ndarray, dict[int, str]]:
-    """Returns the results of a predictor's method for the images that can be read, and why the others cannot.
-
-    Raises:
-        ValueError: none can be read.
-    """
-    bad: dict[int, str] = {}
-    with Progress(len(images)) as progress:
-        found = loaded.predictor.collect(method, counted(images, progress), bad)
-    refuse_all_bad(bad, images)
-    return found, bad
-
-
-def refuse_all_bad(bad: dict[int, str], images: list[str]) -> None:
-    """Raises ValueError where none of the images can be read, saying why."""
-    if bad and len(bad) == len(images):
-        shown = "; ".join(f"{images[index]}: {reason}" for index, reason in sorted(bad.items())[:3])
-        raise ValueError(f"{shown}{f'; and {len(bad) - 3} more' if len(bad) > 3 else ''}")
-
-
-def image_files(paths: list[str]) -> list[str]:
-    """Returns the paths with every folder's image files in its place, in the order of their names.
-
-    Raises:
-        ValueError: a folder has none.
-    """
-    found: list[str] = []
-    for path in paths:
-        if not os.path.isdir(path):
-            found.append(path)
-            continue
-        walked = [(folder, files) for folder, _, files in os.walk(path, followlinks=True)]
-        inside = [os.path.join(folder, name) for folder, files in walked for name in files
-                  if name.lower().endswith(SUFFIXES) and not name.startswith(".")]  # fmt: skip
-        if not inside:
-            raise ValueError(f"{path}: has no image files ({' '.join(SUFFIXES)})")
-        found += sorted(inside)
-    return found
-
-
-def counted(images: Sequence[_T], progress: Progress) -> Iterator[_T]:
-    """Yields images, and counts them as they are asked for."""
-    for image in images:
-        yield image
-        progress.advance(1)
