@@ -13,6 +13,7 @@ from vit_flax.config import TwoTowersConfig
 from vit_flax.convert import huggingface as hf
 from vit_flax.convert.config_files import TextFile, activation
 from vit_flax.convert.huggingface_clip import BESIDE, CLIP_LAYOUTS
+from vit_flax.convert.huggingface_siglip import SIGLIP_LAYOUTS
 from vit_flax.convert.layout import Layout, Shapes, any_match, ratio_for, vote
 from vit_flax.convert.rules import DENSE, IDENTITY, UNBATCHED, ConversionError, Drop, Rule
 from vit_flax.convert.timm_blocks import linear, norm
@@ -156,7 +157,8 @@ _SIGLIP = TextHalf(
     components=lambda config: _components(config, f"{_TEXT}head"),
 )
 _HALVES = {"clip": _CLIP, "siglip": _SIGLIP, "siglip2": dataclasses.replace(_SIGLIP, config_file=_siglip2_write)}
-_IMAGE = {kind: next(layout for layout in CLIP_LAYOUTS if layout.name == f"huggingface_{kind}") for kind in _HALVES}
+_NAMED = {layout.name: layout for layout in (*SIGLIP_LAYOUTS, *CLIP_LAYOUTS)}
+_IMAGE = {kind: _NAMED[f"huggingface_{kind}"] for kind in _HALVES}
 CLIP_TEXT_LAYOUTS: tuple[Layout, ...] = tuple(
     with_text(_IMAGE[kind], half, BESIDE, f"huggingface_{kind}{SUFFIX}", f"Hugging Face's {kind}, image and text tower")
     for kind, half in _HALVES.items()

@@ -16,6 +16,7 @@ from vit_flax.convert.huggingface_radio import RADIO_FAMILIES, RADIO_LAYOUTS
 from vit_flax.convert.huggingface_relatives import RELATED_FAMILIES, RELATED_LAYOUTS
 from vit_flax.convert.huggingface_sam import SAM_FAMILIES, SAM_LAYOUTS
 from vit_flax.convert.huggingface_sam3 import SAM3_FAMILIES, SAM3_LAYOUTS
+from vit_flax.convert.huggingface_siglip import SIGLIP_FAMILIES, SIGLIP_LAYOUTS
 from vit_flax.convert.huggingface_tipsv2 import TIPSV2_FAMILIES, TIPSV2_LAYOUTS
 from vit_flax.convert.huggingface_vit import VIT_FAMILIES, VIT_LAYOUTS
 from vit_flax.convert.huggingface_vitdet import VITDET_FAMILIES, VITDET_LAYOUTS
@@ -28,6 +29,7 @@ HUGGINGFACE_LAYOUTS: tuple[Layout, ...] = (
     *DATA2VEC_LAYOUTS,
     *DINOV2_LAYOUTS,
     *DINOV3_LAYOUTS,
+    *SIGLIP_LAYOUTS,
     *CLIP_LAYOUTS,
     *RELATED_LAYOUTS,
     *AIMV2_LAYOUTS,
@@ -47,6 +49,7 @@ HUGGINGFACE_FAMILIES: dict[str, Family] = {
     **DATA2VEC_FAMILIES,
     **DINOV2_FAMILIES,
     **DINOV3_FAMILIES,
+    **SIGLIP_FAMILIES,
     **CLIP_FAMILIES,
     **RELATED_FAMILIES,
     **AIMV2_FAMILIES,
