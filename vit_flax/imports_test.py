@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent
 LAYERS = (
     ("chips", "suggestions", "config", "gpu_compiler", "host_memory", "array_writer", "presets"),
     ("microbatches", "models", "convert", "preprocessing", "reference"),
+    ("size_changes",),
     ("tokenizing", "resizing", "classifier", "device_arrays", "preparing", "batching", "attention_weights"),
     ("reading", "writing", "image_sizes"),
     ("lora",),

@@ -7,85 +7,18 @@ import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-from numpy.typing import ArrayLike
-
 from vit_flax.config import ModelConfig, TwoTowersConfig
 from vit_flax.convert import ConversionError, Drop, Layout, Resolved, Rule, Wish
 from vit_flax.convert.rules import Change, sources_of, stored_shape
 from vit_flax.convert.two_towers import IMAGE
 from vit_flax.models.relative_position_bias import relative_rows
-from vit_flax.models.resample import (
-    MODES,
-    PATCH_MODES,
-    Grid,
-    resize_patch_embed,
-    resize_pos_embed,
-    resize_rel_pos,
-    resize_rel_pos_bias,
-)
+from vit_flax.models.resample import MODES, PATCH_MODES, Grid
+from vit_flax.size_changes import ChannelChange, PatchResize, RelPosBiasResize, RelPosResize, Resize, by
 
 TABLE = "pos_embed"  # the parameter's path
 KERNEL = "patch_embed/proj/kernel"
 REL_POS_BIAS = "relative_position_bias_table"  # how the paths of relative position bias tables end
 REL_POS = ("rel_pos_h", "rel_pos_w")  # and of relative position embeddings along the height, and along the width
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Change:
-    """How a parameter comes from the checkpoint's size to the model's."""
-
-    old: Grid
-    new: Grid
-    mode: str
-    stored_shape: tuple[int, ...]  # of the whole parameter
-
-    def __str__(self) -> str:
-        """Says it in a few words."""
-        return f"{_by(self.old)} -> {_by(self.new)}, {self.mode}"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Resize(_Change):
-    """A table's way from the checkpoint's grid of patches to the model's."""
-
-    num_prefix_tokens: int
-
-    def __call__(self, table: ArrayLike) -> np.ndarray:
-        """Returns the table resized, computed in float64 whatever its dtype."""
-        return resize_pos_embed(np.asarray(table), self.old, self.new, self.num_prefix_tokens, self.mode)
-
-
-class PatchResize(_Change):
-    """A patch kernel's way from the checkpoint's patch size to the model's."""
-
-    def __call__(self, kernel: ArrayLike) -> np.ndarray:
-        """Returns the kernel resized, computed in float64 whatever its dtype."""
-        return resize_patch_embed(np.asarray(kernel), self.new, self.mode)
-
-
-class RelPosBiasResize(_Change):
-    """A relative position bias table's way from the checkpoint's grid of patches to the model's."""
-
-    def __call__(self, table: ArrayLike) -> np.ndarray:
-        """Returns the table resized, computed in float64 whatever its dtype."""
-        return resize_rel_pos_bias(np.asarray(table), self.old, self.new, self.mode)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RelPosResize:
-    """The way of a relative position embedding along one axis to the rows that the model has."""
-
-    rows: int
-    stored_shape: tuple[int, ...]
-
-    def __call__(self, table: ArrayLike) -> np.ndarray:
-        """Returns the table resized, computed in float64 whatever its dtype."""
-        return resize_rel_pos(np.asarray(table), self.rows)
-
-    def __str__(self) -> str:
-        """Says it in a few words."""
-        return f"{self.stored_shape[0]} -> {self.rows} distances, linearly"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,24 +109,6 @@ def _patch_resize(case: _Case) -> PatchResize | None:
     return PatchResize(old=(stored[0], stored[1]), new=case.config.patch_size, mode=mode, stored_shape=stored)
 
 
-class ChannelChange(_Change):
-    """A patch kernel's way from three channels to the model's."""
-
-    def __call__(self, array: np.ndarray) -> np.ndarray:
-        """Returns the kernel for one channel, the sum, or for more, repeated and scaled to the same sum.
-
-        Reference: timm.models.adapt_input_conv.
-        """
-        chans = self.new[1]
-        if chans == 1:
-            return array.sum(axis=2, keepdims=True)
-        return np.take(array, np.arange(chans) % array.shape[2], axis=2) * np.asarray(3 / chans, array.dtype)
-
-    def __str__(self) -> str:
-        """Says it in a few words."""
-        return f"{self.old[1]} -> {self.new[1]} channels, {self.mode}"
-
-
 def _channel_change(case: _Case) -> ChannelChange | None:
     stored, wanted = case.stored_shape(case.path(KERNEL)), case.expected.get(case.path(KERNEL), ())
     if len(stored) != 4 or len(wanted) != 4 or stored[2] != 3 or stored[2] == wanted[2]:
@@ -227,7 +142,7 @@ def _table_resize(case: _Case) -> tuple[Resize | None, str]:
         side = math.isqrt(patches)
         if case.native_grid is None and side * side == patches and new_grid != (side, side) and _is_resized(case):
             raise ConversionError(
-                f"image_size={config.image_size} asks for a {_by(new_grid)} grid of patches, and a position table of "
+                f"image_size={config.image_size} asks for a {by(new_grid)} grid of patches, and a position table of "
                 f"{patches} may be for that or for {side}x{side}: pass `source_grid={new_grid}` or "
                 f"`source_grid={(side, side)}`"
             )
@@ -237,13 +152,13 @@ def _table_resize(case: _Case) -> tuple[Resize | None, str]:
         old_grid = (side, side) if side and side * side == patches else None
     if old_grid == new_grid:
         return None, ""
-    wish = f"image_size={config.image_size} asks for a {_by(new_grid)} grid of patches"
+    wish = f"image_size={config.image_size} asks for a {by(new_grid)} grid of patches"
     if old_grid is None:
         return None, (
             f"{wish}, the position table is for {patches} patches, which is no square: if it was made for another "
             "image size, pass `source_grid=(HEIGHT, WIDTH)`"
         )
-    found = f"{wish}, the position table is for a {_by(old_grid)} grid"
+    found = f"{wish}, the position table is for a {by(old_grid)} grid"
     if config.pos_embed != "learned" and not layout.resample(config):  # T2T-ViT's own loader resizes its sinusoids
         return None, f"{found}: a table that is computed ({config.pos_embed}) is not resampled"
     if not case.asked:
@@ -278,7 +193,7 @@ def _rel_pos_bias_resizes(case: _Case) -> tuple[dict[str, RelPosBiasResize], str
         if not candidates or candidates[0] == config.grid_size:
             continue
         if not case.asked:
-            found = f"the relative positions are for a {_by(candidates[0])} grid, the model has {_by(config.grid_size)}"
+            found = f"the relative positions are for a {by(candidates[0])} grid, the model has {by(config.grid_size)}"
             return {}, f"{found}: pass `image_size=` to say that they are to be resized"
         mode = case.wish.resample or case.layout.resample_rel_pos_bias
         resizes[path] = RelPosBiasResize(old=candidates[0], new=config.grid_size, mode=mode, stored_shape=stored)
@@ -301,7 +216,3 @@ def _rel_pos_resizes(case: _Case) -> tuple[dict[str, RelPosResize], str]:
             )
         resizes[path] = RelPosResize(rows=wanted[0], stored_shape=stored)
     return resizes, ""
-
-
-def _by(grid: Grid) -> str:
-    return f"{grid[0]}x{grid[1]}"
