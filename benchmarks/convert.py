@@ -126,7 +126,7 @@ def write_files(folder: Path, preset: str) -> dict[str, int]:
 
     import vit_flax
     from vit_flax.convert import get_layout, write_checkpoint
-    from vit_flax.convert.rules import to_tensors
+    from vit_flax.convert.moves import to_tensors
     from vit_flax.models.shapes import expected_shapes
 
     model = vit_flax.create_model(preset)

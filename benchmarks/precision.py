@@ -34,7 +34,7 @@ Answer = tuple[np.ndarray, Arrays]  # logits, and gradients under timm's names o
 def make_job(model: str, batch: int, seed: int, folder: Path) -> Job:
     """Writes random weights in timm's layout and returns them with images and labels."""
     from vit_flax.convert import get_layout, write_checkpoint
-    from vit_flax.convert.rules import to_tensors
+    from vit_flax.convert.moves import to_tensors
     from vit_flax.models import build_model
     from vit_flax.models.shapes import expected_shapes
 

@@ -13,7 +13,8 @@ from jaxtyping import PyTree
 
 from vit_flax.config import ATTENTION_POOLS, ViTConfig
 from vit_flax.convert import Drop, Layout, Rule
-from vit_flax.convert.rules import match_template, source_shapes
+from vit_flax.convert.moves import source_shapes
+from vit_flax.convert.rules import match_template
 from vit_flax.models import VisionTransformer
 from vit_flax.models.shapes import expected_shapes
 

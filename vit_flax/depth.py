@@ -33,7 +33,7 @@ from vit_flax.convert.depth_anything import (
     write_depth_config,
 )
 from vit_flax.convert.folder import read_json
-from vit_flax.convert.rules import plan, to_params, to_tensors
+from vit_flax.convert.moves import plan, to_params, to_tensors
 from vit_flax.device_arrays import on_device_from_any_thread
 from vit_flax.image_sizes import at_image_size
 from vit_flax.models import VisionTransformer, build_model

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from vit_flax.config import ModelConfig, TwoTowersConfig
 from vit_flax.convert import ConversionError, Drop, Layout, Resolved, Rule, Wish
-from vit_flax.convert.rules import Change, sources_of, stored_shape
+from vit_flax.convert.moves import Change, sources_of, stored_shape
 from vit_flax.convert.two_towers import IMAGE
 from vit_flax.models.relative_position_bias import relative_rows
 from vit_flax.models.resample import MODES, PATCH_MODES, Grid

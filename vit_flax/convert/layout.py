@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike
 
 from vit_flax.config import ModelConfig, TwoTowersFamily, ViTFamily
 from vit_flax.config.two_towers import TEXT
-from vit_flax.convert.rules import ConversionError, Drop, Rule, match_template, to_tensors
+from vit_flax.convert.moves import to_tensors
+from vit_flax.convert.rules import ConversionError, Drop, Rule, match_template
 from vit_flax.convert.stacked import stack, unstack
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from vit_flax.convert.checkpoint import Checkpoint
-from vit_flax.convert.rules import ConversionError, Rule, plan, to_params
+from vit_flax.convert.moves import plan, to_params
+from vit_flax.convert.rules import ConversionError, Rule
 from vit_flax.convert.stacked import stack, unstack
 
 TENSORS = {

@@ -23,8 +23,9 @@ from vit_flax.convert import LAYOUTS, ConversionError, Layout, Wish, layout_to_w
 from vit_flax.convert.adapter import CONFIG, IMAGES, PREFIX, WEIGHTS, match_adapter, scale_of, with_replaced
 from vit_flax.convert.files import read_adapter, write_folder
 from vit_flax.convert.folder import HUB
+from vit_flax.convert.moves import source_shapes, sources_of
 from vit_flax.convert.renaming import same_tensor
-from vit_flax.convert.rules import CONV, DENSE, Rule, source_shapes, sources_of
+from vit_flax.convert.rules import CONV, DENSE, Rule
 from vit_flax.lora.adapters import A, B, begin, merged
 from vit_flax.lora.config import LoraConfig
 from vit_flax.lora.places import Place, all_places, find_place

@@ -14,7 +14,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, PyTree
 
-from vit_flax.convert.rules import Tensors, plan, to_params, to_tensors
+from vit_flax.convert.moves import Tensors, plan, to_params, to_tensors
 from vit_flax.convert.segmentation_head import HEAD_RULES
 from vit_flax.inference import Predictor
 from vit_flax.models.feature_maps import resize_maps
