@@ -41,7 +41,7 @@ _CHECKED = ("models/*", "train/ema", "train/losses", "train/mixing")
 # raises its own error for indices of any type; beartype does not take a Protocol as a class
 _UNCHECKED = (
     "__init__", "placed", "patch_embed", "vision_transformer", "text_transformer", "two_towers",
-    "row_attention", "splash", "attention_backends", "intermediates", "loop",
+    "row_attention", "splash", "attention_backends", "softmax_attention", "intermediates", "loop",
 )  # fmt: skip
 install_import_hook(
     [

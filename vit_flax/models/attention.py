@@ -9,13 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vit_flax.models.attention_backends import (
-    attention_weights,
-    backend_for,
-    dot_product_attention,
-    for_tpu,
-    heads_dot,
-)
+from vit_flax.models.attention_backends import backend_for, dot_product_attention, for_tpu
 from vit_flax.models.drop import dropout, is_dropping
 from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS
@@ -23,6 +17,7 @@ from vit_flax.models.placed import reshape
 from vit_flax.models.position import Positions
 from vit_flax.models.precision import HIGHEST, Precision, accumulator_dtype
 from vit_flax.models.qkv import merge_heads, split_qkv
+from vit_flax.models.softmax_attention import attention_weights, heads_dot
 
 WEIGHTS = "attention"  # the collection of attention's weights
 

@@ -11,14 +11,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from vit_flax.config import BeitConfig, NaFlexViTConfig, ViTConfig
 from vit_flax.models import build_model
-from vit_flax.models.attention_backends import (
-    BACKENDS,
-    attention_backend,
-    dot_product_attention,
-    late_attention,
-    plain_attention,
-)
+from vit_flax.models.attention_backends import BACKENDS, attention_backend, dot_product_attention
 from vit_flax.models.precision import HIGHEST, Precision
+from vit_flax.models.softmax_attention import late_attention, plain_attention
 from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_LIBRARIES, FLOAT32_RELATIVE, FLOAT64_RELATIVE, rounding
 from vit_flax.train.config.run import ATTENTION_BACKENDS
 

@@ -13,11 +13,12 @@ from jax.sharding import Mesh
 
 from vit_flax.config import ViTConfig
 from vit_flax.models import build_model
-from vit_flax.models.attention_backends import attention_backend, backend_for, plain_attention
+from vit_flax.models.attention_backends import attention_backend, backend_for
 from vit_flax.models.kernel_sharding import sharded_kernels
 from vit_flax.models.precision import HIGHEST, Precision, compiled_for
 from vit_flax.models.qkv import merge_heads, split_qkv
 from vit_flax.models.row_attention import fast_memory, row_attention
+from vit_flax.models.softmax_attention import plain_attention
 from vit_flax.parity.tolerances import FLOAT32_ABSOLUTE, FLOAT32_GRADIENT, FLOAT32_RELATIVE
 
 BFLOAT16 = Precision(compute=jnp.bfloat16, stored=jnp.bfloat16)

@@ -27,11 +27,11 @@ from vit_flax.config import ViTConfig
 from vit_flax.models import (
     activations,
     attention,
-    attention_backends,
     linear,
     loop,
     norm,
     patch_embed,
+    softmax_attention,
     vision_transformer,
 )
 from vit_flax.models.block import Block
@@ -129,8 +129,8 @@ def _post_norm(self: Block, x: Any, given: None = None) -> Any:
 
 
 def _softmax_over_queries(q: Any, k: Any, v: Any, scale: float, precision: Precision, bias: None = None) -> Any:
-    logits = attention_backends.heads_dot(q * scale, k, 3, 3, precision.products)
-    return attention_backends.heads_dot(jax.nn.softmax(logits, axis=-2), v, 3, 2, precision.products)
+    logits = softmax_attention.heads_dot(q * scale, k, 3, 3, precision.products)
+    return softmax_attention.heads_dot(jax.nn.softmax(logits, axis=-2), v, 3, 2, precision.products)
 
 
 def _columns_first(images: np.ndarray) -> np.ndarray:
@@ -163,18 +163,18 @@ _layer_norm_scale_only.defvjp(norm._layer_norm_forward, _layer_norm_scale_only_b
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _attention_without_row(q: Any, k: Any, v: Any, scale: float, precision: Precision, bias: None = None) -> Any:
-    return attention_backends._late_forward(q, k, v, scale, precision.products)[0]
+    return softmax_attention._late_forward(q, k, v, scale, precision.products)[0]
 
 
 def _attention_without_row_forward(
     q: Any, k: Any, v: Any, scale: float, precision: Precision, bias: None = None
 ) -> Any:
-    return attention_backends._late_forward(q, k, v, scale, precision.products)
+    return softmax_attention._late_forward(q, k, v, scale, precision.products)
 
 
 def _attention_without_row_backward(scale: float, precision: Precision, residuals: Any, g: Any) -> Any:
     *rest, out, bias = residuals
-    return attention_backends._late_backward(scale, precision.products, (*rest, jnp.zeros_like(out), bias), g)
+    return softmax_attention._late_backward(scale, precision.products, (*rest, jnp.zeros_like(out), bias), g)
 
 
 _attention_without_row.defvjp(_attention_without_row_forward, _attention_without_row_backward)
