@@ -131,7 +131,7 @@ class TestTimm:
     )  # fmt: skip
     def test_arguments_that_constructors_name_in_their_own_way_are_read_as_they_are_written(self, preset, sizes):
         config = get_preset(preset).config.replace(**sizes)
-        written = timm_config(config)
+        written: Any = timm_config(config)
         assert ViTConfig(**read(written).fields, tokens=config.tokens, position=config.position) == config
         if preset.startswith("vit_base"):
             assert written["model_args"]["num_reg_tokens"] == sizes["reg_tokens"]
