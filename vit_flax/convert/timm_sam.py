@@ -30,7 +30,7 @@ BESIDE = (
 
 
 def with_norm(config: ViTConfig) -> dict[str, object]:
-    """Returns what of a trunk without neck is otherwise with a classifier: tokens are pooled, and normalised then."""
+    """Returns the fields of a trunk without neck that change with a classifier: average pooling and a norm after it."""
     return {"global_pool": "avg", "final_norm": True, "fc_norm": True}
 
 

@@ -118,7 +118,7 @@ def test_soft_splits_have_no_field_of_patches(field: str) -> None:
 
 
 def test_what_two_parts_cannot_be_is_said() -> None:
-    with pytest.raises(ValueError, match="one class token"):
+    with pytest.raises(ValueError, match="a class token and patches alone"):
         BeitConfig(**SMALL, reg_tokens=2)
     with pytest.raises(ValueError, match="parallel_scaling"):
         RopeViTConfig(**SMALL, block="parallel_scaling")

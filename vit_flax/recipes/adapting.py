@@ -135,13 +135,13 @@ def classifier_of(model: ViTConfig, classes: int, layout: str) -> tuple[ViTConfi
 
     The head is the classifier of the checkpoint's own family where its layout has one, with the family's pooling and
     norms and without parts of pre-training (the mask token, the tanh pooler). A layout without a classifier keeps the
-    model as it is, in the first layout of the same library that holds it, otherwise the first of all, at last this
-    library's own parameters; None: there is none.
+    model as it is, in the first layout of the same library that holds it, otherwise the first of all, otherwise this
+    library's own parameters; None: no layout holds it.
     """
     model = model.replace(num_classes=classes, **get_layout(layout).classifier(model))
     if model.representation_size is not None:
         model = model.replace(representation_size=None)
-    if model.global_pool == "none":  # of a trunk; a label needs one vector
+    if model.global_pool == "none":  # of a trunk: a classifier needs pooling
         model = model.replace(global_pool="token" if model.class_token else "avg")
     poolings = dict.fromkeys((model.global_pool, "token_avg", "avg"))
     library = layout.split("_")[0] + "_"
