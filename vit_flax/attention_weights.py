@@ -1,4 +1,4 @@
-"""The weights of attention, by block and head, and what reaches the class token through all blocks."""
+"""Attention weights by block and head, and attention rollout."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from vit_flax.preprocessing.naflex import Patches, model_inputs
 
 @dataclasses.dataclass(frozen=True)
 class AttentionMaps:
-    """A request for attention weights: of all blocks, or of those numbered `layers`; of all heads, or of one."""
+    """A request for attention weights of all blocks or of `layers`, and of all heads or of one."""
 
     layers: tuple[int, ...] | None = None
     head: int | None = None
 
     def function(self, model: VisionTransformer) -> Callable[[PyTree, PyTree], dict[str, jax.Array]]:
-        """Returns the function of (parameters, images) that computes them, by 'layer_2' and so on."""
+        """Returns the function of (parameters, images) that computes the weights by name, 'layer_2' and so on."""
         compute = attention_function(model, self.layers)
         heads = slice(None) if self.head is None else slice(self.head, self.head + 1 or None)
 
@@ -45,17 +45,17 @@ def attention_maps(
 ) -> dict[int, np.ndarray]:
     """Computes the attention weights (B, H, N, N) of blocks, softmax(q k^T scale + bias), prefix tokens first.
 
-    Of differential attention it is the weighted difference of its two maps, of two attentions in a block the heads of
-    both.
+    Differential attention gives the weighted difference of its two maps; a block of two attention layers gives the
+    heads of both.
 
     Args:
-        model: of any family.
+        model: a model of any family.
         params: its parameters.
-        images: (B, H, W, C), prepared; or what `to_patches` returns, for a NaFlex model.
-        layers: numbers of blocks, negative ones from the end; None: all.
+        images: preprocessed images (B, H, W, C), or the result of `to_patches` for a NaFlex model.
+        layers: indices of blocks, negative ones from the end; None: all.
 
     Raises:
-        ValueError: there is no such block, or it attends inside windows.
+        ValueError: there is no such block, or it has window attention.
     """
     run = jax.jit(attention_function(model, layers))
     return {number: np.asarray(array) for number, array in run(params, images).items()}
@@ -64,13 +64,13 @@ def attention_maps(
 def attention_function(
     model: VisionTransformer, layers: Sequence[int] | None = None
 ) -> Callable[[PyTree, PyTree], dict[int, jax.Array]]:
-    """Returns the function of (parameters, images) that computes what `attention_maps` does."""
+    """Returns the function of (parameters, images) that computes `attention_maps`."""
     numbers = taken_blocks(layers, model.config.depth)
     position = model.config.position
     if parted := [number for number in numbers if not position.sees_all(number)]:
         whole = ", ".join(str(i) for i in range(model.config.depth) if position.sees_all(i)) or "none"
         raise ValueError(f"block {parted[0]} attends inside windows, which are no map of the image; whole: {whole}")
-    # whose blocks say what they see, in queries and keys that are not rounded
+    # an unrolled model, whose blocks sow their weights, with queries and keys in float32
     plain = model.clone(scan=False, remat=NO_REMAT, precision=model.policy.wide)
     places = {f"blocks_{number}": number for number in numbers}
 
@@ -88,13 +88,13 @@ def attention_function(
 
 
 def attention_rollout(model: VisionTransformer, params: PyTree, images: np.ndarray | Patches) -> np.ndarray:
-    """Computes how much of each patch reaches the class token through all blocks, (N, rows, columns), of sum 1.
+    """Computes attention rollout from the patches to the class token, (N, rows, columns), of sum 1.
 
-    Every block's attention, averaged over its heads, counts half and the skip around it the other half. Where there is
-    no class token, it is the mean over the patches. Of patches that `to_patches` returns, all images have one grid.
+    Every block's attention, averaged over its heads, counts half and the residual connection the other half. Without a
+    class token the result is the mean over the patches. Patches of `to_patches` must have one grid for all images.
 
     Raises:
-        ValueError: attention is differential, or there is padding.
+        ValueError: attention is differential, grids differ, or patches are padded.
 
     Reference: arXiv 2005.00928.
     """

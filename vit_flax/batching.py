@@ -1,4 +1,4 @@
-"""Images of any kind as batches of one shape, decoded by threads ahead of what reads them."""
+"""Images of any kind as batches of one shape, decoded ahead in threads."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from vit_flax.preprocessing.naflex import Patches, to_patches
 
 Image = np.ndarray | jax.Array | bytes | str | os.PathLike[str]
 Images = np.ndarray | jax.Array | Iterable[Image]
-AHEAD = 2  # batches decoded beyond the one that is waited for
+AHEAD = 2  # batches decoded ahead of the one that is read
 MAX_THREADS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageBatches:
-    """Makes batches of one shape, as a model reads them; `Predictor` says of which images."""
+    """Makes batches of one shape for a model, of the images that `Predictor` takes."""
 
     image_shape: tuple[int, ...]  # (height, width, channels) of the model's images
     batch_size: int
     transform: Preprocessing | None
     threads: int
-    any_size: bool  # images of other sizes are taken, those of one size together
-    max_num_patches: int | None  # images are cut into patches, padded to so many; None: they are not
-    patch_size: int  # of these; 0: there are none
+    any_size: bool  # whether images of other sizes are taken; a batch has images of one size
+    max_num_patches: int | None  # number of patches that images are cut into, with padding; None: images stay whole
+    patch_size: int  # side of these patches; 0: images stay whole
 
     @classmethod
     def for_model(
@@ -46,10 +46,10 @@ class ImageBatches:
         threads: int | None = None,
         any_size: bool = False,
     ) -> Self:
-        """Returns the batches of a model; `threads` that decode are as many as there are cores, at most 16.
+        """Returns the batches of a model; `threads` decode, None: one per core, at most 16.
 
         Raises:
-            ValueError: the transform gives another shape than the model's, or other patches.
+            ValueError: the transform's shape or patches are not the model's.
         """
         shape = (*config.image_size, config.in_chans)
         most = _max_num_patches(config, transform)
@@ -61,11 +61,11 @@ class ImageBatches:
 
     @property
     def is_padded(self) -> bool:
-        """Whether images are cut into patches, with a mask of those that are padding."""
+        """Whether images are cut into padded patches with a mask."""
         return self.max_num_patches is not None
 
     def of(self, images: Images, bad: dict[int, str] | None) -> Iterator[tuple[np.ndarray | Patches, int]]:
-        """Yields batches of images of one shape, padded where there are fewer, with the number of images in each."""
+        """Yields batches of images of one shape, padded to the batch size, and the number of images in each."""
         chosen: list[np.ndarray] = []
         for image in self._prepared(images, bad):
             if chosen and image.shape != chosen[0].shape and not self.is_padded:
@@ -79,7 +79,7 @@ class ImageBatches:
             yield self.batch(chosen)
 
     def batch(self, chosen: Sequence[np.ndarray] = ()) -> tuple[np.ndarray | Patches, int]:
-        """Returns images of one shape as a batch, padded where there are fewer, and their number."""
+        """Returns images of one shape as a batch, padded to the batch size, and their number."""
         if self.is_padded:
             missing = [self._black()] * (self.batch_size - len(chosen))
             return to_patches([*chosen, *missing], self.patch_size, self.max_num_patches), len(chosen)
@@ -91,12 +91,12 @@ class ImageBatches:
         return batch, len(chosen)
 
     def _black(self) -> np.ndarray:
-        """Returns an image that stands for one that is missing."""
+        """Returns the zero image of padding and of unreadable images."""
         shape = self.image_shape if not self.is_padded else (self.patch_size, self.patch_size, self.image_shape[-1])
         return np.zeros(shape, np.float32)
 
     def _prepared(self, images: Images, bad: dict[int, str] | None) -> Iterator[np.ndarray]:
-        """Yields the images as the model reads them, in their order; threads work a few batches ahead."""
+        """Yields the preprocessed images in order; threads work up to AHEAD batches ahead."""
         if isinstance(images, jax.Array):
             images = np.asarray(images)
         if isinstance(images, np.ndarray) and images.dtype != np.uint8:
@@ -153,7 +153,7 @@ class ImageBatches:
         return image
 
     def _divided(self, number: int, image: np.ndarray) -> np.ndarray:
-        """Returns the image where it is of whole patches, not too many."""
+        """Returns an image whose size is one of whole patches, at most as many as the transform's."""
         assert self.max_num_patches is not None
         side, chans = self.patch_size, self.image_shape[-1]
         fits = image.ndim == 3 and image.shape[-1] == chans and jnp.issubdtype(image.dtype, jnp.floating)
@@ -165,7 +165,7 @@ class ImageBatches:
 
 
 def _max_num_patches(config: ViTConfig, transform: Preprocessing | None) -> int | None:
-    """Returns the most patches that a transform cuts images into for a NaFlex model; None: images are of one size."""
+    """Returns the transform's max_num_patches for a NaFlex model; None for images of one size."""
     if transform is None or transform.patch_size is None:
         return None
     if not config.tokens.pads:

@@ -22,18 +22,18 @@ def at_image_size(
     resample: str = "bicubic_antialias",
     resample_rel_pos_bias: str = "bicubic",
 ) -> tuple[VisionTransformer, PyTree]:
-    """Returns the model and parameters for images of (height, width); what does not depend on it is shared.
+    """Returns the model and parameters for images of (height, width); parameters of other shapes are resized.
 
     Args:
         model: the model.
         params: its parameters.
         image_size: (height, width), or the side of a square.
-        resample: how its table of positions is resized, a mode of vit_flax.models.resample: timm's dynamic_img_size is
+        resample: how its position table is resized, a mode of vit_flax.models.resample: timm's dynamic_img_size is
             'bicubic_antialias', transformers' interpolate_pos_encoding is 'bicubic'.
         resample_rel_pos_bias: how its relative position bias tables are resized.
 
     Raises:
-        ValueError: the size does not divide into patches, there is no such mode, or the model is bound to its size.
+        ValueError: the size does not divide into patches, there is no such mode, or a parameter cannot be resized.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     resized = model.clone(config=model.config.replace(image_size=(height, width)))

@@ -1,4 +1,4 @@
-"""Running a model over any number of images: each method compiled once for a shape, decoding beside computing."""
+"""Batched inference over any number of images: each method is compiled once for a shape, images decoded in threads."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ from vit_flax.preprocessing.naflex import model_inputs
 
 # 'logits', 'features', 'embeddings', tokens after blocks, or attention weights
 Method = str | Intermediates | AttentionMaps
-AHEAD = 2  # batches computed beyond the one that is waited for
+AHEAD = 2  # batches computed ahead of the one whose result is read
 
 
 class Predictor:
     """Applies a model to images in batches of one shape, so that each method is compiled once.
 
-    Images are an array (N, H, W, C) or an iterable of single ones. Floating point ones are what the model reads,
-    already normalised; uint8 ones, file contents and paths go through `transform`. A NaFlex model with a transform to
-    match gets images of whole patches, of any size; tokens of its padding are among the results. Results are NumPy
-    arrays in the images' order. On one CPU device a batch is computed in parts that stay in its caches
+    Images are an array (N, H, W, C) or an iterable of single ones. Floating-point images are preprocessed already;
+    uint8 images, file contents and paths go through `transform`. A NaFlex model whose transform makes patches takes
+    images of any size in whole patches; its results include the tokens of padding. Results are NumPy arrays in the
+    images' order. On one CPU device a batch is computed in microbatches that stay in its caches
     (`vit_flax.microbatches`).
 
     Args:
         model: the linen module.
-        params: its parameters; they are put on the device here, once.
+        params: its parameters, which are put on the devices once.
         batch_size: images computed together; fewer are padded to it.
-        dtype: of the matrix products, for example jnp.bfloat16; None: the model's own. The kernels are kept in it,
-            which gives the same numbers as casting them in every product.
-        transform: what is done to images that are not normalised yet; None: such images are refused.
-        threads: that decode; None: as many as there are cores, at most 16.
-        devices: that share each batch; None: JAX's default device.
-        resample: how positions are resized for images of other sizes than the model's (see `vit_flax.at_image_size`),
-            one compilation a size; None: such images are refused.
+        dtype: dtype of the matrix products, for example jnp.bfloat16; None: the model's own. The kernels are stored in
+            it, which gives the same numbers as a cast in every product.
+        transform: preprocessing of uint8 images, file contents and paths; None: such images are refused.
+        threads: decoding threads; None: one per core, at most 16.
+        devices: devices that share each batch; None: JAX's default device.
+        resample: how position embeddings are resized for images of other sizes (see `vit_flax.at_image_size`), with one
+            compilation per size; None: such images are refused.
 
     Raises:
-        ValueError: the batch does not divide into the devices, or the transform gives another shape than the model's,
-            or other patches.
+        ValueError: the batch size is no multiple of the number of devices, or the transform's shape or patches are not
+            the model's.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Predictor:
         return self._batches.transform
 
     def _compiled(self, shape: tuple[int, ...], method: Method) -> Any:
-        """Returns the jitted function of (parameters, images) that computes a method for images, or rows of patches."""
+        """Returns the jitted function of (parameters, images) of a method for images, or padded patches, of a shape."""
         if (shape, method) in self._methods:
             return self._methods[shape, method]
         model = self._at(shape)[0]
@@ -130,13 +130,13 @@ class Predictor:
         return self.collect("features", images)
 
     def embeddings(self, images: Images) -> np.ndarray:
-        """Returns what the head reads: one vector an image."""
+        """Returns the pooled embeddings, the input of the head: one vector per image."""
         return self.collect("embeddings", images)
 
     def intermediates(self, images: Images, asked: Intermediates) -> dict[str, np.ndarray]:
-        """Returns the tokens after blocks, by 'layer_2' and so on; prefix tokens by 'layer_2_prefix'.
+        """Returns the tokens after blocks by name: 'layer_2' and so on, prefix tokens 'layer_2_prefix'.
 
-        Blocks after the last one that is asked for are not computed.
+        Blocks after the last requested one are not computed.
 
         Raises:
             ValueError: there is no such block.
@@ -147,12 +147,12 @@ class Predictor:
         """Returns the attention weights (N, heads, queries, keys) of blocks, by 'layer_2' and so on.
 
         Raises:
-            ValueError: there is no such block, or it attends inside windows.
+            ValueError: there is no such block, or it has window attention.
         """
         return self.collect(asked, images)
 
     def _named(self, method: Method, found: Any) -> dict[str, np.ndarray]:
-        """Returns a method's results by the names that arrays have on the disk."""
+        """Returns a method's results by the names of their arrays on disk."""
         if isinstance(method, AttentionMaps):
             return dict(found)
         if not isinstance(method, Intermediates):
@@ -168,9 +168,9 @@ class Predictor:
     def write(self, writer: ArrayWriter, method: Method, images: Images, bad: dict[int, str] | None = None) -> None:
         """Appends the results of a method to an ArrayWriter, batch by batch, so that they need not fit in memory.
 
-        Arrays are 'features', or those of `intermediates` or `attention`; what is narrower than float32 is widened to
-        it. Images that are named in `bad` afterwards are left out. Tokens of padded patches come with 'spatial_shapes',
-        each image's rows and columns, of which it has as many tokens; the rest is padding.
+        Arrays are 'features', or those of `intermediates` or `attention`; dtypes narrower than float32 are widened to
+        it. Images that are in `bad` afterwards are left out. Tokens of padded patches come with 'spatial_shapes', each
+        image's rows and columns; tokens beyond rows times columns are padding.
 
         Raises:
             ValueError: images of different sizes give arrays of different shapes.
@@ -207,12 +207,12 @@ class Predictor:
 
         Args:
             method: 'logits', 'features', 'embeddings', an Intermediates or an AttentionMaps.
-            images: as above.
-            bad: gets the number of every image that cannot be read, and why; its result is that of a black one.
+            images: as for the class.
+            bad: receives the index of every unreadable image and the reason; its result is that of a zero image.
 
         Raises:
-            BadImageError: an image cannot be read, and there is no `bad`; its path or number is named.
-            ValueError: an image is of another shape than the model's.
+            BadImageError: an image cannot be read and `bad` is None; the message has its path or index.
+            ValueError: an image has another shape than the model's.
         """
         for found, _ in self._results(method, images, bad):
             yield found
@@ -220,7 +220,7 @@ class Predictor:
     def _results(
         self, method: Method, images: Images, bad: dict[int, str] | None
     ) -> Iterator[tuple[Any, np.ndarray | None]]:
-        """Yields what `stream` does, and the grid of each image's patches where these are padded."""
+        """Yields the results of `stream` with the patch grids (B, 2) of padded patches, otherwise None."""
         waiting: collections.deque[Any] = collections.deque()
         for batch, count in self._batches.of(images, bad):
             shape = (batch[0] if isinstance(batch, tuple) else batch).shape[1:]
@@ -242,7 +242,10 @@ class Predictor:
         self, method: AttentionMaps, images: Images, bad: dict[int, str] | None = None
     ) -> dict[str, np.ndarray]: ...
     def collect(self, method: Method, images: Images, bad: dict[int, str] | None = None) -> PyTree:
-        """Returns the results of a method; those of images that are named in `bad` afterwards are left out."""
+        """Returns the results of a method without those of images that are in `bad` afterwards.
+
+        Errors are those of `stream`.
+        """
         parts: list[Any] = list(self.stream(method, images, bad))
         if not parts:
             empty, _ = self._batches.batch()
@@ -284,7 +287,7 @@ def _first_rows(result: PyTree, count: int) -> Any:
 
 
 def with_kernels_in(params: PyTree, dtype: DTypeLike | None) -> PyTree:
-    """Returns the parameters with the kernels, which products cast anyhow, in the products' dtype."""
+    """Returns the parameters with the kernels cast to the dtype of the products; None casts none."""
     if dtype is None:
         return params
     flat: dict[tuple[str, ...], Any] = flatten_dict(params)  # pyright: ignore[reportAssignmentType]

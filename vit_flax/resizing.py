@@ -1,4 +1,4 @@
-"""Position tables and patch kernels of a checkpoint that was made for other sizes than the model is."""
+"""Position tables and patch kernels of a checkpoint of other sizes than the model's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vit_flax.models.relative_position_bias import relative_rows
 from vit_flax.models.resample import MODES, PATCH_MODES, Grid
 from vit_flax.size_changes import ChannelChange, PatchResize, RelPosBiasResize, RelPosResize, Resize, by
 
-TABLE = "pos_embed"  # the parameter's path
+TABLE = "pos_embed"  # path of the position table
 KERNEL = "patch_embed/proj/kernel"
 REL_POS_BIAS = "relative_position_bias_table"  # how the paths of relative position bias tables end
 REL_POS = ("rel_pos_h", "rel_pos_w")  # and of relative position embeddings along the height, and along the width
@@ -23,13 +23,13 @@ REL_POS = ("rel_pos_h", "rel_pos_w")  # and of relative position embeddings alon
 
 @dataclasses.dataclass(frozen=True)
 class _Case:
-    """A checkpoint and the model it is for."""
+    """A checkpoint's tensors, and the config and parameters of the model."""
 
     layout: Layout
     resolved: Resolved
     rules: Sequence[Rule | Drop]
-    shapes: Mapping[str, tuple[int, ...]]  # of every tensor of the checkpoint
-    expected: Mapping[str, tuple[int, ...]]  # of every parameter of the model, by path
+    shapes: Mapping[str, tuple[int, ...]]  # shapes of the checkpoint's tensors
+    expected: Mapping[str, tuple[int, ...]]  # shapes of the model's parameters, by path
     wish: Wish
 
     @property
@@ -39,21 +39,21 @@ class _Case:
 
     @property
     def asked(self) -> bool:
-        """Whether it was the caller who said for what image size."""
+        """Whether the caller gave the size, by a config, `image_size` or `patch_size`."""
         wish = self.wish
         return wish.told_config() is not None or "image_size" in wish.overrides or "patch_size" in wish.overrides
 
     @functools.cached_property
     def native_grid(self) -> Grid | None:
-        """The checkpoint's grid of patches where a config tells it."""
+        """The checkpoint's grid of patches, from its config; None where that does not say it."""
         return self.resolved.native_grid()
 
     def path(self, path: str) -> str:
-        """Returns the path of an image tower's parameter, which may be one of two towers."""
+        """Returns the path of an image tower's parameter in the whole model."""
         return IMAGE + path if isinstance(self.config, TwoTowersConfig) else path
 
     def stored_shape(self, path: str) -> tuple[int, ...]:
-        """Returns the shape that a parameter has in the checkpoint; () where it is missing or misshapen."""
+        """Returns a parameter's shape in the checkpoint; () where it is missing or misshapen."""
         try:
             rule, names = sources_of(path, self.rules)
         except ConversionError:  # reported with everything else
@@ -61,7 +61,7 @@ class _Case:
         return stored_shape(rule, names, self.shapes)
 
     def told_grid(self, path: str) -> Grid | None:
-        """Returns the grid of a table that the checkpoint has by rows and columns, (1, H, W, D)."""
+        """Returns the grid of a table that is stored as (1, H, W, D), otherwise None."""
         shape = self.shapes.get(sources_of(path, self.rules)[1][0], ())
         return (shape[1], shape[2]) if len(shape) == 4 else None
 
@@ -77,11 +77,11 @@ def find_resizes(
     expected: Mapping[str, tuple[int, ...]],
     wish: Wish,
 ) -> tuple[Resizes, str]:
-    """Returns by its path how each parameter of another size comes to the model's, and what stands in the way, or ''.
+    """Returns the resizes of parameters by path, and the reason why one is impossible, or ''.
 
-    A position table of as many rows as the model's is taken for one of the same grid, unless the caller's `source_grid`
-    or the checkpoint's own config says otherwise; that config's grid is taken if it has as many patches as the table,
-    and else the table must be for a square. Where the wish names no mode, the layout's own is taken.
+    A position table with as many rows as the model's has the model's grid, unless the caller's `source_grid` or the
+    checkpoint's config says otherwise; the config's grid counts if it has as many patches as the table, and otherwise
+    the grid must be square. A wish without a mode takes the layout's own.
 
     Raises:
         ConversionError: no such mode, or the table has not as many rows as `source_grid` asks for.
@@ -101,7 +101,7 @@ def find_resizes(
 
 
 def _patch_resize(case: _Case) -> PatchResize | None:
-    # modes for positions are no modes of patches: then it is timm's
+    # a mode of position tables that is none of patch kernels is replaced by timm's
     stored, wanted = case.stored_shape(case.path(KERNEL)), case.expected.get(case.path(KERNEL), ())
     if len(stored) != 4 or len(wanted) != 4 or stored[2:] != wanted[2:] or stored[:2] == wanted[:2]:
         return None
@@ -122,7 +122,7 @@ def _table_resize(case: _Case) -> tuple[Resize | None, str]:
     stored, wanted = case.stored_shape(case.path(TABLE)), case.expected.get(case.path(TABLE), ())
     if len(wanted) < 2 or len(stored) != len(wanted) or stored[:-2] + stored[-1:] != wanted[:-2] + wanted[-1:]:
         return None, ""
-    if config.pos_embed_grid is not None:  # the model makes it fit
+    if config.pos_embed_grid is not None:  # the model resizes it itself
         return None, ""
     new_grid = config.grid_size
     prefix = wanted[-2] - config.num_patches
@@ -201,7 +201,7 @@ def _rel_pos_bias_resizes(case: _Case) -> tuple[dict[str, RelPosBiasResize], str
 
 
 def _rel_pos_resizes(case: _Case) -> tuple[dict[str, RelPosResize], str]:
-    """Returns how the relative position embeddings of blocks that see the whole grid are resized."""
+    """Returns the resizes of the relative position embeddings of blocks with global attention."""
     resizes: dict[str, RelPosResize] = {}
     sides: dict[str, int] = dict(zip(REL_POS, case.config.grid_size, strict=True))
     for path, wanted in case.expected.items():

@@ -1,4 +1,4 @@
-"""How a parameter of another size comes to the model's: values that a reading holds, and that say what they do."""
+"""Changes of a parameter's size from the checkpoint's to the model's: values of a reading that describe themselves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vit_flax.models.resample import Grid, resize_patch_embed, resize_pos_embed,
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Change:
-    """How a parameter comes from the checkpoint's size to the model's."""
+    """The resize of a parameter from the checkpoint's size to the model's."""
 
     old: Grid
     new: Grid
@@ -26,7 +26,7 @@ class _Change:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resize(_Change):
-    """A table's way from the checkpoint's grid of patches to the model's."""
+    """The resize of a position table from the checkpoint's grid of patches to the model's."""
 
     num_prefix_tokens: int
 
@@ -36,7 +36,7 @@ class Resize(_Change):
 
 
 class PatchResize(_Change):
-    """A patch kernel's way from the checkpoint's patch size to the model's."""
+    """The resize of a patch kernel from the checkpoint's patch size to the model's."""
 
     def __call__(self, kernel: ArrayLike) -> np.ndarray:
         """Returns the kernel resized, computed in float64 whatever its dtype."""
@@ -44,7 +44,7 @@ class PatchResize(_Change):
 
 
 class RelPosBiasResize(_Change):
-    """A relative position bias table's way from the checkpoint's grid of patches to the model's."""
+    """The resize of a relative position bias table from the checkpoint's grid of patches to the model's."""
 
     def __call__(self, table: ArrayLike) -> np.ndarray:
         """Returns the table resized, computed in float64 whatever its dtype."""
@@ -53,7 +53,7 @@ class RelPosBiasResize(_Change):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RelPosResize:
-    """The way of a relative position embedding along one axis to the rows that the model has."""
+    """The resize of a relative position embedding along one axis to the model's number of rows."""
 
     rows: int
     stored_shape: tuple[int, ...]
@@ -68,10 +68,10 @@ class RelPosResize:
 
 
 class ChannelChange(_Change):
-    """A patch kernel's way from three channels to the model's."""
+    """The change of a patch kernel from three channels to the model's."""
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
-        """Returns the kernel for one channel, the sum, or for more, repeated and scaled to the same sum.
+        """Returns the kernel summed to one channel, or repeated to more channels and scaled to the same sum.
 
         Reference: timm.models.adapt_input_conv.
         """
@@ -86,5 +86,5 @@ class ChannelChange(_Change):
 
 
 def by(grid: Grid) -> str:
-    """Returns a grid's sides as messages have them."""
+    """Formats a grid for messages: 14x14."""
     return f"{grid[0]}x{grid[1]}"

@@ -1,4 +1,4 @@
-"""The images that a command is given: files and folders of them, and those that cannot be read."""
+"""The images of a command: files and folders of them, and unreadable ones."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _T = TypeVar("_T")
 
 
 def explain_bad(bad: dict[int, str], names: list[str], command: str) -> None:
-    """Prints to stderr which files were left out, and why."""
+    """Prints to stderr the unreadable images and the reasons."""
     print(f"vit-flax {command}: {len(bad)} of {len(names)} images cannot be read and are left out:", file=sys.stderr)
     for index, reason in sorted(bad.items()):
         print(f"  {names[index]}: {reason}", file=sys.stderr)
 
 
 def compute(loaded: Loaded, method: str, images: list[str]) -> tuple[np.ndarray, dict[int, str]]:
-    """Returns the results of a predictor's method for the images that can be read, and why the others cannot.
+    """Returns the results of a predictor's method for the readable images, and the reasons of the others by index.
 
     Raises:
-        ValueError: none can be read.
+        ValueError: no image can be read.
     """
     bad: dict[int, str] = {}
     with Progress(len(images)) as progress:
@@ -39,17 +39,17 @@ def compute(loaded: Loaded, method: str, images: list[str]) -> tuple[np.ndarray,
 
 
 def refuse_all_bad(bad: dict[int, str], images: list[str]) -> None:
-    """Raises ValueError where none of the images can be read, saying why."""
+    """Raises ValueError with the reasons where no image can be read."""
     if bad and len(bad) == len(images):
         shown = "; ".join(f"{images[index]}: {reason}" for index, reason in sorted(bad.items())[:3])
         raise ValueError(f"{shown}{f'; and {len(bad) - 3} more' if len(bad) > 3 else ''}")
 
 
 def image_files(paths: list[str]) -> list[str]:
-    """Returns the paths with every folder's image files in its place, in the order of their names.
+    """Returns the paths, folders replaced by their image files in the order of names.
 
     Raises:
-        ValueError: a folder has none.
+        ValueError: a folder has no image files.
     """
     found: list[str] = []
     for path in paths:
@@ -66,7 +66,7 @@ def image_files(paths: list[str]) -> list[str]:
 
 
 def counted(images: Sequence[_T], progress: Progress) -> Iterator[_T]:
-    """Yields images, and counts them as they are asked for."""
+    """Yields images and advances the progress by one each."""
     for image in images:
         yield image
         progress.advance(1)

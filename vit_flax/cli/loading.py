@@ -26,37 +26,37 @@ if TYPE_CHECKING:
     from vit_flax.reading import Reading
     from vit_flax.zero_shot import ZeroShot
 
-_ANY_SIZE = ("huggingface_dinov2", "huggingface_dinov3")  # their models take images of any size, without being asked
+_ANY_SIZE = ("huggingface_dinov2", "huggingface_dinov3")  # models of transformers that take images of any size
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A model ready to run."""
+    """A model with its preprocessing, ready to run."""
 
     predictor: Predictor
     transform: Preprocessing
-    origin: str  # what told how images are prepared
+    origin: str  # source of the preprocessing
     reading: Reading
     notes: list[str]
-    shown: int  # how many of the notes have been printed
-    towers: tuple[TwoTowers, PyTree] | None = None  # both, of a model of images and texts
+    shown: int  # number of notes already printed
+    towers: tuple[TwoTowers, PyTree] | None = None  # the two-tower model and its parameters
 
     @property
     def class_names(self) -> labels.Names | None:
-        """What the classes are called, if that is known."""
+        """The class names, None where they are unknown."""
         return self.transform.class_names
 
     def show_notes(self) -> None:
-        """Prints to stderr what told how images are prepared, and whatever else matters."""
+        """Prints to stderr the source of the preprocessing, and the notes not yet printed."""
         if self.origin not in self.notes:
             print(f"... {self.origin}", file=sys.stderr)
         tell_notes(self.notes[self.shown :])
 
     def zero_shot(self, names: Sequence[str], templates: Sequence[str] | None, tokenizer: str | None) -> ZeroShot:
-        """Returns the classifier that the names make of a model of images and texts.
+        """Returns the zero-shot classifier of these class names and prompt templates.
 
         Raises:
-            ValueError: there is no tokeniser, or it is another model's; or the names and templates do not do.
+            ValueError: there is no tokeniser or another model's, or names or templates are unusable.
         """
         from vit_flax.tokenizing import find_tokenizer
         from vit_flax.zero_shot import TEMPLATE, ZeroShot
@@ -70,7 +70,7 @@ class Loaded:
         """Returns the number of classes.
 
         Raises:
-            ValueError: there is no head, or what comes out of it is an embedding.
+            ValueError: there is no head, its weights are random, or it is a projection to an embedding.
         """
         source, config = self.reading.checkpoint.source, self.predictor.model.config
         if not config.num_classes:
@@ -87,7 +87,7 @@ class Loaded:
 
 
 def is_projection(reading: Reading) -> bool:
-    """Returns whether the model's head is the projection of CLIP and its like into a space that texts share."""
+    """Returns whether the model's head is a projection into the joint embedding space of CLIP and its like."""
     config, layout = reading.config, reading.layout.name
     if not config.num_classes:
         return False
@@ -105,13 +105,13 @@ def is_projection(reading: Reading) -> bool:
 
 
 def load_model(options: argparse.Namespace, tower: str = "image") -> Loaded:
-    """Reads the checkpoint that the options name; of a model of images and texts the image tower, or 'both'.
+    """Loads the checkpoint of the options; of two towers the image tower, or with `tower="both"` both.
 
     Raises:
-        ValueError: it cannot be read, or a value does not fit.
+        ValueError: the checkpoint cannot be read, or a value does not fit.
     """
     wish = dataclasses.replace(wish_of(options), float32=True, tower=tower)
-    checkpoint = open_checkpoint(options.checkpoint, wish)  # before JAX: a bad file is told at once
+    checkpoint = open_checkpoint(options.checkpoint, wish)  # before JAX: a bad file is reported at once
     tell_notes(spelled_notes(checkpoint.notes, options))
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
@@ -129,7 +129,7 @@ def load_model(options: argparse.Namespace, tower: str = "image") -> Loaded:
         sized = _resized_for(prepared, reading, wish)
     if sized is not None:
         size = sized.config.image_size
-        notes.append(f"images are {size[0]}x{size[1]}, as {prepared.origin} says: the model's positions are resized "
+        notes.append(f"images are {size[0]}x{size[1]}, as {prepared.origin} says: the position embeddings are resized "
                      f"from {reading.config.image_size[0]}x{reading.config.image_size[1]}")  # fmt: skip
         reading = sized
     model, params = reading.build()
@@ -141,13 +141,13 @@ def load_model(options: argparse.Namespace, tower: str = "image") -> Loaded:
     transform, origin = given_preprocessing(options, transform, prepared.origin, model.config.image_size)
     transform = _with_names(transform, options, reading, notes) if towers is None else transform
     if transform.exif:
-        notes.append("photographs are turned as their EXIF data say (--no-exif leaves them)")
+        notes.append("the EXIF orientation of photographs is applied (--no-exif ignores it)")
     if not prepared.is_told and (options.mean is None or options.std is None):
         notes.append(prepared.origin)
     dtype = jnp.bfloat16 if options.dtype == "bfloat16" else None
-    # images that are not cut to one size: some models of transformers take any, without being asked
+    # images of variable size, which some models of transformers take by default
     anysize = transform.varies and reading.layout.name.startswith(_ANY_SIZE)
-    if anysize:  # and leave out what is beyond the last whole patch
+    if anysize:  # pixels beyond the last whole patch are cropped there
         model = model.clone(config=model.config.replace(crop_to_patches=True))
     resample = (reading.layout.resample(model.config) or "bicubic") if anysize else None
     predictor = Predictor(model, params, options.batch_size, dtype, transform, resample=resample)
@@ -166,7 +166,7 @@ def _prepared(options: argparse.Namespace, checkpoint: Checkpoint) -> Prepared:
 
 
 def _patches_of(config: ViTConfig, prepared: Prepared) -> Preprocessing:
-    """Returns how images are prepared: untold, a NaFlex model gets as many patches as its table has places."""
+    """Returns the preprocessing; a NaFlex model's default allows as many patches as its position table has."""
     if prepared.is_told or not config.tokens.pads:
         return prepared.value
     usual = {"image_size": None, "patch_size": config.patch_size[0], "max_num_patches": config.num_patches}
@@ -174,10 +174,10 @@ def _patches_of(config: ViTConfig, prepared: Prepared) -> Preprocessing:
 
 
 def _resized_for(prepared: Prepared, reading: Reading, wish: Wish) -> Reading | None:
-    """Returns the reading at the size that a processor of transformers prepares, where that is not the model's.
+    """Returns the reading at the image size of transformers' processor, None where that is the model's.
 
     Raises:
-        ValueError: transformers would refuse such images.
+        ValueError: transformers would refuse images of that size.
     """
     import vit_flax.reading as reader
 
@@ -191,12 +191,12 @@ def _resized_for(prepared: Prepared, reading: Reading, wish: Wish) -> Reading | 
     own, theirs = (f"{side[0]}x{side[1]}" for side in (config.image_size, size))
     raise ValueError(
         f"{prepared.origin} prepares images of {theirs}, the model takes {own}: --set image_size={size[0]},{size[1]} "
-        f"resizes the model's positions, --set image_size={config.image_size[0]},{config.image_size[1]} the images"
+        f"resizes the position embeddings, --set image_size={config.image_size[0]},{config.image_size[1]} the images"
     )
 
 
 def _with_names(value: Preprocessing, options: argparse.Namespace, reading: Reading, notes: list[str]) -> Preprocessing:
-    """Returns the value with the names of the model's classes, where they are known."""
+    """Returns the value with the model's class names, where they are known."""
     classes = reading.config.num_classes
     if getattr(options, "labels", None):
         names = tuple(Path(options.labels).read_text("utf-8").splitlines())

@@ -1,4 +1,4 @@
-"""Applying a table of rules: every tensor meets one rule, every parameter is written once, or all faults are listed."""
+"""The application of a table of rules: one rule per tensor, one write per parameter, or a list of all faults."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Fate:
 
 
 class Change(Protocol):
-    """The resizing of a parameter that is stored in another size than the model's."""
+    """The resize of a parameter that is stored in another size than the model's."""
 
     stored_shape: tuple[int, ...]
 

@@ -1,4 +1,4 @@
-"""What a layout is written in: a table of rules, each of which serves both directions.
+"""The rules that layouts are tables of, each of which serves both directions.
 
 A rule pairs name templates (`blocks.{i}.norm{n}.weight` <-> `blocks_{i}/norm{n}/scale`) and an invertible array
 operation. Values are moved, never computed. NumPy only.

@@ -1,4 +1,4 @@
-"""The tensors of an adapter as peft has them, under the names of torch's modules."""
+"""An adapter's tensors in peft's format, under the names of torch's modules."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TorchNames:
 def lora_factors(
     own: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], lora: LoraConfig, names: TorchNames
 ) -> tuple[dict[str, np.ndarray], list[str], dict[str, int], dict[str, float]]:
-    """Returns the tensors of all adapters, the modules that have one, and ranks and alphas other than the config's."""
+    """Returns peft's lora_A and lora_B, their modules, and the ranks and alphas that differ from the config's."""
     by_kernel: dict[str, list[Place]] = {}
     for path in own:
         if path.endswith(f"/{A}"):
@@ -91,7 +91,11 @@ def lora_factors(
 def modules_and_biases(
     own: Mapping[str, np.ndarray], whole: Mapping[str, np.ndarray], names: TorchNames, targets: list[str]
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Returns the other trained parameters: whole modules with their tensors, and biases by name."""
+    """Returns the other trained parameters: whole modules with their tensors, and biases by name.
+
+    Raises:
+        ConversionError: peft cannot save the parameter, or would match another module by its name.
+    """
     children: dict[str, list[str]] = {}
     for path in whole:
         children.setdefault(path.rpartition("/")[0], []).append(path)
@@ -128,5 +132,5 @@ def modules_and_biases(
 
 
 def is_close(a: float, b: float) -> bool:
-    """Returns whether two numbers differ by rounding alone."""
+    """Returns whether two numbers agree to a relative 1e-12."""
     return math.isclose(a, b, rel_tol=1e-12)

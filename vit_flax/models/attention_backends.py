@@ -18,7 +18,7 @@ from vit_flax.models.placed import reshape
 from vit_flax.models.precision import Precision, accumulator_dtype, target
 from vit_flax.models.softmax_attention import late_attention, plain_attention, stored_attention
 
-# part of the key of every jit cache: what was traced with one back end is never run for another
+# part of the key of every jit cache: a function traced with one back end never runs under another
 _chosen = jax.make_user_context("auto")
 
 
@@ -45,10 +45,13 @@ def attention_backend(name: str) -> AbstractContextManager[None]:
 def dot_product_attention(
     q: Array, k: Array, v: Array, scale: float, precision: Precision, bias: Array | None = None
 ) -> Array:
-    """Mixes the values of (B, H, N, E) heads by softmax(q k^T scale + bias), the bias being of shape (1, H, N, N).
+    """Computes softmax(q k^T scale + bias) v of (B, H, N, E) heads, by the back end that `attention_backend` chooses.
 
-    Operands are in the dtype of `q`, the result is what `precision` stores. `attention_backend` chooses how it is
-    computed.
+    The bias is of shape (1, H, N, N). Operands are in the dtype of `q`, the result in the dtype that `precision`
+    stores.
+
+    Raises:
+        ValueError: the back end cannot compute these heads.
     """
     alike = q.shape == k.shape == v.shape
     name = backend_for(q.shape, q.dtype, precision, alike and bias is None)
@@ -63,9 +66,9 @@ def dot_product_attention(
 
 
 def backend_for(shape: tuple[int, ...], dtype: DTypeLike, precision: Precision, is_plain: bool) -> str:
-    """Returns the back end that computes attention of (B, H, N, E) heads; of 'auto', by what the program alone says.
+    """Returns the back end's name for (B, H, N, E) heads; that of 'auto' depends on the program alone.
 
-    `is_plain`: queries, keys and values are of one shape and nothing is added to the logits.
+    `is_plain`: queries, keys and values are of one shape, and there is no bias.
     """
     name = _chosen.value
     if name != "auto":
@@ -82,7 +85,7 @@ def backend_for(shape: tuple[int, ...], dtype: DTypeLike, precision: Precision, 
 
 
 def for_tpu() -> bool:
-    """Whether the program may be for a TPU: no other target is said."""
+    """Whether the compilation target is a TPU or not given."""
     return target().platform in (None, "tpu")
 
 
@@ -107,7 +110,7 @@ def _cudnn(q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike,
 
 
 def _by_jax(q: Array, k: Array, v: Array, scale: float, bias: Array | None, implementation: Any, step: int) -> Array:
-    # it wants (B, N, H, E) heads of one width, a multiple of `step`; cuDNN's backward pass an even number of tokens
+    # it needs (B, N, H, E) heads of one width, a multiple of `step`; cuDNN's backward pass an even number of tokens
     width = -(-max(q.shape[-1], v.shape[-1]) // step) * step
     batch, _, queries, _ = q.shape
     lengths: Any = {}
@@ -129,7 +132,7 @@ def _by_jax(q: Array, k: Array, v: Array, scale: float, bias: Array | None, impl
 
 
 def matmul_precision(precision: PrecisionLike) -> AbstractContextManager[None]:
-    """Makes products that name no precision, those of other people's functions, have this one."""
+    """Sets JAX's default matmul precision, which products of other libraries' functions have."""
     name = "default" if precision is None else lax.Precision(precision).name.lower()
     return jax.default_matmul_precision(name)
 

@@ -1,4 +1,4 @@
-"""Softmax attention of heads, forward and backward, for XLA: with wide logits, with stored ones, and the textbook's."""
+"""Multi-head softmax attention for XLA, forward and backward: with float32 logits, stored ones, and the textbook's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def late_attention(
 
 
 def heads_dot(a: Array, b: Array, a_axis: int, b_axis: int, precision: PrecisionLike, stored: Any = None) -> Array:
-    """Contracts one axis of each (B, H, _, _) operand in float32 or wider; the result is that sum as it is stored."""
+    """Contracts one axis of each (B, H, _, _) operand in float32 or wider, and returns the sum in dtype `stored`."""
 
     def product(a: Array, b: Array, dtype: DTypeLike) -> Array:
         return lax.dot_general(
@@ -41,10 +41,10 @@ def heads_dot(a: Array, b: Array, a_axis: int, b_axis: int, precision: Precision
 
 
 def _rows_dot(a: Array, b: Array, precision: PrecisionLike, scale: float = 1.0) -> Array:
-    """Contracts the rows of both (B, H, N, _) operands and scales; the result is of their dtype.
+    """Contracts the rows of both (B, H, N, _) operands, and returns the scaled product in their dtype.
 
-    In bfloat16 it is computed transposed: XLA:CPU is slower where both operands of a batch of products have their
-    rows contracted. In float32 it is no gain.
+    In bfloat16 the product is computed transposed: XLA:CPU is slower where a batched product contracts the rows of
+    both operands. In float32 that is no gain.
     """
     if a.dtype != jnp.bfloat16:
         return (heads_dot(a, b, 2, 2, precision) * scale).astype(a.dtype)
@@ -87,10 +87,10 @@ late_attention.defvjp(_late_forward, _late_backward)
 def stored_attention(
     q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike, bias: Array | None = None
 ) -> Array:
-    """Computes attention with all that is as large as (N, N) stored in the dtype of the queries; softmax in float32.
+    """Computes attention with every (N, N) array stored in the dtype of the queries; softmax in float32.
 
-    A GPU's products want their operands' rows to be multiples of 16 bytes, or copies are made which are: for a GPU the
-    tokens are padded instead, before anything is as large as (N, N).
+    On a GPU tokens are padded to a multiple of 8 before any (N, N) array is computed: matrix products need rows of a
+    multiple of 16 bytes, and XLA would copy the operands otherwise.
     """
     queries, keys = q.shape[2], k.shape[2]
     if target().platform in GPUS:
@@ -151,7 +151,7 @@ _stored.defvjp(_stored_forward, _stored_backward)
 
 
 def attention_weights(q: Array, k: Array, scale: float, bias: Array | None = None) -> Array:
-    """Computes the weights (B, H, N, N) of attention, softmax(q k^T scale + bias), in float32 or wider."""
+    """Computes the attention weights (B, H, N, N), softmax(q k^T scale + bias), in float32 or wider."""
     wide = accumulator_dtype(q.dtype)
     logits = heads_dot(q.astype(wide) * scale, k.astype(wide), 3, 3, HIGHEST)
     return jax.nn.softmax(logits if bias is None else logits + bias, axis=-1)
@@ -160,7 +160,7 @@ def attention_weights(q: Array, k: Array, scale: float, bias: Array | None = Non
 def plain_attention(
     q: Array, k: Array, v: Array, scale: float, precision: PrecisionLike, bias: Array | None = None
 ) -> Array:
-    """Computes attention as it is usually written: softmax, then the product with the values."""
+    """Computes the textbook's attention: softmax, then the product with the values."""
     logits = heads_dot(q, k, 3, 3, precision) * scale
     if bias is not None:
         logits = logits + bias

@@ -25,9 +25,7 @@ def check_consistency(config: TrainConfig) -> None:
     elif config.model.num_classes < 1:
         raise ValueError("a model to train needs num_classes of 1 or more")
     elif config.image_model.global_pool == "none":
-        raise ValueError(
-            "model.global_pool=none gives logits for each patch, and labels are of images: avg pools them"
-        )
+        raise ValueError("model.global_pool=none gives logits for each patch, and labels are of images: avg pools them")
     _check_images(config)
     if config.lora is not None and (config.optimizer.freeze or config.optimizer.train):
         which = "freeze" if config.optimizer.freeze else "train"

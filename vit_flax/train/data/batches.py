@@ -1,4 +1,4 @@
-"""Batches of a source: the same ones for any number of processes, workers and restarts."""
+"""Batches of a source, the same for any number of processes, workers and restarts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ENDLESS = 1 << 48  # steps
 
 
 class Batches:
-    """One process's share of every batch, by the number of the step; can be pickled into a worker process.
+    """One process's share of every batch, indexed by step; can be pickled into a worker process.
 
     Training: step k of an epoch has rows k*B..(k+1)*B of one permutation of all images, or of as many draws with
-    replacement; those left over, fewer than one batch, are left out until the next epoch's. Evaluation: in their order,
-    the last batch padded.
+    replacement; the rest, fewer than one batch, is left out of the epoch. Evaluation: all images in their order, the
+    last batch padded.
     """
 
     def __init__(
@@ -92,8 +92,8 @@ class Batches:
         return batch
 
     def _fill(self, batch: Batch, position: int, row: int, epoch: int, bad: dict[int, str]) -> None:
-        """Puts an image into its place; in training the next one that can be read takes the place of a bad one."""
-        # the numbers belong to the image asked for, wherever and whenever it is read
+        """Reads an image into the batch; in training the next readable image replaces an unreadable one."""
+        # the random numbers depend on the seed, the epoch and the image alone
         rng = random.Random((self.seed << 96) | (epoch << 64) | row)
         while True:
             try:
