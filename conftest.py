@@ -28,9 +28,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 _TWO_EMITTERS = version("jaxlib").startswith("0.10.") and os.environ["JAX_PLATFORMS"] == "cpu"
-if _TWO_EMITTERS:  # XLA reads its flags once, when a platform starts; libtpu exits on flags that it does not know
-    with mock.patch.dict(os.environ, XLA_FLAGS=os.environ["XLA_FLAGS"] + " --xla_cpu_use_fusion_emitters=false"):
-        jax.devices()
+_FLAGS = os.environ["XLA_FLAGS"] + (" --xla_cpu_use_fusion_emitters=false" if _TWO_EMITTERS else "")
+with mock.patch.dict(os.environ, XLA_FLAGS=_FLAGS):
+    jax.devices()  # XLA reads its flags once, when a platform starts; libtpu exits on flags that it does not know
 
 # Calls of the linen modules and of the mathematics of training are checked against their annotations, shapes included.
 # Module by module: a package's name would include its tests, whose assertions pytest rewrites.
@@ -54,6 +54,12 @@ install_import_hook(
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, hint_overrides=beartype.FrozenDict("
     "{__import__('jax').Array: __import__('jax').Array | __import__('numpy').ndarray})))",
 )
+
+
+@pytest.fixture(scope="session")
+def xla_flags() -> str:
+    """Returns the XLA flags of this process, for others that must compute the same bits."""
+    return _FLAGS
 
 
 @pytest.fixture

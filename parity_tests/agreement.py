@@ -57,13 +57,20 @@ def load_strictly(module: torch.nn.Module, tensors: dict[str, np.ndarray]) -> No
     module.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()}, strict=True)
 
 
-def assert_components_agree(module: torch.nn.Module, model: Any, params: Any, layout: str, images: np.ndarray) -> None:
-    """Fails unless every component that the layout pairs, and every gradient, agrees as the parity tool measures."""
+def assert_components_agree(
+    module: torch.nn.Module, model: Any, params: Any, layout: str, images: np.ndarray
+) -> list[Row]:
+    """Fails unless every component that the layout pairs, and every gradient, agrees as the parity tool measures.
+
+    Returns the gradients' rows.
+    """
     subject = subject_of(module, model, params, get_layout(layout))
     channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     blocks = [flax for _, flax in subject.pairs if flax.startswith("blocks_")]
     assert len(blocks) >= 6 * model.config.depth
-    assert_rows_agree(compare_components(subject, channels_first) + compare_gradients(subject, channels_first))
+    gradients = compare_gradients(subject, channels_first)
+    assert_rows_agree(compare_components(subject, channels_first) + gradients)
+    return gradients
 
 
 def assert_rows_agree(rows: Iterable[Row]) -> None:

@@ -169,22 +169,22 @@ class TestRead:
         program = (
             "import sys, torch\n"
             "from vit_flax.convert import read_checkpoint\n"
-            "checkpoint = read_checkpoint(sys.argv[1])\n"
             "resident = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096\n"
-            "before, most = resident(), 0\n"
-            "for name in checkpoint.shapes:\n"
-            "    assert checkpoint.read(name).sum() == 1 << 20\n"
-            "    most = max(most, resident())\n"
-            "print(most - before)"
+            "for path in sys.argv[1:]:\n"
+            "    checkpoint = read_checkpoint(path)\n"
+            "    before, most = resident(), 0\n"
+            "    for name in checkpoint.shapes:\n"
+            "        assert checkpoint.read(name).sum() == 1 << 20\n"
+            "        most = max(most, resident())\n"
+            "    print(most - before)"
         )
-        for path in (tmp_path / "a.pth", tmp_path / "a.safetensors", tmp_path / "a.npz"):
-            if not path.exists():
-                source = read_checkpoint(tmp_path / "a.pth")
-                write_checkpoint(path, {name: source.read(name) for name in source.shapes}, {})
-            done = subprocess.run(
-                [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
-            )
-            assert int(done.stdout) < 24 << 20, path.suffix  # of 128 MB; a tensor has 4
+        paths = [tmp_path / "a.pth", tmp_path / "a.safetensors", tmp_path / "a.npz"]
+        for path in paths[1:]:
+            source = read_checkpoint(tmp_path / "a.pth")
+            write_checkpoint(path, {name: source.read(name) for name in source.shapes}, {})
+        done = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True, check=True)
+        for path, grown in zip(paths, done.stdout.split(), strict=True):
+            assert int(grown) < 24 << 20, path.suffix  # of 128 MB; a tensor has 4
 
 
 def refused(value, path: Path) -> str:

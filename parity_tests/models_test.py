@@ -1,7 +1,9 @@
 """The tutorial's whole models in many configurations: components, gradients, tensors that round-trip bit for bit."""
 
+from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from torch import nn
@@ -70,6 +72,14 @@ def _check(module: nn.Module, layout: str, size: tuple[int, int, int], **overrid
         assert back[name].tobytes() == tensor.numpy().tobytes(), name
 
 
+@pytest.fixture
+def _compiling_as_users(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, users_compiler: Any) -> None:
+    """Compiles one model of each kind with the passes that users have; `conftest.py` says why not all."""
+    if request.node.callspec.params["name"] in ("everything", "wide_rgb"):
+        monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=users_compiler))
+
+
+@pytest.mark.usefixtures("_compiling_as_users")
 @pytest.mark.parametrize("name", VIT)
 def test_vit(name: str) -> None:
     arguments, overrides = VIT[name]
@@ -83,6 +93,7 @@ def test_vit(name: str) -> None:
 REPEATING = ("square", "wide_tokens", "mixed_kernels", "scaled", "silu_rms", "large_kernel")  # what others show, too
 
 
+@pytest.mark.usefixtures("_compiling_as_users")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in REPEATING else n for n in T2T])
 def test_t2t_vit(name: str) -> None:
     arguments, overrides = T2T[name]

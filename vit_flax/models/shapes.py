@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from vit_flax.config import TextConfig
+from vit_flax.config import TextConfig, ViTConfig
 from vit_flax.models.text_transformer import TextTransformer
 from vit_flax.models.two_towers import TwoTowers
 from vit_flax.models.vision_transformer import VisionTransformer
@@ -26,10 +26,10 @@ def expected_shapes(model: VisionTransformer | TextTransformer | TwoTowers) -> S
         return shapes | {"logit_scale": ()} | ({"logit_bias": ()} if cfg.logit_bias else {})
     depth = model.config.depth
     if depth < 4:
-        return dict(_traced_shapes(model, depth))
+        return _traced_shapes(model, depth)
     one, two = _traced_shapes(model, 1), _traced_shapes(model, 2)
     if any(two[path] != shape for path, shape in one.items()):
-        return dict(_traced_shapes(model, depth))  # layers outside the blocks know the depth
+        return _traced_shapes(model, depth)  # layers outside the blocks know the depth
     alike = (0,) * depth if isinstance(model, TextTransformer) else model.config.position.representatives(depth)
     found = one if not any(alike) else _traced_shapes(model, max(alike) + 1)
     rest = {path: shape for path, shape in one.items() if not path.startswith("blocks_0/")}
@@ -38,14 +38,17 @@ def expected_shapes(model: VisionTransformer | TextTransformer | TwoTowers) -> S
     return rest | {f"{name}/{path}": shape for name, own in names for block, path, shape in split if block == own}
 
 
-@lru_cache(maxsize=64)  # a file is read, converted and written by the same model
 def _traced_shapes(model: VisionTransformer | TextTransformer, depth: int) -> Shapes:
     """Does so for that many blocks by tracing all of them."""
-    cfg = model.config.replace(depth=depth)
+    return dict(_shapes_of(type(model), model.config.replace(depth=depth)))
+
+
+@lru_cache(maxsize=64)  # a file is read, converted and written with one config
+def _shapes_of(kind: type[Any], cfg: ViTConfig | TextConfig) -> Shapes:
     if isinstance(cfg, TextConfig):
         images = jax.ShapeDtypeStruct((1, cfg.context_length), jnp.int32)
     else:
         images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.in_chans), jnp.float32)
-    variables = jax.eval_shape(model.clone(config=cfg).init, jax.random.key(0), images)
+    variables = jax.eval_shape(kind(cfg).init, jax.random.key(0), images)
     flat: dict[str, Any] = flatten_dict(variables["params"], sep="/")  # pyright: ignore[reportAssignmentType]
     return {path: leaf.shape for path, leaf in flat.items()}

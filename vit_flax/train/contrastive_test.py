@@ -95,6 +95,7 @@ def shapes(out: Path, **changes: Any) -> Any:
     return Run(config, quiet=True).run()
 
 
+@pytest.mark.usefixtures("compiling_once")
 def test_a_run_goes_on_to_the_bit_and_its_weights_are_a_model_with_a_tokeniser(tmp_path, capsys) -> None:
     told = {"eval_every": 4, "checkpoint_every": 2}
     shapes(tmp_path / "whole", steps=4, **told)

@@ -17,7 +17,7 @@ from vit_flax.train.compilation import abstract_state
 from vit_flax.train.config import DataConfig, MeshConfig, ResolvedConfig, TrainConfig
 from vit_flax.train.sharding import AXES, bytes_per_device, check_mesh, default_mesh, make_mesh, parameter_specs
 
-SMALL = ViTConfig(image_size=(16, 16), patch_size=(4, 4), embed_dim=256, depth=2, num_heads=8, num_classes=8)
+SMALL = ViTConfig(image_size=(16, 16), patch_size=(4, 4), embed_dim=256, depth=1, num_heads=8, num_classes=8)
 
 
 def config(**changes) -> ResolvedConfig:
