@@ -22,10 +22,11 @@ import jax.numpy as jnp
 
 from vit_flax.cli.list import first_line
 from vit_flax.cli.main import build_parser
-from vit_flax.config import ViTConfig, ViTFamily
+from vit_flax.config import ModelConfig, TextConfig, TwoTowersConfig, ViTConfig, ViTFamily
 from vit_flax.convert import LAYOUTS
 from vit_flax.models import build_model
-from vit_flax.presets import PRESETS, Preset
+from vit_flax.models.text_transformer import TextTransformer
+from vit_flax.presets import PRESETS, TWO_TOWERS, Preset
 from vit_flax.recipes import RECIPES
 from vit_flax.train import TrainConfig
 from vit_flax.train.config.nested import dotted_paths
@@ -99,6 +100,21 @@ def models_page() -> str:
     ]
     for family, rows in sorted(families.items()):
         parts += [f"## {family}", table(header, rows)]
+    header = [
+        "name",
+        "parameters, M: image + text",
+        "GFLOPs: image, text",
+        "image",
+        "context",
+        "layouts",
+        "published weights",
+    ]
+    parts += [
+        "## Images and texts",
+        f"{len(TWO_TOWERS)} presets of both towers: the image tower's name and `_with_text`. GFLOPs are of one image "
+        "and of one text of the whole context, which is how many tokens the text tower reads.",
+        table(header, [_towers_row(name, preset) for name, preset in sorted(TWO_TOWERS.items())]),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -113,40 +129,65 @@ def _architecture_row(architecture: str, presets: dict[str, Preset]) -> list[str
     weights = []
     for name, preset in presets.items():
         tag = name.partition(".")[2]
-        if not preset.source or (not tag and len(presets) > 1):  # the bare name stands for the first tag
-            continue
-        address = preset.source if "://" in preset.source else f"https://huggingface.co/{preset.source}"
-        weights.append(f"[{tag and '.'}{tag or 'weights'}]({address}) {preset.licence or ''}".rstrip())
+        if preset.source and (tag or len(presets) == 1):  # the bare name stands for the first tag
+            weights.append(_weights_of(preset, f".{tag}" if tag else "weights"))
     size = "x".join(map(str, first.config.image_size))
     layouts = ", ".join(_layouts_of(first.config)) or "none"
     return [f"`{architecture}`", f"{millions:.1f}", f"{giga:.1f}", size, layouts, ", ".join(weights)]
 
 
+def _weights_of(preset: Preset, text: str) -> str:
+    """Returns the link to published weights, with their licence."""
+    source = preset.source or ""
+    address = source if "://" in source else f"https://huggingface.co/{source}"
+    return f"[{text}]({address}) {preset.licence or ''}".rstrip()
+
+
+def _towers_row(name: str, preset: Preset[TwoTowersConfig]) -> list[str]:
+    config = preset.config
+    (image, image_giga), (text, text_giga) = _size_of(config.image), _size_of(config.text)
+    return [
+        f"`{name}`",
+        f"{image:.1f} + {text:.1f}",
+        f"{image_giga:.1f}, {text_giga:.1f}",
+        "x".join(map(str, config.image_size)),
+        str(config.text_context_length),
+        ", ".join(_layouts_of(config)) or "none",
+        _weights_of(preset, "weights") if preset.source else "",
+    ]
+
+
 @functools.cache
-def _layouts_of(config: ViTConfig) -> tuple[str, ...]:
+def _layouts_of(config: ModelConfig) -> tuple[str, ...]:
     """Returns the layouts that can hold a model, each spelling of transformers' names once."""
     return tuple(
-        name
-        for name, layout in LAYOUTS.items()
-        if not name.endswith("_memory") and layout.config_class is config.family and not layout.refusals(config)
+        name for name, layout in LAYOUTS.items() if not name.endswith("_memory") and not layout.refusals(config)
     )
 
 
 @functools.cache
-def _size_of(config: ViTConfig) -> tuple[float, float]:
+def _size_of(config: ViTConfig | TextConfig) -> tuple[float, float]:
     """Returns millions of parameters and billions of FLOPs, extrapolated from one and two blocks."""
-    (parameters, operations), (more_parameters, more_operations) = (_count(config.replace(depth=n)) for n in (1, 2))
+    short = (
+        dataclasses.replace(config, depth=n) if isinstance(config, TextConfig) else config.replace(depth=n)
+        for n in (1, 2)
+    )
+    (parameters, operations), (more_parameters, more_operations) = map(_count, short)
     blocks = config.depth - 1
     parameters += blocks * (more_parameters - parameters)
     operations += blocks * (more_operations - operations)
     return parameters / 1e6, operations / 1e9
 
 
-def _count(config: ViTConfig) -> tuple[int, int]:
+def _count(config: ViTConfig | TextConfig) -> tuple[int, int]:
     """Returns parameters and operations of a forward pass, from one trace that computes nothing."""
-    images = jax.ShapeDtypeStruct((1, *config.image_size, config.in_chans), jnp.float32)
-    init = build_model(config).init_with_output
-    traced, (_, variables) = jax.make_jaxpr(init, return_shape=True)(jax.random.key(0), images)
+    if isinstance(config, TextConfig):
+        model, given = TextTransformer(config), jax.ShapeDtypeStruct((1, config.context_length), jnp.int32)
+    else:
+        model = build_model(config)
+        given = jax.ShapeDtypeStruct((1, *config.image_size, config.in_chans), jnp.float32)
+    init = model.init_with_output
+    traced, (_, variables) = jax.make_jaxpr(init, return_shape=True)(jax.random.key(0), given)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"])), count_flops(traced.jaxpr)
 
 
