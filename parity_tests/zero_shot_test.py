@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file
 
 import vit_flax
+from parity_tests.agreement import assert_same_tensors
 from parity_tests.peers import import_transformers
 from parity_tests.random_weights import randomise
 from vit_flax.cli.main import main
@@ -297,14 +300,53 @@ def test_a_converted_folder_is_whole_for_transformers_and_for_us(case, tmp_path,
     assert main(["convert", str(file), str(tmp_path / "again"), "--tokenizer", str(source)]) == 0
     assert main(["zeroshot", str(tmp_path / "again"), files[0], "--labels", "cat"]) == 0
     capsys.readouterr()
-    for wrong, said in ((["image", "--tower", "image"], "is copied where both towers are: leave it out"),
-                        (["x.npz"], "is copied where a folder is written, of no suffix: leave it out")):  # fmt: skip
+    for wrong, said in ((["image", "--tower", "image"], "both towers are: leave it out"),
+                        (["x.npz"], "a folder is written (no suffix, or .orbax): leave it out")):  # fmt: skip
         arguments = [str(source), str(tmp_path / wrong[0]), *wrong[1:], "--tokenizer", str(source)]
         assert main(["convert", *arguments]) == 2
-        assert said in capsys.readouterr().err
+        assert f"--tokenizer is copied where {said}" in capsys.readouterr().err
     assert main(["convert", str(file), str(tmp_path / "none"), "--tokenizer", str(tmp_path)]) == 2
     assert "holds no tokeniser" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+OWNERS = {"siglip2": "siglip", "metaclip_2": "clip"}
+
+
+@pytest.mark.parametrize(
+    ("case", "files"),
+    [
+        ("siglip2", ("a.orbax", "b.npz", "c.orbax")),
+        pytest.param("metaclip_2", ("a.orbax", "b", "c.msgpack", "d.safetensors", "e.orbax"), marks=pytest.mark.slow),
+    ],
+)
+def test_this_librarys_own_parameters_are_written_and_read(case, files, tmp_path, capsys):
+    """From one kind of file to the next; the tokeniser goes along, with what its owner says of padding."""
+    source = tmp_path / "source"
+    source.mkdir()
+    build(case, source)
+    question = [photos(tmp_path)[0], "--labels", *LABELS[:3], "--json"]  # of different lengths: padding is told apart
+    places = [source, *(tmp_path / name for name in files)]
+    told = str(places[1] / "config.json")
+    for old, new in itertools.pairwise(places):
+        layout = [] if new.suffix == ".orbax" else ["--layout", "flax_with_text"]
+        given = ["--config", told] if old.suffix in (".npz", ".msgpack") else []
+        lost = old.suffix not in ("", ".orbax") and new.suffix in ("", ".orbax")
+        copied = ["--tokenizer", str(places[1])] if lost else []
+        assert main(["convert", str(old), str(new), *layout, *given, *copied]) == 0
+    capsys.readouterr()
+    answers = []
+    for place in (source, places[-1]):
+        assert main(["zeroshot", str(place), *question]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1]
+    tower, _ = vit_flax.load(places[-1], tower="image")
+    assert tower.config == vit_flax.load(source)[0].config.image
+    assert (
+        main(["convert", str(places[-1]), str(tmp_path / "back"), "--layout", f"huggingface_{OWNERS[case]}_with_text"])
+        == 0
+    )
+    assert_same_tensors(*(load_file(place / "model.safetensors") for place in (tmp_path / "back", source)))
 
 
 TOWER = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 3}

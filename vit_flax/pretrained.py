@@ -12,9 +12,17 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import PyTree
 
 from vit_flax.config import ModelConfig
-from vit_flax.convert import ConversionError, Wish, get_layout, layout_to_write, open_checkpoint, write_checkpoint
+from vit_flax.convert import (
+    ConversionError,
+    Wish,
+    get_layout,
+    layout_to_write,
+    open_checkpoint,
+    own_layout,
+    write_checkpoint,
+)
 from vit_flax.convert.fitting import after, steps_to
-from vit_flax.convert.folder import TOKENIZER_FILES, tokenizer_files
+from vit_flax.convert.folder import TOKENIZER_FILES, text_owner, tokenizer_files
 from vit_flax.models import TwoTowers, VisionTransformer, build_model
 from vit_flax.preparing import beside_weights
 from vit_flax.preprocessing.evaluation import Preprocessing
@@ -175,5 +183,7 @@ def save(
     beside = beside_weights(chosen.name, model.config, file, preprocessing, class_names)
     tensors = chosen.write(flat_params(model, params), model.config)
     config = {**model.config.to_dict(), "layout": chosen.name}
+    if tokenizer is not None and chosen.name == own_layout(model.config).name:
+        config["texts"] = text_owner(Path(tokenizer))
     write_checkpoint(path, tensors, config, beside.config_file, beside.files, beside.stored, copies)
     return beside.notes

@@ -125,6 +125,7 @@ def find_tokenizer(
     """Returns the tokeniser of an opened checkpoint; see `read_tokenizer`."""
     text = config if isinstance(config, TextConfig) else config.text
     told: Any = checkpoint.config or {}
+    told = told.get("texts") or told  # this library's own folders say how the tokeniser's owner prepares texts
     clean = _open_clip_clean(told["model_cfg"].get("text_cfg") or {}) if "model_cfg" in told else str
     # open_clip and big_vision do not mask padding; transformers does where its tokeniser returns an attention mask
     hides = "model_type" in told or str(told.get("layout", "")).startswith("huggingface")

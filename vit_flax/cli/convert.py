@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vit_flax.cli.options import (
     CHECKPOINT,
@@ -21,6 +21,7 @@ from vit_flax.cli.parser import known_layout
 from vit_flax.convert import get_layout, holds_text, layout_to_write, open_checkpoint
 from vit_flax.convert.folder import tokenizer_files
 from vit_flax.convert.orbax_folder import SUFFIX as ORBAX
+from vit_flax.convert.own_params import FLAX
 
 if TYPE_CHECKING:
     from vit_flax.cli.parser import Commands
@@ -108,10 +109,10 @@ def _tokenizer(options: argparse.Namespace, checkpoint: Checkpoint, reading: Rea
     Raises:
         ValueError: --tokenizer is given and the target is no folder of both towers.
     """
-    both, is_folder = holds_text(reading.layout), not Path(options.target).suffix
+    both, is_folder = holds_text(reading.layout), Path(options.target).suffix in ("", ORBAX)
     if options.tokenizer is not None:
         if not (both and is_folder):
-            missing = "a folder is written, of no suffix" if both else "both towers are"
+            missing = f"a folder is written (no suffix, or {ORBAX})" if both else "both towers are"
             raise ValueError(f"--tokenizer is copied where {missing}: leave it out")
         return Path(options.tokenizer), []
     folder = None if checkpoint.path is None else checkpoint.path.parent
@@ -121,8 +122,9 @@ def _tokenizer(options: argparse.Namespace, checkpoint: Checkpoint, reading: Rea
         return None, ["no tokeniser lies beside the weights: --tokenizer FOLDER copies one"] if is_folder else []
     if not is_folder:
         return None, [f"the tokeniser stays in {folder}: a folder in place of {options.target} gets a copy"]
-    told = checkpoint.config or {}
-    mended = "model_cfg" in told and options.layout is not None and not options.layout.startswith("open_clip")
+    told: Any = checkpoint.config or {}
+    kept = options.layout is None or options.layout.startswith(("open_clip", FLAX.name))
+    mended = "model_cfg" in (told.get("texts") or told) and not kept
     said = "open_clip cleans texts (spaces, HTML, ftfy) before its tokeniser, which these files alone do not say"
     return folder, [said] * mended
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 from vit_flax.cli.parser import known_layout
 from vit_flax.cli.spelling import spelled
 from vit_flax.convert import TOWERS, ConversionError, Wish
+from vit_flax.convert.config_files import STORED_BESIDE
 from vit_flax.convert.folder import read_json
 
 _T = TypeVar("_T")
@@ -99,7 +100,8 @@ def _config(text: str) -> str | dict[str, object]:
         found = read_json(path)
     except ConversionError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    return {name: value for name, value in found.items() if name != "layout" or "model_config" not in found}
+    beside = STORED_BESIDE if "model_config" in found else ()
+    return {name: value for name, value in found.items() if name not in beside}
 
 
 def spelled_notes(notes: Iterable[str], options: argparse.Namespace) -> list[str]:

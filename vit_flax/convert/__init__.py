@@ -36,7 +36,7 @@ from vit_flax.convert.mmpretrain import MMPRETRAIN, MMPRETRAIN_BEIT
 from vit_flax.convert.open_clip import OPEN_CLIP, OPEN_CLIP_EVA, OPEN_CLIP_TIMM, OPEN_CLIP_TOWER
 from vit_flax.convert.open_clip_text import OPEN_CLIP_TEXT_LAYOUTS
 from vit_flax.convert.orbax_folder import SUFFIX as ORBAX
-from vit_flax.convert.own_params import FLAX, FLAX_LAYOUTS, TOKENIZERS
+from vit_flax.convert.own_params import FLAX, FLAX_LAYOUTS, TOKENIZERS, evidence_of_both
 from vit_flax.convert.perception_encoder import PERCEPTION_ENCODER, PERCEPTION_ENCODER_TOWER
 from vit_flax.convert.rules import ConversionError, Drop, Rule
 from vit_flax.convert.t2t_vit import T2T_VIT
@@ -194,6 +194,8 @@ def unwrap(checkpoint: Checkpoint, entry: str | None = None, takes_text: bool = 
 @functools.cache
 def _anchors(takes_text: bool) -> tuple[Anchor, ...]:
     anchors = [Anchor(name, FLAX.evidence) for name in TOKENIZERS]  # makes tokens of an image: every model has one
+    if takes_text:
+        anchors += [Anchor(f"{IMAGE}{name}", evidence_of_both) for name in TOKENIZERS]
     tokenizers = {*TOKENIZERS, *(f"{IMAGE}{path}" for path in TOKENIZERS)}
     for layout in LAYOUTS.values():
         if holds_text(layout) and not takes_text:

@@ -22,6 +22,9 @@ from vit_flax.convert.timm_config import (
     read_timm_config,
 )
 
+# what stands with the fields of a stored config: the layout, and how texts are prepared for a text tower
+STORED_BESIDE = ("layout", "texts")
+
 
 @dataclasses.dataclass(frozen=True)
 class Beside:
@@ -123,7 +126,7 @@ def read_config(
     """
     try:
         if "model_config" in values:
-            fields = {name: value for name, value in values.items() if name != "layout"}
+            fields = {name: value for name, value in values.items() if name not in STORED_BESIDE}
             config = model_config_from_dict(fields)
             # of both towers where it is a model of both
             return Beside("stored with the weights", _text(values.get("layout")), config.fields(), dict)

@@ -170,8 +170,8 @@ def write_checkpoint(
     What is written appears whole or not at all. The config goes into the safetensors file's metadata; a folder
     gets a config.json besides, which holds `config_file` where that is given (another library's config), and the JSON
     files of `beside` by their names. What tells how images are prepared, `preprocessing`, goes into a safetensors
-    file's metadata as well, and beside a file of another kind as NAME.preprocessing.json. A folder of no suffix
-    gets `copies`, files by name.
+    file's metadata as well, and beside a file of another kind as NAME.preprocessing.json. A folder gets `copies`,
+    files by name.
 
     Raises:
         ConversionError: the suffix is unknown, there are copies for a single file, or the file cannot be written.
@@ -180,12 +180,14 @@ def write_checkpoint(
     if path.suffix and path.suffix not in (".safetensors", ORBAX, *_WRITERS):
         suffixes = ", ".join((".safetensors", *_WRITERS, ORBAX))
         raise ConversionError(f"{path}: unknown suffix; use {suffixes}, or none for a folder")
-    if copies and path.suffix:
-        raise ConversionError(f"{path}: a single file holds no {', '.join(copies)}; write a folder, of no suffix")
+    if copies and path.suffix not in ("", ORBAX):
+        raise ConversionError(
+            f"{path}: a single file holds no {', '.join(copies)}; write a folder: no suffix, or {ORBAX}"
+        )
     try:
         if path.suffix == ORBAX:
             told = {} if preprocessing is None else {"preprocessing.json": preprocessing}
-            write_orbax(path, tensors, {"config.json": config, **told})
+            write_orbax(path, tensors, {"config.json": config, **told}, copies or {})
         elif path.suffix:
             with _appearing_whole(path) as temporary:
                 if path.suffix == ".safetensors":

@@ -97,6 +97,16 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
     return found if found.keys() & set(TOKENIZER_FILES) else {}
 
 
+def text_owner(folder: Path) -> dict[str, object]:
+    """Returns what a folder's config says of how its owner prepares texts, as `vit_flax.tokenizing` reads it."""
+    name = next((name for name in ("config.json", _OPEN_CLIP) if (folder / name).is_file()), None)
+    told = {} if name is None else read_json(folder / name)
+    stored = told.get("texts")
+    return (
+        stored if isinstance(stored, dict) else {key: told[key] for key in ("model_type", "model_cfg") if key in told}
+    )
+
+
 def read_json(path: Path) -> dict[str, object]:
     """Returns a JSON object from a file, or ConversionError."""
     if path.stat().st_size > _MAX_JSON:

@@ -84,8 +84,13 @@ def read_orbax(folder: Path) -> Checkpoint:
     return Checkpoint(shapes, read, str(folder), _run_config(folder.parent), skipped=skipped, dtypes=dtypes)
 
 
-def write_orbax(folder: Path, tensors: Mapping[str, np.ndarray], files: Mapping[str, Mapping[str, object]]) -> None:
-    """Writes a folder: `params/`, a tree of arrays by the slashes in their names, and JSON files beside it.
+def write_orbax(
+    folder: Path,
+    tensors: Mapping[str, np.ndarray],
+    files: Mapping[str, Mapping[str, object]],
+    copies: Mapping[str, Path],
+) -> None:
+    """Writes a folder: `params/`, a tree of arrays by the slashes in their names, and JSON files and copies beside it.
 
     It appears whole or not at all, in place of one that stood there.
 
@@ -107,6 +112,8 @@ def write_orbax(folder: Path, tensors: Mapping[str, np.ndarray], files: Mapping[
             raise ConversionError(f"{folder}: Orbax cannot write it: {one_line(error)}") from error
         for name, values in files.items():
             (temporary / name).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+        for name, source in copies.items():
+            shutil.copyfile(source, temporary / name)
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)
