@@ -27,6 +27,7 @@ from vit_flax.convert import (
 from vit_flax.convert.depth_anything import (
     BACKBONE,
     LAYOUT,
+    LINEAR,
     check_backbone,
     read_depth_config,
     rules,
@@ -70,7 +71,8 @@ def load_depth(
     told = config if config is not None else checkpoint.config
     if told is None:
         raise ConversionError(
-            f"{checkpoint.source}: no config.json beside it says what depth model it is: pass `config=`"
+            f"{checkpoint.source}: no config.json beside it says what depth model it is: pass "
+            f"`config='config.json'`; {LINEAR}"
         )
     fields: dict[str, Any] = read_depth_config(told, checkpoint.source)
     inner = {name: name.removeprefix(BACKBONE) for name in checkpoint.shapes if name.startswith(BACKBONE)}

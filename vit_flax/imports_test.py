@@ -17,7 +17,7 @@ LAYERS = (
     ("tokenizing", "resizing", "classifier", "device_arrays", "preparing", "batching", "attention_weights"),
     ("reading", "writing", "image_sizes"),
     ("lora",),
-    ("pretrained", "inference", "zero_shot", "model_card", "depth"),
+    ("pretrained", "inference", "zero_shot", "model_card", "depth", "linear_depth"),
     ("hub",),
     ("train",),
     ("parity", "plan", "recipes", "evaluators"),

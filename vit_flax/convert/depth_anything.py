@@ -13,6 +13,7 @@ from vit_flax.convert.rules import CONV, ConversionError, Operation, Rule
 
 MODEL_TYPE = "depth_anything"
 BACKBONE = "backbone."
+LINEAR = "a backbone under one of DINOv2's linear heads needs that: `head=FILE`"
 LAYOUT = "huggingface_dinov2"  # of the backbone, as files have it
 # torch has the input's channels first where it enlarges
 _ENLARGE = Operation("IOHW -> HWIO", lambda a: a.transpose(2, 3, 0, 1), lambda a: (a.transpose(2, 3, 0, 1),))
@@ -97,7 +98,9 @@ def read_depth_config(values: Mapping[str, object], source: str) -> dict[str, ob
     """
     kind = values.get("model_type")
     if kind != MODEL_TYPE:
-        raise ConversionError(f"{source}: is no depth model: its config says model_type {kind!r}, not {MODEL_TYPE!r}")
+        raise ConversionError(
+            f"{source}: is no depth model: its config says model_type {kind!r}, not {MODEL_TYPE!r}; {LINEAR}"
+        )
     told = read_config(values, {MODEL_TYPE: _FAMILY}, source)
     assert told is not None
     return dict(told.fields)

@@ -9,6 +9,10 @@ from collections.abc import Collection
 _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((r"\.lora_(A|B|up|down)\b|\.lora_embedding_",), "an adapter (LoRA): give the folder with its adapter_config.json"),
     ((r"(^|/)(exp_avg|momentum_buffer|exp_avg_sq|max_exp_avg_sq)$",), "an optimiser's state without the model"),
+    ((r"(^|[./])decode_head\.conv_depth\.",),
+     "a linear depth head of DINOv2, which vit-flax depth reads beside its backbone: --head FILE"),
+    ((r"(^|[./])decode_head\.conv_seg\.", r"(^|[./])decode_head\.bn\."),
+     "a linear segmentation head of DINOv2, without its backbone"),
     ((r"patch_embed\.backbone\.",), "a hybrid model, whose tokens come from a convolutional network"),
     ((r"blocks_token_only\.",), "a CaiT"),
     ((r"cls_attn_blocks\.|\.local_mp\.|\.attn\.temperature$",), "an XCiT"),

@@ -84,12 +84,7 @@ class DepthPreprocessing:
 
     def open(self, image: np.ndarray | bytes | str | os.PathLike[str]) -> np.ndarray:
         """Returns an image as (height, width, channels) uint8; raises BadImageError where it cannot be read."""
-        channels = len(self.mean)
-        return (
-            match_channels(image, channels)
-            if isinstance(image, np.ndarray)
-            else to_array(open_image(image, channels, Decoding(self.exif, white_transparency=self.white_transparency)))
-        )
+        return open_pixels(image, self.mean, Decoding(self.exif, white_transparency=self.white_transparency))
 
     def sides(self, height: int, width: int) -> tuple[int, int]:
         """Returns the (height, width) that an image of that size is resized to."""
@@ -107,3 +102,14 @@ class DepthPreprocessing:
         return normalise(
             torch_resize.resize(pixels, self.sides(*pixels.shape[:2]), self.interpolation), self.mean, self.std
         )
+
+
+def open_pixels(
+    image: np.ndarray | bytes | str | os.PathLike[str],
+    mean: tuple[float, ...],
+    decoding: Decoding,
+) -> np.ndarray:
+    """Returns an image as (height, width, channels) uint8, a channel a mean; BadImageError where it cannot be read."""
+    channels = len(mean)
+    is_array = isinstance(image, np.ndarray)
+    return match_channels(image, channels) if is_array else to_array(open_image(image, channels, decoding))
