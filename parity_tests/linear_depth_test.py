@@ -1,4 +1,4 @@
-"""DINOv2's linear depth heads against torch: read, computed at two image sizes, taken back, drawn."""
+"""DINOv2's linear depth heads against torch: loaded, computed at two image sizes, converted back, drawn."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ INTERPOLATE = torch.nn.functional.interpolate
 
 
 class Reference(torch.nn.Module):
-    """A backbone of transformers under a head of the published names, and what DINOv2's code computes with them."""
+    """A transformers backbone under a head of the published names, computed as in DINOv2's code."""
 
     def __init__(self, depth: int, layers: tuple[int, ...], max_depth: float) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ MISTAKES = {
     ),
     "far": (["backbone", "--head", "mine.pth", "--max-depth", "-1"], "got min_depth=0.001, max_depth=-1.0"),
     "side": (["backbone", "--head", "mine.pth", "--shorter-side", "0"], "--shorter-side must be at least 1, got 0"),
-    "without": (["backbone", "--max-depth", "10"], "--max-depth tells about a backbone under a linear head"),
+    "without": (["backbone", "--max-depth", "10"], "--max-depth applies to a backbone under a linear head"),
 }
 
 

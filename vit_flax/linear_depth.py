@@ -41,7 +41,7 @@ from vit_flax.presets.preset import IMAGENET
 from vit_flax.reading import read_model
 
 Source = str | os.PathLike[str] | Mapping[str, object]
-MOST_PATCHES = 16_384  # that an image is cut into at its own size
+MOST_PATCHES = 16_384  # most patches of an image at its own size
 
 
 def load_linear_depth(
@@ -59,12 +59,12 @@ def load_linear_depth(
         head: a file of the head, dinov2_vits14_nyu_linear_head.pth, say, or its named arrays.
         layers: the blocks that a head reads, counted from 0; None: the last one of a head on one layer, DINOv2's own
             of a head on four.
-        max_depth: the farthest bin; None: as the head's file or its name (nyu: 10, kitti: 80) says.
+        max_depth: the farthest bin in metres; None: from the head's stored config or file name (nyu: 10, kitti: 80).
         wish: how the backbone is read; None: as its files say.
 
     Raises:
-        ConversionError: there is no head, or no backbone; they do not fit each other; what they do not tell is not
-            named.
+        ConversionError: there is no head, or no backbone; they do not fit each other; `layers` or `max_depth` is
+            missing where the files do not determine it.
     """
     wish = wish or Wish()
     opened = _opened(backbone, wish)
@@ -123,8 +123,8 @@ def head_state_dict(params: PyTree) -> dict[str, np.ndarray]:
 def save_head(path: str | os.PathLike[str], model: LinearDepthEstimator, params: PyTree) -> None:
     """Writes the head: `vit_flax.save` writes the backbone, `build_backbone(model)` and `params["backbone"]`.
 
-    Names are those of DINOv2's files, in an Orbax folder this library's own. A safetensors file and a folder hold what
-    the tensors do not tell, too.
+    Names are those of DINOv2's files, in an Orbax folder this library's own. A safetensors file and a folder also hold
+    the fields that tensors do not determine: layers, min_depth, max_depth and upsample.
 
     Raises:
         ConversionError: the suffix is unknown, or the file cannot be written.
@@ -148,7 +148,7 @@ def build_backbone(model: LinearDepthEstimator) -> VisionTransformer:
 def linear_depth_at_image_size(
     model: LinearDepthEstimator, params: PyTree, image_size: tuple[int, int]
 ) -> tuple[LinearDepthEstimator, PyTree]:
-    """Returns the model and parameters for images of (height, width), positions resized as its backbone does."""
+    """Returns the model and parameters for images of (height, width), position embeddings resized by `resample`."""
     backbone, inner = at_image_size(build_backbone(model), params["backbone"], image_size, model.config.resample)
     return model.clone(config=model.config.replace(backbone=backbone.config)), {**params, "backbone": inner}
 
@@ -161,8 +161,8 @@ def estimate_linear_depth(
 ) -> Float[np.ndarray, "h w"]:
     """Returns the depth of every pixel of an image in metres, uint8 (H, W, 3), a file's contents or a path.
 
-    The image is taken at its own size, as DINOv2's code does, or with its shorter side resized to `shorter_side`, and
-    padded around to whole patches with the mean colour. The depth is resized bilinearly to the image.
+    The image keeps its own size, as in DINOv2's code, or its shorter side is resized to `shorter_side`; it is padded on
+    all sides to whole patches with the mean colour. The depth is resized bilinearly to the image.
 
     Raises:
         BadImageError: it cannot be read.
@@ -188,6 +188,6 @@ def estimate_linear_depth(
 
 
 def _around(side: int, patch: int) -> tuple[int, int]:
-    """Returns how much is padded before and behind, so that a side is of whole patches."""
+    """Returns the padding before and after that makes a side one of whole patches."""
     more = -side % patch
     return more // 2, more - more // 2

@@ -58,7 +58,7 @@ def add_parser(commands: Commands) -> None:
         "--shorter-side",
         type=int,
         metavar="N",
-        help="to which the image is resized for a linear head (default: its own)",
+        help="pixels of the image's shorter side for a linear head (default: its own)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_checkpoint_options(parser)
@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _depth_anything(options: argparse.Namespace) -> tuple[np.ndarray, str, str]:
-    """Returns the depth, its kind, and what to say beside it."""
+    """Returns the depth, its kind, and the notes."""
     from vit_flax.depth import estimate_depth, load_depth, read_depth_preprocessing
 
     given = wish_of(options)
@@ -104,7 +104,7 @@ def _depth_anything(options: argparse.Namespace) -> tuple[np.ndarray, str, str]:
     asked |= {name: getattr(given, name) for name in ("layout", "entry", "resample", "source_grid", "overrides")}
     asked |= {"config": given.config if isinstance(given.config, str) else None}
     if named := next((name for name, value in asked.items() if value), None):
-        raise ValueError(f"`{named}` tells about a backbone under a linear head: pass `head=FILE`, too")
+        raise ValueError(f"`{named}` applies to a backbone under a linear head: pass `head=FILE`, too")
     told: Any = given.config
     model, params = load_depth(options.checkpoint, told, float32=True)
     preprocessing, note = read_depth_preprocessing(options.checkpoint)

@@ -64,11 +64,11 @@ class LinearDepthConfig:
 
     backbone: ViTConfig
     layers: tuple[int, ...]  # the blocks whose tokens are concatenated, counted from 0
-    max_depth: float  # the farthest bin, in metres: 10 of heads trained on NYU Depth v2, 80 of those on KITTI
-    min_depth: float = 0.001  # the nearest
-    bins: int = 256  # distances from the nearest to the farthest, equally far apart
+    max_depth: float  # the farthest bin in metres: 10 for heads trained on NYU Depth v2, 80 for KITTI
+    min_depth: float = 0.001  # the nearest bin in metres
+    bins: int = 256  # number of depth bins, uniformly spaced
     upsample: int = 4  # estimates along each side of a patch
-    resample: str = "bicubic"  # how positions are resized for images of another size, a mode of models.resample
+    resample: str = "bicubic"  # how position embeddings are resized for other image sizes, a mode of models.resample
 
     depth_type = "metric"
 

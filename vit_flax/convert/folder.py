@@ -98,7 +98,7 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
 
 
 def text_owner(folder: Path) -> dict[str, object]:
-    """Returns what a folder's config says of how its owner prepares texts, as `vit_flax.tokenizing` reads it."""
+    """Returns the text preprocessing of a folder's config, as `vit_flax.tokenizing` reads it."""
     name = next((name for name in ("config.json", _OPEN_CLIP) if (folder / name).is_file()), None)
     told = {} if name is None else read_json(folder / name)
     stored = told.get("texts")

@@ -1,4 +1,4 @@
-"""DINOv2's linear heads for depth estimation, as their files have the names, and what their shapes tell."""
+"""DINOv2's linear heads for depth estimation: names in their files, and the fields that shapes determine."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def split_head(checkpoint: Checkpoint) -> tuple[Checkpoint | None, Checkpoint | 
 def told_by_head(
     head: Checkpoint, width: int, depth: int, layers: tuple[int, ...] | None, max_depth: float | None
 ) -> dict[str, object]:
-    """Returns the fields of a LinearDepthConfig that a head's shapes, its stored config and its file's name tell.
+    """Returns the fields of a LinearDepthConfig from a head's shapes, its stored config and its file's name.
 
     Args:
         head: as `split_head` returns it.
@@ -56,7 +56,7 @@ def told_by_head(
         max_depth: the farthest bin that the caller names.
 
     Raises:
-        ConversionError: it is of another backbone, or what it does not tell is not named.
+        ConversionError: it is of another backbone, or does not determine a field that the caller does not name.
     """
     source, told = head.source, head.config or {}
     bins, channels = head.shapes[_KERNEL][:-3:-1] if _KERNEL in head.shapes else (*head.shapes[_WEIGHT], 0)[:2]

@@ -27,7 +27,7 @@ def _evidence(names: Collection[str]) -> str | None:
 
 
 def evidence_of_both(names: Collection[str]) -> str | None:
-    """Returns what tells parameters of both towers, if they are."""
+    """Returns the evidence of parameters of both towers, or None."""
     image = _evidence([name.removeprefix(IMAGE) for name in names if name.startswith(IMAGE)])
     text = next((name for name in names if name.startswith(f"{_TEXT}blocks_0/")), None)
     return f"{IMAGE}{image} and {text}" if image and text else None
@@ -70,7 +70,7 @@ def _of_both(layout: Layout) -> Layout:
 
 
 FLAX = _layout("flax", PlainViTConfig)
-# a line of each family, `flax_beit` of BeitConfig, and of each with a text tower
+# one layout of each family, such as `flax_beit` of BeitConfig, and one of each with a text tower
 _IMAGE_LAYOUTS = (
     *(
         _layout(f"flax_{name.removesuffix('Config').removesuffix('ViT').lower()}", family)

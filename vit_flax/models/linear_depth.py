@@ -1,4 +1,4 @@
-"""DINOv2's linear depth estimation: a linear layer on tokens of a Vision Transformer, as scores of depth bins."""
+"""DINOv2's linear depth estimation: a linear layer from tokens of a Vision Transformer to scores of depth bins."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from vit_flax.models.feature_maps import Convolution, resize_maps
 from vit_flax.models.precision import HIGHEST, Precision
 from vit_flax.models.vision_transformer import VisionTransformer
 
-_LEAST = 0.1  # added to every score, so that no bin is without a share
+_LEAST = 0.1  # added to every score, so that no bin has weight 0
 
 
 class LinearDepthHead(nn.Module):
-    """Estimates depth as the mean of bins, weighted by their scores.
+    """Estimates depth as the mean of the depth bins, weighted by their scores.
 
     Reference: BNHead of DINOv2's evaluation of depth (classify=True, bins_strategy="UD", norm_strategy="linear").
     """
@@ -45,7 +45,7 @@ class LinearDepthHead(nn.Module):
         parts = []
         for patches, prefix in grids:
             parts += [patches, jnp.broadcast_to(prefix[:, None, :1], patches.shape)]
-        # (B, H, W, bins): enlarging commutes with a layer that is linear in each cell, and is cheaper behind it
+        # (B, H, W, bins): upsampling commutes with a 1x1 convolution, and is cheaper after it
         scores = self.conv_depth(jnp.concatenate(parts, -1))
         size = (cfg.upsample * scores.shape[1], cfg.upsample * scores.shape[2])
         scores = jax.nn.relu(resize_maps(scores, size, corners=False)) + _LEAST

@@ -109,7 +109,7 @@ def open_pixels(
     mean: tuple[float, ...],
     decoding: Decoding,
 ) -> np.ndarray:
-    """Returns an image as (height, width, channels) uint8, a channel a mean; BadImageError where it cannot be read."""
+    """Returns an image as (height, width, len(mean)) uint8; raises BadImageError where it cannot be read."""
     channels = len(mean)
     is_array = isinstance(image, np.ndarray)
     return match_channels(image, channels) if is_array else to_array(open_image(image, channels, decoding))
