@@ -64,7 +64,7 @@ def outputs(model: Any, processor: Any, files: list[str]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", PROCESSORS)
-def test_features_of_files_are_transformers(case: str, tmp_path: Path) -> None:
+def test_features_of_files_are_transformers(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, processor = folder_of(case, tmp_path / "theirs")
     files = photos(tmp_path)
     expected = outputs(model, processor, files)
@@ -76,6 +76,11 @@ def test_features_of_files_are_transformers(case: str, tmp_path: Path) -> None:
     reread = transformers.AutoImageProcessor.from_pretrained(tmp_path / "ours")
     assert type(reread).__name__.startswith(PROCESSORS[case][0] if case == "sam" else "ViTImageProcessor")
     np.testing.assert_allclose(outputs(model, reread, files), expected, rtol=0, atol=FLOAT32_ROUNDING)
+    picture = str(tmp_path / "attention.png")
+    assert main(["attention", str(tmp_path / "theirs"), files[0], "-o", picture]) == 2
+    assert "block 0 attends inside windows, which are no map of the image; ask for a layer that sees all of it: 1" in (
+        capsys.readouterr().err
+    )
     target = tmp_path / "tokens.npz"
     assert main(["features", str(tmp_path / "theirs"), *files, "-o", str(target), "--tokens"]) == 0
     found = np.load(target)["features"]

@@ -63,7 +63,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sam3, whole windows": ("Sam3ViTModel", {**SAM3, "image_size": 50}),
 }
 METAS = {"img_size": (40, 40), "window_size": 3, "norm_layer": partial(torch.nn.LayerNorm, eps=1e-6)}
-SLOW = ("timm, no tables", "timm, no neck", "sam, whole windows", "sam_hq", "vitdet, no windows")
+SLOW = ("timm, no tables", "sam, whole windows", "sam_hq", "vitdet, no windows")
 LAYOUTS = {"timm": "timm_sam", "sam": "huggingface_sam", "sam_hq": "huggingface_sam", "vitdet": "huggingface_vitdet",
            "sam3": "huggingface_sam3"}  # fmt: skip
 
@@ -94,9 +94,9 @@ def told(case: str) -> dict[str, Any]:
     if kind != "timm":
         module = getattr(transformers, kind)
         return {"config": module.config_class(**attributes).to_dict()}
-    return (
-        {} if attributes.get("use_rel_pos", True) else {"num_heads": 4, "window_size": 4, "global_attn_indexes": (1,)}
-    )
+    tells = all(attributes.get(name, True) for name in ("use_rel_pos", "use_abs_pos"))
+    size, window = attributes["img_size"], attributes["window_size"]
+    return {} if tells else {"image_size": size, "num_heads": 4, "window_size": window, "global_attn_indexes": (1,)}
 
 
 def tokens_of(theirs: Any, images: np.ndarray) -> torch.Tensor:
@@ -350,7 +350,9 @@ def test_what_is_left_out_is_refused_by_name(tmp_path: Any) -> None:
     with pytest.raises(ConversionError, match=r"pass `window_size=N` .*, `global_attn_indexes="):
         vit_flax.from_state_dict(same.state_dict())
     model, params = vit_flax.from_state_dict(same.state_dict(), window_size=2, global_attn_indexes=())
-    with pytest.raises(ValueError, match="block 0 attends inside windows, which are no map of the image; whole: none"):
+    with pytest.raises(
+        ValueError, match="block 0 attends inside windows, which are no map of the image; no layer sees"
+    ):
         vit_flax.attention_maps(model, params, random_images((16, 16)))
 
 

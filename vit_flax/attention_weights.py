@@ -68,8 +68,9 @@ def attention_function(
     numbers = taken_blocks(layers, model.config.depth)
     position = model.config.position
     if parted := [number for number in numbers if not position.sees_all(number)]:
-        whole = ", ".join(str(i) for i in range(model.config.depth) if position.sees_all(i)) or "none"
-        raise ValueError(f"block {parted[0]} attends inside windows, which are no map of the image; whole: {whole}")
+        whole = ", ".join(str(i) for i in range(model.config.depth) if position.sees_all(i))
+        way = f"ask for a layer that sees all of it: {whole}" if whole else "no layer sees all of it"
+        raise ValueError(f"block {parted[0]} attends inside windows, which are no map of the image; {way}")
     # an unrolled model, whose blocks sow their weights, with queries and keys in float32
     plain = model.clone(scan=False, remat=NO_REMAT, precision=model.policy.wide)
     places = {f"blocks_{number}": number for number in numbers}
