@@ -58,6 +58,7 @@ def clip_b16(folder: str | None = None, tokenizer: str | None = None) -> TrainCo
         epochs=32,
         precision="bf16",
         remat="full",
+        scan=True,  # 24 blocks, whose program a TPU's compiler takes minutes of CPU for
         mesh=MeshConfig(data=-1),
     )  # fmt: skip
 
@@ -77,6 +78,7 @@ def siglip_b16(folder: str | None = None, tokenizer: str | None = None) -> Train
         epochs=10,
         precision="bf16",
         remat="full",
+        scan=True,  # 24 blocks, whose program a TPU's compiler takes minutes of CPU for
         mesh=MeshConfig(data=-1),
     )  # fmt: skip
 
