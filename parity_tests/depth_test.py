@@ -28,6 +28,7 @@ from vit_flax.depth import (
     save_depth,
 )
 from vit_flax.parity.tolerances import FLOAT32_RELATIVE, FLOAT32_ROUNDING
+from vit_flax.preprocessing.depth import DepthPreprocessing
 
 transformers: Any = import_transformers()
 
@@ -129,6 +130,20 @@ def test_a_wrong_depth_model_is_seen(small, name) -> None:
         moved = {"/".join(swap.get(part, part) for part in path.split("/")): leaf for path, leaf in flat.items()}
         params = unflatten_dict(moved, sep="/")
     assert_differs(model.apply({"params": params}, images), depth_of(theirs, images))
+
+
+def test_it_is_written_to_other_kinds_of_files(small, tmp_path) -> None:
+    theirs, model, params, _ = small
+    told = DepthPreprocessing(size=(42, 42), multiple=7)
+    for name, given in (("a.orbax", told), ("b.npz", None), ("c.msgpack", None), ("d.safetensors", None)):
+        save_depth(tmp_path / name, model, params, given)
+        carried = name.endswith(("orbax", "safetensors"))
+        again, same = load_depth(tmp_path / name, None if carried else theirs.config.to_dict())
+        assert again.config == model.config
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, same)), name
+    assert read_depth_preprocessing(tmp_path / "a.orbax") == (told, "")
+    with pytest.raises(ConversionError, match=r"a single file holds no preprocessor_config\.json"):
+        save_depth(tmp_path / "e.npz", model, params, told)
 
 
 def test_gradients_agree(small) -> None:

@@ -17,7 +17,7 @@ import vit_flax
 from parity_tests.agreement import assert_agrees, assert_differs, assert_same_tensors
 from vit_flax import ViTConfig
 from vit_flax.cli.main import main
-from vit_flax.convert import ConversionError, from_mapping, read_checkpoint
+from vit_flax.convert import ConversionError, from_mapping, read_checkpoint, write_checkpoint
 from vit_flax.models import build_model
 from vit_flax.models.segmentation_head import STATISTICS
 from vit_flax.train.data.drawn_shapes import CLASSES
@@ -59,12 +59,15 @@ def channels_first(grids: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(grids.transpose(0, 3, 1, 2).copy())
 
 
-def test_the_head_and_a_training_step_agree_with_torch_and_go_back(case) -> None:
+def test_the_head_and_a_training_step_agree_with_torch_and_go_back(case, tmp_path) -> None:
     theirs, grids, labels = case
     tensors = {name: tensor.numpy().copy() for name, tensor in theirs.state_dict().items()}
     head, variables = head_variables(from_mapping(tensors))
     kept = {name: array for name, array in tensors.items() if "num_batches" not in name}
     assert_same_tensors(head_tensors(variables), kept)
+    for name in ("head.orbax", "head.npz", "head.msgpack"):
+        write_checkpoint(tmp_path / name, head_tensors(variables), {})
+        assert_same_tensors(head_tensors(head_variables(read_checkpoint(tmp_path / name))[1]), kept)
     theirs.eval()
     with torch.no_grad():
         expected = theirs(channels_first(grids)).numpy().transpose(0, 2, 3, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,6 +36,7 @@ from vit_flax.convert.depth_anything import (
 )
 from vit_flax.convert.folder import read_json
 from vit_flax.convert.moves import plan, to_params, to_tensors
+from vit_flax.convert.orbax_folder import SUFFIX as ORBAX
 from vit_flax.device_arrays import on_device_from_any_thread
 from vit_flax.image_sizes import at_image_size
 from vit_flax.models import VisionTransformer, build_model
@@ -123,7 +125,14 @@ def save_depth(
     params: PyTree,
     preprocessing: DepthPreprocessing | None = None,
 ) -> None:
-    """Writes a folder that transformers' AutoModelForDepthEstimation reads; errors are those of `depth_state_dict`."""
+    """Writes a folder that transformers' AutoModelForDepthEstimation reads, or another kind of file as `vit_flax.save`.
+
+    Raises:
+        ConversionError: as `depth_state_dict`; the file cannot be written, or is a single one, which has no place for
+            `preprocessing`.
+    """
+    if preprocessing is not None and Path(path).suffix not in ("", ORBAX):
+        raise ConversionError(f"{path}: a single file holds no {PREPROCESSOR}; write a folder: no suffix, or {ORBAX}")
     tensors = depth_state_dict(model, params)
     layout = get_layout(LAYOUT)
     assert layout.config_file is not None

@@ -187,7 +187,7 @@ def write_checkpoint(
     try:
         if path.suffix == ORBAX:
             told = {} if preprocessing is None else {"preprocessing.json": preprocessing}
-            write_orbax(path, tensors, {"config.json": config, **told}, copies or {})
+            write_orbax(path, tensors, {"config.json": config, **(beside or {}), **told}, copies or {})
         elif path.suffix:
             with _appearing_whole(path) as temporary:
                 if path.suffix == ".safetensors":
