@@ -29,8 +29,9 @@ from jaxtyping import install_import_hook
 
 _TWO_EMITTERS = version("jaxlib").startswith("0.10.") and os.environ["JAX_PLATFORMS"] == "cpu"
 _FLAGS = os.environ["XLA_FLAGS"] + (" --xla_cpu_use_fusion_emitters=false" if _TWO_EMITTERS else "")
-with mock.patch.dict(os.environ, XLA_FLAGS=_FLAGS):
-    jax.devices()  # XLA reads its flags once, when a platform starts; libtpu exits on flags that it does not know
+if _TWO_EMITTERS:  # XLA reads its flags once, when a platform starts; libtpu exits on flags that it does not know
+    with mock.patch.dict(os.environ, XLA_FLAGS=_FLAGS):
+        jax.devices()
 
 # Calls of the linen modules and of the mathematics of training are checked against their annotations, shapes included.
 # Module by module: a package's name would include its tests, whose assertions pytest rewrites.
