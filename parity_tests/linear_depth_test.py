@@ -16,7 +16,7 @@ from PIL import Image
 import vit_flax
 from parity_tests.agreement import assert_agrees, assert_differs, assert_same_tensors
 from parity_tests.peers import import_transformers
-from parity_tests.random_weights import random_images, randomise
+from parity_tests.random_weights import random_images, randomise, relative_error
 from vit_flax import ConversionError
 from vit_flax.cli.main import main
 from vit_flax.convert import Checkpoint
@@ -30,6 +30,7 @@ from vit_flax.linear_depth import (
     save_head,
 )
 from vit_flax.models import linear_depth
+from vit_flax.parity.tolerances import FLOAT32_RELATIVE
 from vit_flax.preprocessing.evaluation import normalise
 from vit_flax.presets.preset import IMAGENET
 
@@ -179,6 +180,8 @@ def test_a_photograph_of_any_size_is_padded_as_dinov2s_code_does(pair) -> None:
     with torch.no_grad(), mock.patch.object(torch.nn.functional, "interpolate", resized_exactly):
         expected = theirs(channels_first(images), own_size=True)[0].numpy()
     assert_agrees(estimate_linear_depth(model, params, photo), expected)
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    assert relative_error(estimate_linear_depth(model, narrow, photo), expected) < FLOAT32_RELATIVE
     assert estimate_linear_depth(model, params, photo, shorter_side=14).shape == (30, 45)
     with pytest.raises(ValueError, match=r"16,562 patches.*`shorter_side=480`"):
         estimate_linear_depth(model, params, np.zeros((7, 7 * 16562, 3), np.uint8))
