@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from parity_tests.random_weights import randomise
 from vit_flax.cli.main import main
 from vit_flax.parity.mutations import MUTATIONS
+from vit_flax.parity.stage_mutations import STAGE_MUTATIONS
 from vit_flax.parity.tower_mutations import TOWER_MUTATIONS
 from vit_flax.parity.window_mutations import WINDOW_MUTATIONS
 from vit_flax.reference import ViT_Model
@@ -70,7 +71,7 @@ def test_a_mutation_exits_with_1_and_its_component(name: str, capsys: pytest.Cap
 def test_mutations_are_listed_and_a_wrong_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--mutate", "list"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert listed == [*MUTATIONS, *TOWER_MUTATIONS, *WINDOW_MUTATIONS]
+    assert listed == [*MUTATIONS, *TOWER_MUTATIONS, *WINDOW_MUTATIONS, *STAGE_MUTATIONS]
     assert main(["compare", "--mutate", "rel_pos_left_ot"]) == 2
     assert "did you mean 'rel_pos_left_out'?" in capsys.readouterr().err
     assert main(["compare", "--mutate", "gelu_tahn"]) == 2

@@ -11,13 +11,14 @@ import pytest
 from parity_tests.peers import import_transformers
 from vit_flax.cli.compare import RANDOM, TRUNKS
 from vit_flax.cli.main import main
+from vit_flax.parity.stage_mutations import STAGE_MUTATIONS
 from vit_flax.parity.tower_mutations import TOWER_MUTATIONS
 from vit_flax.parity.towers import OUTPUTS, small_towers
 from vit_flax.parity.window_mutations import WINDOW_MUTATIONS
 
 transformers = import_transformers()
-QUICK = ("text_not_causal", "rotation_not_stretched")
-SMALL_MUTATIONS = {**TOWER_MUTATIONS, **WINDOW_MUTATIONS}
+QUICK = ("text_not_causal", "rotation_not_stretched", "queries_averaged")
+SMALL_MUTATIONS = {**TOWER_MUTATIONS, **WINDOW_MUTATIONS, **STAGE_MUTATIONS}
 
 
 @pytest.mark.parametrize(

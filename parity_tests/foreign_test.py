@@ -14,7 +14,7 @@ timm, transformers = import_timm(), import_transformers()
 TIMM = {
     "swin_tiny_patch4_window7_224": "a Swin Transformer", "convnext_atto": "ConvNeXt", "resnet18": "a ResNet",
     "cait_xxs24_224": "a CaiT", "xcit_nano_12_p16_224": "an XCiT", "hiera_tiny_224": "a Hiera",
-    "mvitv2_tiny": "an MViT", "mixer_s32_224": "an MLP-Mixer",
+    "repvit_m1": "as EdgeTAM's image encoder is", "mvitv2_tiny": "an MViT", "mixer_s32_224": "an MLP-Mixer",
     "mobilenetv3_small_050": "a convolutional network", "vit_tiny_r_s16_p8_224": "a hybrid model",
     "convit_tiny": "a ConViT", "coat_tiny": "a CoaT", "davit_tiny": "a DaViT", "focalnet_tiny_srf": "a FocalNet",
     "gmlp_ti16_224": "an MLP-Mixer or one of its relatives",
@@ -23,7 +23,6 @@ TRANSFORMERS = {
     "BertModel": "a language model (BERT", "GPT2Model": "a language model (GPT)", "T5Model": "a language model",
     "SwinModel": "a Swin Transformer", "ResNetModel": "a ResNet", "SegformerModel": "a pyramid of transformers",
     "WhisperModel": "a speech model", "DetrModel": "a detector", "CLIPTextModel": "the text tower of a CLIP",
-    "Sam2VisionModel": "the image encoder of SAM 2, a Hiera",
     "HieraModel": "a Hiera", "YolosModel": "a YOLOS", "TimesformerModel": "a TimeSformer",
 }  # fmt: skip
 

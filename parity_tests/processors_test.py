@@ -72,6 +72,7 @@ PROCESSORS: list[tuple[str, dict[str, Any]]] = [
     ("sam", {"image_processor_type": "SamImageProcessorFast", "size": {"longest_edge": 40}, "do_pad": False}),
     ("sam3", {"image_processor_type": "Sam3ImageProcessorFast", "size": {"height": 42, "width": 28}}),
     ("sam3_video", {"size": {"height": 42, "width": 42}}),
+    ("sam2", {"image_processor_type": "Sam2ImageProcessorFast", "size": {"height": 40, "width": 40}}),
 ]
 
 
@@ -107,6 +108,7 @@ def test_pixels_are_the_processors(model_type: str, values: dict[str, Any], tmp_
         ("siglip", {"do_convert_rgb": None}),
         ("sam", {"size": {"longest_edge": 37}, "pad_size": {"height": 40, "width": 40}}),
         ("sam3", {"size": {"height": 42, "width": 42}, "do_convert_rgb": False}),
+        ("sam2", {"image_processor_type": "Sam2ImageProcessor", "size": {"height": 32, "width": 32}}),
     ],
 )
 def test_transparent_colours_are_painted_where_the_processor_paints_them(

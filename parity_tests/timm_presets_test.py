@@ -14,7 +14,7 @@ from vit_flax.presets import PRESETS, REFUSED, get_preset
 
 timm = import_timm()
 
-MODULES = ("vision_transformer", "deit", "eva", "beit", "vision_transformer_sam")
+MODULES = ("vision_transformer", "deit", "eva", "beit", "vision_transformer_sam", "hieradet_sam2")
 NAMES = [name for module in MODULES for name in timm.list_models(module=module) if name not in REFUSED]
 TAGGED = [name for name in timm.list_models("*", include_tags=True) if name.split(".")[0] in NAMES]
 

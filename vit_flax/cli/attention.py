@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ def _write_weights(options: argparse.Namespace, writer: ArrayWriter) -> int:
     given, config = loaded.predictor, loaded.predictor.model.config
     _check_numbers(options, config)
     loaded.show_notes()
-    size = max(1, min(options.batch_size, MOST // _num_bytes(config, options.layer is not None)))
+    size = max(1, min(options.batch_size, MOST // _num_bytes(config, options.layer)))
     predictor = Predictor(given.model, given.params, size, transform=loaded.transform, resample=given.resample)
     bad: dict[int, str] = {}
     with Progress(len(images)) as progress, writer:
@@ -92,14 +93,15 @@ def _write_weights(options: argparse.Namespace, writer: ArrayWriter) -> int:
     return report_arrays("attention", options, writer, loaded, images, bad)
 
 
-def _num_bytes(config: ViTConfig, of_one: bool) -> int:
+def _num_bytes(config: ViTConfig, layer: int | None) -> int:
     """Returns the bytes of one image's attention weights in float32, of one block or of all."""
-    tokens = config.num_patches + config.num_prefix_tokens
-    return 4 * tokens**2 * _num_heads(config) * (1 if of_one else config.depth)
+    blocks = range(config.depth) if layer is None else [layer % config.depth]
+    tokens = [math.prod(config.grid_before(block)) + config.num_prefix_tokens for block in blocks]
+    return 4 * sum(n**2 * _num_heads(config, block) for n, block in zip(tokens, blocks, strict=True))
 
 
-def _num_heads(config: ViTConfig) -> int:
-    return config.num_heads * (NUM_PARALLEL if config.block == "parallel_things" else 1)
+def _num_heads(config: ViTConfig, block: int) -> int:
+    return config.position.heads(config, block) * (NUM_PARALLEL if config.block == "parallel_things" else 1)
 
 
 def _layers(options: argparse.Namespace) -> tuple[int, ...] | None:
@@ -154,7 +156,8 @@ def _show_one(options: argparse.Namespace, target: Path) -> int:
 
 def _check_numbers(options: argparse.Namespace, config: ViTConfig) -> None:
     """Raises ValueError where there is no such block or head."""
-    for name, value, count in (("layer", options.layer, config.depth), ("head", options.head, _num_heads(config))):
+    heads = _num_heads(config, (options.layer or 0) % config.depth)
+    for name, value, count in (("layer", options.layer, config.depth), ("head", options.head, heads)):
         if value is not None and not -count <= value < count:
             raise ValueError(
                 f"no --{name} {value}: the model has {count}, numbered 0 to {count - 1}, or -1 to -{count} from the end"
@@ -181,7 +184,8 @@ def _shares(options: argparse.Namespace, predictor: Any, prepared: Any) -> np.nd
     weights = weights[0].mean(0) if options.head is None else weights[0, options.head]
     first = config.num_prefix_tokens
     patches = weights[0, first:] if config.class_token else weights[first:, first:].mean(0)
-    grid = tuple(prepared[2][0]) if isinstance(prepared, tuple) else config.grid_size
+    own = config.grid_before(options.layer % config.depth)
+    grid = tuple(prepared[2][0]) if isinstance(prepared, tuple) else own
     return (patches / patches.sum()).reshape(grid)
 
 

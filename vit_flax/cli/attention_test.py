@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_of_a_folder_each_is_as_alone(
     target: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(attention, "MOST", 2 * attention._num_bytes(CONFIG, of_one=False))  # two at a time
+    monkeypatch.setattr(attention, "MOST", 2 * attention._num_bytes(CONFIG, None))  # two at a time
     given = ["attention", str(place / "m"), str(place / "photos"), "-o", str(tmp_path / target), "--json"]
     assert main(given) == 1  # one is left out
     out, err = capsys.readouterr()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vit_flax.parity.small_mutation import SmallMutation
 
 LIBRARIES = ("timm", "transformers")
-TRUNKS = ("sam", "sam_hq", "vitdet", "sam3")
+TRUNKS = ("sam", "sam_hq", "vitdet", "sam3", "sam2")
 RANDOM = ("clip", "metaclip_2", "siglip", "siglip2", *TRUNKS)
 EXAMPLE = """example:
   vit-flax compare                                  the trained digits ViT that ships with the package
@@ -118,10 +118,11 @@ _OF_A_CHECKPOINT = (
 
 
 def _small_mutations() -> dict[str, SmallMutation]:
+    from vit_flax.parity.stage_mutations import STAGE_MUTATIONS
     from vit_flax.parity.tower_mutations import TOWER_MUTATIONS
     from vit_flax.parity.window_mutations import WINDOW_MUTATIONS
 
-    return {**TOWER_MUTATIONS, **WINDOW_MUTATIONS}
+    return {**TOWER_MUTATIONS, **WINDOW_MUTATIONS, **STAGE_MUTATIONS}
 
 
 def _run_random(options: argparse.Namespace) -> int:

@@ -59,7 +59,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--scan",
         action=argparse.BooleanOptionalAction,
-        help="scan over the layers (default: yes for a preset, else the recipe's)",
+        help="scan over the layers (default: yes for a preset whose blocks are alike, else the recipe's)",
     )
     parser.add_argument("--set", action="append", default=[], type=assignment, metavar="KEY=VALUE", dest="changes",
                         help="a field of the config, such as model.depth=48; may be repeated")  # fmt: skip
@@ -82,6 +82,7 @@ def build_config(options: argparse.Namespace, chips: int) -> ResolvedConfig:
     """Returns the config of a preset or a recipe, with the options' changes."""
     from vit_flax.cli.train import build_config as of_recipe
     from vit_flax.config import TwoTowersConfig
+    from vit_flax.models.loop import are_alike
     from vit_flax.presets import get_preset
     from vit_flax.recipes import RECIPES
     from vit_flax.train.config import DataConfig, LossConfig, TrainConfig
@@ -95,7 +96,8 @@ def build_config(options: argparse.Namespace, chips: int) -> ResolvedConfig:
             loss = LossConfig(name="sigmoid" if model.logit_bias else "contrastive")
         elif not model.num_classes:
             model = model.replace(num_classes=1000)
-        config = TrainConfig(model=model, steps=1000, precision="bf16", scan=True, data=data, loss=loss)
+        tower = model.image if isinstance(model, TwoTowersConfig) else model
+        config = TrainConfig(model=model, steps=1000, precision="bf16", scan=are_alike(tower), data=data, loss=loss)
         config = config.replace(dict(options.changes))
     wanted = {"data.batch_size": options.batch, "precision": options.dtype, "remat": options.remat,
               "scan": options.scan}  # fmt: skip

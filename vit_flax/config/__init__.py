@@ -4,6 +4,7 @@ from vit_flax.config.drop import NO_DROPS, DropRates
 from vit_flax.config.families import (
     FAMILIES,
     BeitConfig,
+    HieraViTConfig,
     LucidrainsViTConfig,
     NaFlexViTConfig,
     PlainViTConfig,
@@ -25,10 +26,12 @@ from vit_flax.config.position import (
     Rotation,
     TextMask,
 )
+from vit_flax.config.staged_windows import StagedWindows
 from vit_flax.config.text import TEXT_POOLS, TextConfig
 from vit_flax.config.tokens import (
     TOKENS_TYPES,
     NormedPatches,
+    OverlappingPatches,
     PaddedPatches,
     Patches,
     SoftSplits,
@@ -66,12 +69,14 @@ __all__ = [
     "TOKENS_TYPES",
     "BeitConfig",
     "DropRates",
+    "HieraViTConfig",
     "KeyMask",
     "LucidrainsViTConfig",
     "ModelConfig",
     "NaFlexViTConfig",
     "NoPosition",
     "NormedPatches",
+    "OverlappingPatches",
     "PaddedPatches",
     "Part",
     "Patches",
@@ -83,6 +88,7 @@ __all__ = [
     "RotatedWindows",
     "Rotation",
     "SoftSplits",
+    "StagedWindows",
     "T2TViTConfig",
     "TextConfig",
     "TextMask",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 Pair = tuple[int, int]
 
@@ -20,6 +21,14 @@ def require_int(name: str, value: object, minimum: int) -> None:
     """Refuses what is no integer of at least `minimum`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+
+
+def integers(name: str, value: object, minimum: int) -> tuple[int, ...]:
+    """Returns the integers of a sequence, or of one of them, each at least `minimum`."""
+    found: list[Any] = list(value) if isinstance(value, tuple | list) else [value]
+    for item in found:
+        require_int(name, item, minimum)
+    return tuple(found)
 
 
 def require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vit_flax.config.position import KeyMask, NoPosition, Position, RelativeBias, Rotation
-from vit_flax.config.tokens import NormedPatches, PaddedPatches, Patches, SoftSplits, Tokens
+from vit_flax.config.staged_windows import StagedWindows
+from vit_flax.config.tokens import NormedPatches, OverlappingPatches, PaddedPatches, Patches, SoftSplits, Tokens
 from vit_flax.config.vit import OWN_FIELDS, PARTS, ViTConfig
 from vit_flax.config.windows import RelativeWindows, RotatedWindows
 from vit_flax.suggestions import suggest
@@ -78,6 +79,12 @@ WindowedRopeViTConfig = ViTFamily(
     "WindowedRopeViTConfig", Patches, RotatedWindows,
     {"class_token": False, "global_pool": "avg", "pre_norm": True, "patch_bias": False, "final_norm": False},
 )  # fmt: skip
+# the image encoder of SAM 2: stages of blocks, between which queries are pooled
+HieraViTConfig = ViTFamily(
+    "HieraViTConfig", OverlappingPatches, StagedWindows,
+    {"block": "multi_scale", "image_size": (1024, 1024), "embed_dim": 96, "depth": 12, "num_heads": 1,
+     "num_classes": 0, "class_token": False, "pos_embed_grid": (7, 7), "global_pool": "avg", "final_norm": False},
+)  # fmt: skip
 
 # the published pairs of parts, by name
 FAMILIES: dict[str, ViTFamily] = {
@@ -91,6 +98,7 @@ FAMILIES: dict[str, ViTFamily] = {
         NaFlexViTConfig,
         WindowedViTConfig,
         WindowedRopeViTConfig,
+        HieraViTConfig,
     )
 }
 

@@ -15,17 +15,20 @@ if TYPE_CHECKING:
 ROPE_TYPES = ("dinov3", "cat", "mixed", "none")
 # which axis of the grid comes first in the angles
 GRID_INDEXINGS = ("ij", "xy")
-_ATTENDING = ("standard", "res_post")  # the blocks whose attention takes positions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Position(Part):
     """How attention learns where a token is."""
 
+    blocks: ClassVar[tuple[str, ...]] = ("standard", "res_post")  # the kinds of block whose attention takes it
+
+    repeats: ClassVar[bool] = True  # a model may have any number of its blocks
+
     def check(self, config: ViTConfig) -> None:
         """Raises ValueError where the blocks' attention cannot take it."""
-        if config.block not in _ATTENDING:
-            raise ValueError(f"{type(self).__name__} needs block={' or '.join(_ATTENDING)}, got {config.block!r}")
+        if config.block not in self.blocks:
+            raise ValueError(f"{type(self).__name__} needs block={' or '.join(self.blocks)}, got {config.block!r}")
 
     def representatives(self, depth: int) -> tuple[int, ...]:
         """Returns for every block the first one whose attention has the same shapes and sees as much."""
@@ -35,6 +38,27 @@ class Position(Part):
         """Whether block `index` attends to all tokens."""
         del index
         return True
+
+    # Where blocks are of several stages, tokens become fewer and wider between them.
+
+    def grid_before(self, config: ViTConfig, index: int) -> Pair:
+        """Returns the patches along height and width that block `index` is given, or leave the last for its number."""
+        del index
+        return config.grid_size
+
+    def dim_before(self, config: ViTConfig, index: int) -> int:
+        """Returns the width of the tokens that block `index` is given, or leave the last for its number."""
+        del index
+        return config.embed_dim
+
+    def heads(self, config: ViTConfig, index: int) -> int:
+        """Returns the heads of block `index`."""
+        del index
+        return config.num_heads
+
+    def feature_level(self, config: ViTConfig) -> int:
+        """Returns the number of the block before which tokens have the grid of the features that leave the model."""
+        return config.depth
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

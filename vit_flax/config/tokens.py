@@ -1,11 +1,11 @@
-"""How an image becomes tokens: patches, normalised patches, soft splits, or patches padded to one number."""
+"""How an image becomes tokens: patches, normalised or overlapping ones, soft splits, patches padded to one number."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vit_flax.config.checks import Pair, pair, require_choice, require_int
+from vit_flax.config.checks import Pair, integers, pair, require_choice, require_int
 from vit_flax.config.part import Part, ShardingRule
 
 if TYPE_CHECKING:
@@ -77,6 +77,32 @@ def _patches(image_size: Pair, patch_size: Pair, crop: bool) -> Pair:
             raise ValueError(f"image {side} {pixels} is not divisible by the patch size {patch}")
         sides.append(pixels // patch)
     return sides[0], sides[1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OverlappingPatches(Tokens):
+    """Patches that share pixels with their neighbours, each projected to a token, as SAM 2 has them."""
+
+    patch_kernel: Pair = (7, 7)  # (height, width) in pixels of a patch; an int means a square, here and below
+    patch_stride: Pair = (4, 4)  # from a patch to the next
+    patch_padding: tuple[int, int] = (3, 3)  # zeros on each side of the image
+
+    def __post_init__(self) -> None:
+        """Normalises the pairs."""
+        for name in ("patch_kernel", "patch_stride"):
+            object.__setattr__(self, name, pair(name, getattr(self, name)))
+        padding = integers("patch_padding", self.patch_padding, minimum=0)
+        object.__setattr__(self, "patch_padding", padding * 2 if len(padding) == 1 else padding)
+        if len(self.patch_padding) != 2:
+            raise ValueError(f"patch_padding must be one number or a pair (height, width), got {padding}")
+
+    def grid_size(self, image_size: Pair) -> Pair:
+        """Returns the patches along height and width."""
+        sides = zip(image_size, self.patch_kernel, self.patch_stride, self.patch_padding, strict=True)
+        height, width = ((pixels + 2 * padding - kernel) // stride + 1 for pixels, kernel, stride, padding in sides)
+        if min(height, width) < 1:
+            raise ValueError(f"image {image_size} is too small for patches of {self.patch_kernel}")
+        return height, width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

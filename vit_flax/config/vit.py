@@ -22,7 +22,7 @@ POS_EMBED_FITS = ("bicubic", "bicubic_antialias", "bilinear", "tiled")  # how a 
 # normalisations
 NORM_LAYERS = ("layernorm", "rmsnorm")
 # kinds of blocks
-BLOCKS = ("standard", "res_post", "parallel_scaling", "parallel_things", "diff", "diff_parallel_scaling")
+BLOCKS = ("standard", "res_post", "parallel_scaling", "parallel_things", "diff", "diff_parallel_scaling", "multi_scale")
 # Fields that a block has no place for, with the one value it allows.
 _OWN_ATTENTION = {"value_skip": False, "attn_head_dim": None, "attn_proj": True, "key_bias": None}
 _PARALLEL_LIMITS = {
@@ -35,6 +35,7 @@ BLOCK_LIMITS: dict[str, dict[str, object]] = {
     "parallel_scaling": _PARALLEL_LIMITS,
     "diff": _OWN_ATTENTION,
     "diff_parallel_scaling": _PARALLEL_LIMITS,
+    "multi_scale": {"value_skip": False, "attn_head_dim": None, "attn_proj": True},
 }
 # kinds of networks in a block
 MLP_LAYERS = ("mlp", "swiglu", "swiglu_packed")
@@ -153,6 +154,8 @@ class ViTConfig:
         for name, value in BLOCK_LIMITS.get(self.block, {}).items():
             if getattr(self, name) != value:
                 raise ValueError(f"block={self.block!r} needs {name}={value!r}, got {getattr(self, name)!r}")
+        if self.block == "multi_scale" and self.position.repeats:
+            raise ValueError("block='multi_scale' needs stages, as a position of StagedWindows has them")
         if self.block.startswith("diff") and self.head_dim % 2:
             raise ValueError(f"block={self.block!r} needs heads of even width, got {self.head_dim}")
         if self.init_values is not None and not self.init_values > 0:
@@ -256,7 +259,20 @@ class ViTConfig:
     @property
     def feature_dim(self) -> int:
         """Width of the tokens that leave the model."""
-        return self.neck_chans or self.embed_dim
+        return self.neck_chans or self.dim_before(self.depth)
+
+    @property
+    def feature_grid(self) -> Pair:
+        """Patches along the height and the width of what leaves the model."""
+        return self.grid_before(self.position.feature_level(self))
+
+    def grid_before(self, index: int) -> Pair:
+        """Returns the patches along height and width that block `index` is given, or leave the last for its number."""
+        return self.position.grid_before(self, index)
+
+    def dim_before(self, index: int) -> int:
+        """Returns the width of the tokens that block `index` is given, or leave the last for its number."""
+        return self.position.dim_before(self, index)
 
     @property
     def head_dim(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from vit_flax.config.checks import require_int, require_positive
+from vit_flax.config.checks import integers, require_int, require_positive
 from vit_flax.config.position import Position
 
 if TYPE_CHECKING:
@@ -19,17 +19,11 @@ class Windows(Position):
     The grid is filled up to whole windows with zeros, which are attended to like all other tokens.
     """
 
-    window_size: int = 14  # patches along a side; 0: every block sees the whole grid
-    global_attn_indexes: tuple[int, ...] = ()  # numbers of the blocks that do so in any case
+    global_attn_indexes: tuple[int, ...] = ()  # numbers of the blocks that see the whole grid in any case
 
     def __post_init__(self) -> None:
         """Checks what stands by itself."""
-        require_int("window_size", self.window_size, minimum=0)
-        found: object = self.global_attn_indexes
-        blocks = tuple(found) if isinstance(found, tuple | list) else (found,)
-        for index in blocks:
-            require_int("global_attn_indexes", index, minimum=0)
-        object.__setattr__(self, "global_attn_indexes", blocks)
+        object.__setattr__(self, "global_attn_indexes", integers("global_attn_indexes", self.global_attn_indexes, 0))
 
     def check(self, config: ViTConfig) -> None:
         """Raises ValueError for prefix tokens, which have no place in a window."""
@@ -39,7 +33,7 @@ class Windows(Position):
 
     def window(self, index: int) -> int:
         """Returns how many patches are along a side of the windows of block `index`; 0: it sees the whole grid."""
-        return 0 if index in self.global_attn_indexes else self.window_size
+        raise NotImplementedError
 
     def sees_all(self, index: int) -> bool:
         """Whether block `index` attends to the whole grid."""
@@ -52,14 +46,30 @@ class Windows(Position):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RelativeWindows(Windows):
+class EqualWindows(Windows):
+    """Windows of one size in all blocks that have any."""
+
+    window_size: int = 14  # patches along a side; 0: every block sees the whole grid
+
+    def __post_init__(self) -> None:
+        """Checks what stands by itself."""
+        super().__post_init__()
+        require_int("window_size", self.window_size, minimum=0)
+
+    def window(self, index: int) -> int:
+        """Returns how many patches are along a side of the windows of block `index`; 0: it sees the whole grid."""
+        return 0 if index in self.global_attn_indexes else self.window_size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RelativeWindows(EqualWindows):
     """Windows, and what a query makes of its distance to each row and each column of keys; ViTDet, SAM."""
 
     use_rel_pos: bool = True  # learned vectors of each distance, by which queries are multiplied
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RotatedWindows(Windows):
+class RotatedWindows(EqualWindows):
     """Windows in which queries and keys are rotated by row and column; SAM 3.
 
     The rows and columns of the whole grid are numbered in steps so small that they end where a window's do.

@@ -43,6 +43,7 @@ from vit_flax.convert.t2t_vit import T2T_VIT
 from vit_flax.convert.timm import TIMM
 from vit_flax.convert.timm_naflex import TIMM_NAFLEX
 from vit_flax.convert.timm_sam import SEGMENT_ANYTHING, TIMM_SAM
+from vit_flax.convert.timm_sam2 import SEGMENT_ANYTHING_2, TIMM_SAM2
 from vit_flax.convert.torchvision import TORCHVISION
 from vit_flax.convert.training_only import without_training
 from vit_flax.convert.two_towers import IMAGE, SUFFIX, holds_text
@@ -86,7 +87,7 @@ _ORDER = (
     BIG_VISION, BIG_VISION_SCAN, BIG_VISION_NAFLEX, BIG_VISION_NAFLEX_SCAN,
     EVA, EVA02, FACEBOOK_DINOV3, OPEN_CLIP_EVA, PERCEPTION_ENCODER,
     PERCEPTION_ENCODER_TOWER, BEIT, BEIT3, MMPRETRAIN, MMPRETRAIN_BEIT, TIMM_NAFLEX, TIMM_SAM, SEGMENT_ANYTHING,
-    DETECTRON2, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T,
+    TIMM_SAM2, SEGMENT_ANYTHING_2, DETECTRON2, LUCIDRAINS, SIMPLE_VIT, T2T_VIT, EXPLAINED, EXPLAINED_T2T,
     *FLAX_LAYOUTS, *HUGGINGFACE_LAYOUTS, FACEBOOK_SAM3,
     *OPEN_CLIP_TEXT_LAYOUTS, *BIG_VISION_TEXT_LAYOUTS, *CLIP_TEXT_LAYOUTS,
 )  # fmt: skip

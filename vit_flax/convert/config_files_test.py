@@ -87,7 +87,8 @@ class TestHuggingFace:
     @pytest.mark.parametrize(
         ("kind", "said"),
         [("lw_detr_vit", "as images"), ("rf_detr_dinov2", "as images"), ("vitmatte", "convolutions"),
-         ("sam2_vision_model", "a Hiera"), ("swinv2", "a Swin"), ("qwen2_5_vl_vision", "a language model's")],
+         ("hiera", "a Hiera"), ("edgetam_video", "a RepViT"), ("swinv2", "a Swin"),
+         ("qwen2_5_vl_vision", "a language model's")],
     )  # fmt: skip
     def test_types_that_look_like_a_vit_are_refused_with_the_reason(self, kind, said):
         assert said in refused({"model_type": kind})

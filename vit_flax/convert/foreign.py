@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-# (every one of these patterns is somewhere in the names, what that is). The first that fits is told.
+_HIERA = "a Hiera, whose tokens lie window by window (of SAM 2 the same blocks are read)"
+# (every one of these patterns is somewhere in the names, or nowhere after a '!'; what that is). The first that fits is
+# told.
 _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((r"\.lora_(A|B|up|down)\b|\.lora_embedding_",), "an adapter (LoRA): give the folder with its adapter_config.json"),
     ((r"(^|/)(exp_avg|momentum_buffer|exp_avg_sq|max_exp_avg_sq)$",), "an optimiser's state without the model"),
@@ -17,13 +19,12 @@ _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((r"blocks_token_only\.",), "a CaiT"),
     ((r"cls_attn_blocks\.|\.local_mp\.|\.attn\.temperature$",), "an XCiT"),
     ((r"\.temporal_(attn|attention)\.",), "a TimeSformer, which reads video"),
-    ((r"pos_embed_window$",), "the image encoder of SAM 2, a Hiera, whose blocks pool queries between stages"),
     ((r"\.pool_q\.|\.attn\.pool_k\.",), "an MViT"),
     ((r"encoder\.layer\.\d+\.residual\.conv1\.",), "a ViTDet with convolutions after some of its blocks"),
     ((r"detection_tokens$",), "a YOLOS, which detects objects"),
     ((r"window_attention\.attn_layer\.",), "a MaxViT"),
-    ((r"(^|[./])blocks\.\d+\.attn\.qkv\.", r"(^|[./])blocks\.\d+\.proj\.weight$"), "a Hiera"),
-    ((r"encoder\.stages\.\d+\.layers\.\d+\.attn\.qkv\.",), "a Hiera"),
+    ((r"(^|[./])blocks\.\d+\.attn\.qkv\.", r"(^|[./])blocks\.\d+\.proj\.weight$", r"!pos_embed_window$"), _HIERA),
+    ((r"encoder\.stages\.\d+\.layers\.\d+\.attn\.qkv\.",), _HIERA),
     ((r"adaLN_modulation|adaln_single|norm1\.linear\.", r"blocks\.\d+\."), "a diffusion transformer (DiT)"),
     ((r"\.cpb_mlp\.|continuous_position_bias_mlp",), "a Swin Transformer V2"),
     ((r"(layers|stages|features)\.\d+\.(blocks\.)?\d+\.(attn|attention)\.(self\.|relative_position_bias\.)?relative_position_bias_table",),
@@ -65,10 +66,12 @@ _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((r"denseblock1\.",), "a DenseNet"),
     ((r"(^|[./])features\.0\.weight$",), "a convolutional network (VGG, AlexNet)"),
     ((r"(^|[./])model\.0\.conv\.weight$",), "a YOLO"),
+    ((r"\.token_mixer\.conv\.c\.weight$",), "a RepViT, a convolutional network, as EdgeTAM's image encoder is"),
+    ((r"pos_embed_window$",), "the image encoder of SAM 2 under names that are not known"),
     ((r"running_mean$",), "a network with batch normalisation, convolutional at least in part"),
 )  # fmt: skip
 # Those whose tensors a layout would take for a model of its own, to fail at hundreds of them.
-_TAKEN = ("a hybrid", "a CaiT", "an XCiT", "a TimeSformer", "the image encoder", "a ViTDet", "an MViT",
+_TAKEN = ("a hybrid", "a CaiT", "an XCiT", "a TimeSformer", "a ViTDet", "an MViT",
           "a Hiera", "a diffusion transformer", "a YOLOS", "a MaxViT")  # fmt: skip
 
 
@@ -98,7 +101,11 @@ def foreign_kind(names: Collection[str], taken: bool = False) -> str | None:
     for patterns, kind in _KINDS:
         if taken and not kind.startswith(_TAKEN):
             continue
-        hits = [next((name for name in names if re.search(pattern, name)), None) for pattern in patterns]
+        absent = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+        if any(re.search(pattern, name) for pattern in absent for name in names):
+            continue
+        present = [pattern for pattern in patterns if not pattern.startswith("!")]
+        hits = [next((name for name in names if re.search(pattern, name)), None) for pattern in present]
         if all(hits):
             return f"it has {hits[0]}: {kind}"
     return None

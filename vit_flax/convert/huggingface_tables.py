@@ -15,6 +15,7 @@ from vit_flax.convert.huggingface_pixio import PIXIO_FAMILIES, PIXIO_LAYOUTS
 from vit_flax.convert.huggingface_radio import RADIO_FAMILIES, RADIO_LAYOUTS
 from vit_flax.convert.huggingface_relatives import RELATED_FAMILIES, RELATED_LAYOUTS
 from vit_flax.convert.huggingface_sam import SAM_FAMILIES, SAM_LAYOUTS
+from vit_flax.convert.huggingface_sam2 import SAM2_FAMILIES, SAM2_LAYOUTS
 from vit_flax.convert.huggingface_sam3 import SAM3_FAMILIES, SAM3_LAYOUTS
 from vit_flax.convert.huggingface_siglip import SIGLIP_FAMILIES, SIGLIP_LAYOUTS
 from vit_flax.convert.huggingface_tipsv2 import TIPSV2_FAMILIES, TIPSV2_LAYOUTS
@@ -39,6 +40,7 @@ HUGGINGFACE_LAYOUTS: tuple[Layout, ...] = (
     *RADIO_LAYOUTS,
     *TIPSV2_LAYOUTS,
     *SAM_LAYOUTS,
+    *SAM2_LAYOUTS,
     *SAM3_LAYOUTS,
     *VITDET_LAYOUTS,
 )
@@ -59,6 +61,7 @@ HUGGINGFACE_FAMILIES: dict[str, Family] = {
     **RADIO_FAMILIES,
     **TIPSV2_FAMILIES,
     **SAM_FAMILIES,
+    **SAM2_FAMILIES,
     **SAM3_FAMILIES,
     **VITDET_FAMILIES,
 }

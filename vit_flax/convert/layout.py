@@ -62,8 +62,10 @@ class Layout:
     # as `evidence`, where a config.json has named the family; None: the same
     belongs: Callable[[Collection[str]], str | None] | None = None
     config_file: Callable[..., Mapping[str, object]] | None = None  # the config.json of the layout's own library
-    # field -> its constructor's argument in the layout's own library, where the names differ
+    # field -> its constructor's argument in the layout's own library, where the names differ; '': it has none
     arguments: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # what that constructor makes of other fields, given them all
+    implied: Callable[[Mapping[str, object]], Mapping[str, object]] = lambda fields: {}
     # where a classifier stands: (the module that people replace, the layer that rules know), without prefixes
     heads: tuple[tuple[str, str], ...] = ()
     # what of a model's config its own library's classifier has otherwise than its models without one
@@ -262,9 +264,16 @@ _CHOICES = {
     "no_embed_class": ("BOOL", "True: the position table has no rows for class token and registers"),
     "block": ("NAME", "'standard' or 'res_post'"),
     "window_size": ("N", "patches along a side: 14 in SAM and ViTDet; 0: every block sees all"),
+    "window_sizes": (
+        "(N, N, N, N)",
+        "by stage: (8, 4, 14, 7) in SAM 2, (8, 4, 16, 8) in its large",
+    ),
+    "stage_heads": ("(N, N, N, N)", "by stage: (1, 2, 4, 8) in SAM 2's tiny and small, (2, 4, 8, 16) in its others"),
+    "patch_stride": ("(HEIGHT, WIDTH)", "pixels from a patch to the next"),
+    "patch_padding": ("(HEIGHT, WIDTH)", "zeros on each side of the image"),
     "global_attn_indexes": (
         "(N, N, N)",
-        "of the blocks that see all: (2, 5, 8, 11) in SAM and ViTDet of ViT-B",
+        "of the blocks that see all: (2, 5, 8, 11) in SAM and ViTDet of ViT-B, (5, 7, 9) in SAM 2's tiny",
     ),
     "qk_scale": ("NUMBER", "None: head_dim ** -0.5, as the published weights; or what the model was built with"),
 }

@@ -17,10 +17,11 @@ from vit_flax.convert.open_clip import OPEN_CLIP_EVA, OPEN_CLIP_TIMM
 from vit_flax.convert.rules import ConversionError
 from vit_flax.convert.timm import TIMM
 from vit_flax.convert.timm_sam import TIMM_SAM
+from vit_flax.convert.timm_sam2 import TIMM_SAM2
 from vit_flax.presets import PRESETS, get_preset
 
 # whose names the models of timm's constructors have, and those inside of open_clip's; each is of another family
-TIMM_LAYOUTS: tuple[Layout, ...] = (TIMM, EVA, BEIT, TIMM_SAM)
+TIMM_LAYOUTS: tuple[Layout, ...] = (TIMM, EVA, BEIT, TIMM_SAM, TIMM_SAM2)
 _TRUNKS: tuple[Layout, ...] = (OPEN_CLIP_TIMM, OPEN_CLIP_EVA)
 
 Told = tuple[str, str, dict[str, Any]]  # what messages call the config, the layout of its tensors, the fields
@@ -30,7 +31,8 @@ _FIELDS = {
     "class_token", "depth", "embed_dim", "fc_norm", "final_norm", "in_chans", "init_values", "mlp_ratio",
     "no_embed_class", "num_classes", "num_heads", "pool_include_prefix", "pre_norm", "proj_bias", "qk_norm", "qkv_bias",
     "reg_tokens", "scale_attn_norm", "scale_mlp_norm", "attn_pool_num_heads", "attn_pool_mlp_ratio",
-    "window_size", "global_attn_indexes", "use_rel_pos",
+    "window_size", "global_attn_indexes", "use_rel_pos", "stages", "window_sizes", "query_pools", "query_stride",
+    "pos_embed_grid", "patch_kernel", "patch_stride", "patch_padding",
 }  # fmt: skip
 # of training, of how the model is made, or of sizes other than the table's own
 _HARMLESS = {
@@ -96,7 +98,8 @@ def layout_of(config: ViTConfig, layouts: tuple[Layout, ...] = TIMM_LAYOUTS) -> 
 def _told(name: str, preset: ViTConfig, arguments: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     refused = []
-    spelled = {argument: field for field, argument in layout_of(preset).arguments.items()}
+    layout = layout_of(preset)
+    spelled = {argument: field for field, argument in layout.arguments.items()}
     for given, value in arguments.items():
         argument = spelled.get(given, given)
         kind = str(value).rpartition(".")[2].replace("_", "").lower()  # torch.nn.SiLU, silu, quick_gelu
@@ -121,13 +124,14 @@ def _told(name: str, preset: ViTConfig, arguments: Mapping[str, Any]) -> dict[st
         elif argument == "ref_feat_shape" and hasattr(preset, "rope_ref_grid"):
             fields["rope_ref_grid"] = None if value is None else _pair(value)
         elif argument in _FIELDS and hasattr(preset, argument):
-            fields[argument] = value
+            fields[argument] = tuple(value) if isinstance(value, list) else value
         elif argument in _HARMLESS or (argument in _ONLY and value in _ONLY[argument]):
             continue
         else:
             refused.append(f"{given}={one_line(repr(value))[:60]}")
     if refused:
         raise ConversionError(f"architecture {name[:60]!r} with model_args {', '.join(refused)}")
+    fields |= layout.implied({**preset.fields(), **fields})
     mlp_layer = fields.get("mlp_layer", preset.mlp_layer)
     if mlp_layer == "swiglu_packed" and ("mlp_ratio" in fields or preset.mlp_layer != mlp_layer):
         # timm counts gate and value together, this library what comes of them

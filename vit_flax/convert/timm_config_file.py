@@ -12,6 +12,7 @@ from vit_flax.presets.clip import CLIP_MODELS
 from vit_flax.presets.deit import DEIT_MODELS
 from vit_flax.presets.eva import EVA_MODELS
 from vit_flax.presets.foundation import FOUNDATION_MODELS
+from vit_flax.presets.hiera import HIERA_MODELS
 from vit_flax.presets.preset import Preset
 from vit_flax.presets.siglip import SIGLIP_MODELS
 from vit_flax.presets.vit import VIT_MODELS
@@ -19,7 +20,7 @@ from vit_flax.presets.windowed import WINDOWED_MODELS
 
 _MODELS: Mapping[str, Preset] = {
     **VIT_MODELS, **DEIT_MODELS, **CLIP_MODELS, **SIGLIP_MODELS, **FOUNDATION_MODELS, **EVA_MODELS, **BEIT_MODELS,
-    **WINDOWED_MODELS,
+    **WINDOWED_MODELS, **HIERA_MODELS,
 }  # fmt: skip
 _GENERIC = "vit_base_patch16_224"  # built with arguments that say all of a plain ViT
 _ARGUMENTS = (
@@ -46,12 +47,16 @@ def timm_config(config: ViTConfig) -> dict[str, object] | None:
         "num_features": config.feature_dim,
         "global_pool": pool,
     }
-    size = {"img_size": list(config.image_size), "in_chans": config.in_chans}
+    layout = layout_of(config)
+    size: dict[str, object] = {"in_chans": config.in_chans}
+    if layout.arguments.get("image_size", "img_size"):
+        size["img_size"] = list(config.image_size)
     for name, preset in _MODELS.items():
         if {**preset.config.to_dict(), **{field: told[field] for field in _FREE}} == told:
             return {"architecture": name.split(".")[0], **shared, "model_args": size}
     if not _is_plain(told):
-        sized = _other_sizes(told, {**_SIZES, **layout_of(config).arguments})
+        names = {field: name for field, name in {**_SIZES, **layout.arguments}.items() if name}
+        sized = _other_sizes(told, names, layout.implied(told))
         return sized and {"architecture": sized[0], **shared, "model_args": {**sized[1], **size}}
     arguments = {name: told[name] for name in _ARGUMENTS}
     arguments |= {"patch_size": config.patch_size[0], "global_pool": pool, "act_layer": config.activation}
@@ -59,11 +64,16 @@ def timm_config(config: ViTConfig) -> dict[str, object] | None:
     return {"architecture": _GENERIC, **shared, "model_args": {**arguments, **size}}
 
 
-def _other_sizes(told: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str, dict[str, Any]] | None:
+def _other_sizes(
+    told: Mapping[str, Any], names: Mapping[str, str], implied: Mapping[str, object]
+) -> tuple[str, dict[str, Any]] | None:
     """Returns the first architecture that differs in nothing but its sizes, and the arguments that give these."""
+    if any(told[field] != (list(v) if isinstance(v, tuple) else v) for field, v in implied.items()):
+        return None
     for name, preset in _MODELS.items():
         own = preset.config.to_dict()
         other = {field for field in told.keys() | own.keys() if told.get(field) != own.get(field)} - {*_FREE}
+        other -= implied.keys()
         if other <= names.keys() and not any(told[field] is None or own[field] is None for field in other):
             arguments = {names[field]: told[field] for field in sorted(other)}
             if "patch_size" in arguments and len({*arguments["patch_size"]}) == 1:

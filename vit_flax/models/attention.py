@@ -108,11 +108,11 @@ class Attention(nn.Module):
         q, k, v = (part.swapaxes(1, 2) for part in parts)
         return q, k, v, reshape(parts[2], *x.shape[:-1], -1)
 
-    def __call__(self, x: Float[Array, "b n d"], given: Array | np.ndarray | None = None) -> Float[Array, "b n e"]:
+    def __call__(self, x: Float[Array, "b n d"], given: Array | np.ndarray | None = None) -> Float[Array, "b m e"]:
         """Returns the attended tokens, `features` wide; `given` is what `position` made for this block."""
         return self.position.unpartition(self._attend(self.position.partition(x), given))
 
-    def _attend(self, x: Float[Array, "b n d"], given: Array | np.ndarray | None) -> Float[Array, "b n e"]:
+    def _attend(self, x: Float[Array, "b n d"], given: Array | np.ndarray | None) -> Float[Array, "b m e"]:
         if self._takes_rows(x):
             return self._from_rows(x)
         q, k, v, values = self._project(x)

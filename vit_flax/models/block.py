@@ -20,20 +20,21 @@ def build_attention(
 ) -> Attention:
     """Returns the attention of block `index` that `cfg` describes."""
     return Attention(
-        cfg.embed_dim, cfg.num_heads, cfg.qkv_bias, cfg.qk_scale, cfg.value_skip, cfg.qk_norm, cfg.proj_bias,
-        cfg.scale_attn_norm, cfg.norm_layer, cfg.norm_eps, precision, drop.attn_drop_rate, drop.proj_drop_rate,
-        cfg.attn_head_dim, cfg.key_bias, cfg.attn_proj, build_positions(cfg, index), name=name,
+        cfg.dim_before(index + 1), cfg.position.heads(cfg, index), cfg.qkv_bias, cfg.qk_scale, cfg.value_skip,
+        cfg.qk_norm, cfg.proj_bias, cfg.scale_attn_norm, cfg.norm_layer, cfg.norm_eps, precision, drop.attn_drop_rate,
+        drop.proj_drop_rate, cfg.attn_head_dim, cfg.key_bias, cfg.attn_proj, build_positions(cfg, index), name=name,
     )  # fmt: skip
 
 
 def build_mlp(
-    cfg: ViTConfig, precision: Precision, drop: DropRates = NO_DROPS, name: str | None = None
+    cfg: ViTConfig, precision: Precision, drop: DropRates = NO_DROPS, name: str | None = None, index: int = 0
 ) -> Mlp | SwiGLU:
-    """Returns the MLP that `cfg` describes, gated or not."""
+    """Returns the MLP of block `index` that `cfg` describes, gated or not."""
     layer = Mlp if cfg.mlp_layer == "mlp" else SwiGLU
     norm = {"norm_layer": cfg.norm_layer if cfg.scale_mlp_norm else None, "norm_eps": cfg.norm_eps}
+    hidden = int(cfg.dim_before(index + 1) * cfg.mlp_ratio)
     return layer(
-        cfg.mlp_dim, activation=cfg.activation, use_bias=cfg.mlp_bias, precision=precision, drop=drop.proj_drop_rate,
+        hidden, activation=cfg.activation, use_bias=cfg.mlp_bias, precision=precision, drop=drop.proj_drop_rate,
         name=name, **norm,
     )  # fmt: skip
 
@@ -60,7 +61,7 @@ class Block(nn.Module):
         self.norm1 = norm(cfg.norm_eps, self.precision)
         self.attn = self.make_attention()
         self.norm2 = norm(cfg.norm_eps, self.precision)
-        self.mlp = build_mlp(cfg, self.precision, self.drop)
+        self.mlp = build_mlp(cfg, self.precision, self.drop, index=self.index)
         if cfg.init_values is not None:
             self.ls1 = LayerScale(cfg.init_values, self.precision)
             self.ls2 = LayerScale(cfg.init_values, self.precision)

@@ -5,6 +5,7 @@ import flax.linen as nn
 from vit_flax.config import DropRates, ViTConfig
 from vit_flax.models.block import Block
 from vit_flax.models.diff_block import DiffBlock, DiffParallelScalingBlock
+from vit_flax.models.multi_scale_block import MultiScaleBlock
 from vit_flax.models.parallel_scaling_block import ParallelScalingBlock
 from vit_flax.models.parallel_things_block import ParallelThingsBlock
 from vit_flax.models.precision import Precision
@@ -16,6 +17,7 @@ BLOCK_TYPES: dict[str, type[nn.Module]] = {
     "parallel_scaling": ParallelScalingBlock,
     "diff": DiffBlock,
     "diff_parallel_scaling": DiffParallelScalingBlock,
+    "multi_scale": MultiScaleBlock,
 }
 
 

@@ -16,29 +16,31 @@ _INIT = nn.initializers.normal(0.02)
 
 
 class Convolution(nn.Module):
-    """Convolves with an odd kernel and zero padding that keeps the size at stride 1.
+    """Convolves with a kernel and zero padding, which by default keeps the size at stride 1 where the kernel is odd.
 
     Reference: torch.nn.Conv2d(kernel_size, stride, padding=kernel_size // 2).
     """
 
     features: int
-    kernel_size: int = 3
-    stride: int = 1
+    kernel_size: int | tuple[int, int] = 3
+    stride: int | tuple[int, int] = 1
     use_bias: bool = True
     precision: Precision = Precision()
+    padding: tuple[int, int] | None = None  # along height and width, on both sides; None: half of the kernel
 
     @nn.compact
     def __call__(self, x: Float[Array | np.ndarray, "b h w c"]) -> Float[Array, "b i j d"]:
         """Returns the convolved feature map."""
         x = jnp.asarray(x)
-        side, dtype = self.kernel_size, self.precision.params
-        kernel = self.param("kernel", _INIT, (side, side, x.shape[-1], self.features), dtype)
+        sides, stride = (n if isinstance(n, tuple) else (n, n) for n in (self.kernel_size, self.stride))
+        padding, dtype = self.padding or (sides[0] // 2, sides[1] // 2), self.precision.params
+        kernel = self.param("kernel", _INIT, (*sides, x.shape[-1], self.features), dtype)
         operand = self.precision.operand_dtype(x, kernel)
         out = lax.conv_general_dilated(
             x.astype(operand),
             kernel.astype(operand),
-            (self.stride, self.stride),
-            [(side // 2, side // 2)] * 2,
+            stride,
+            [(side, side) for side in padding],
             dimension_numbers=_NHWC,
             precision=self.precision.products,
         ).astype(accumulator_dtype(operand))

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from vit_flax.config import ViTConfig
+from vit_flax.config.checks import Pair
 from vit_flax.models.placed import reshape
 
 Intermediate = Array | tuple[Array, Array]  # patches, or patches and prefix tokens
@@ -67,12 +68,14 @@ def taken_blocks(indices: int | Sequence[int] | np.ndarray | None, depth: int) -
     return tuple(sorted({number % depth for number in numbers}))
 
 
-def laid_out(tokens: Float[Array, "b n d"], config: ViTConfig, grid: bool, return_prefix_tokens: bool) -> Intermediate:
-    """Returns the patches of all tokens, (B, H, W, D) as a `grid` or (B, N, D), with or without the prefix tokens."""
+def laid_out(
+    tokens: Float[Array, "b n d"], config: ViTConfig, size: Pair, grid: bool, return_prefix_tokens: bool
+) -> Intermediate:
+    """Returns the patches of all tokens, (B, H, W, D) as a `grid` of that size or (B, N, D), with the prefix or not."""
     first = config.num_prefix_tokens
     patches = tokens[:, first:]
     if grid:
-        patches = reshape(patches, patches.shape[0], *config.grid_size, patches.shape[-1])
+        patches = reshape(patches, patches.shape[0], *size, patches.shape[-1])
     return (patches, tokens[:, :first]) if return_prefix_tokens and first else patches
 
 

@@ -45,7 +45,7 @@ def run_blocks(
     remat: str,
     scan: bool,
     taken: Sequence[int] = (),
-) -> tuple[Float[Array, "b n d"], list[Float[Array, "b n d"]]]:
+) -> tuple[Float[Array, "b m e"], list[Float[Array, "b _ _"]]]:
     """Returns the tokens after all blocks, and after each of the `taken` ones.
 
     Each block gets its own of `inputs`, and key of `keys` for dropout.
@@ -180,7 +180,7 @@ class Runnable(Protocol):
 
 def run_model(
     model: Runnable, tokens: Float[Array, "b n d"], inputs: Sequence[Array | None], taken: Sequence[int] = ()
-) -> tuple[Float[Array, "b n d"], list[Float[Array, "b n d"]]]:
+) -> tuple[Float[Array, "b m e"], list[Float[Array, "b _ _"]]]:
     """Returns what `run_blocks` does of a bound model's first blocks, run as its `remat` and `scan` say.
 
     Args:
@@ -205,10 +205,18 @@ def run_model(
     return run_blocks(blocks, params, inputs, keys, tokens, model.remat, model.scan, taken)
 
 
+def are_alike(config: ViTConfig) -> bool:
+    """Returns whether all blocks are the same but for their parameters, as a scanned loop needs them."""
+    return not config.block.startswith("diff") and not any(config.position.representatives(config.depth))
+
+
 def _check_alike(config: ViTConfig, depth: int) -> None:
     """Raises ValueError where blocks are not alike but for their parameters."""
     needs = "scan needs blocks that are alike, and those of"
     if config.block.startswith("diff"):
         raise ValueError(f"{needs} block={config.block!r} are not")
     if any(config.position.representatives(depth)):
-        raise ValueError(f"{needs} {config.family.name} are not: some attend inside windows, some to the whole grid")
+        raise ValueError(
+            f"{needs} {config.family.name} are not: some attend inside windows, some to the whole grid, "
+            "or their widths differ"
+        )

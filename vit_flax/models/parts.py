@@ -10,6 +10,7 @@ from vit_flax.config import (
     KeyMask,
     NoPosition,
     NormedPatches,
+    OverlappingPatches,
     PaddedPatches,
     Part,
     Patches,
@@ -18,17 +19,20 @@ from vit_flax.config import (
     RotatedWindows,
     Rotation,
     SoftSplits,
+    StagedWindows,
     TextMask,
     ViTConfig,
 )
 from vit_flax.models.key_mask import MaskedKeys
 from vit_flax.models.normed_patches import NormedPatchEmbed
+from vit_flax.models.overlapping_patches import OverlappingPatchEmbed
 from vit_flax.models.padded_patches import PaddedPatchEmbed
 from vit_flax.models.patch_embed import build_patch_embed
 from vit_flax.models.position import Positions
 from vit_flax.models.precision import Precision
 from vit_flax.models.relative_position_bias import RelativePositions
 from vit_flax.models.rotation import RotaryPositions
+from vit_flax.models.staged_windows import StagedWindowPositions
 from vit_flax.models.text_mask import TextMasks
 from vit_flax.models.tokens_to_token import TokensToToken
 from vit_flax.models.windows import RelativeWindowPositions, RotatedWindowPositions
@@ -37,6 +41,7 @@ from vit_flax.models.windows import RelativeWindowPositions, RotatedWindowPositi
 TOKENIZERS: dict[type[Part], Callable[[ViTConfig, Precision], nn.Module]] = {
     Patches: build_patch_embed,
     NormedPatches: NormedPatchEmbed,
+    OverlappingPatches: OverlappingPatchEmbed,
     PaddedPatches: PaddedPatchEmbed,
     SoftSplits: TokensToToken,
 }
@@ -49,6 +54,7 @@ POSITIONS: dict[type[Part], Callable[[ViTConfig, int], Positions]] = {
     TextMask: TextMasks,
     RelativeWindows: RelativeWindowPositions,
     RotatedWindows: RotatedWindowPositions,
+    StagedWindows: StagedWindowPositions,
 }
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Array
 
 from vit_flax.config import PlainViTConfig, ViTConfig
+from vit_flax.models.neck import Neck
+from vit_flax.models.precision import Precision
 
 PLAIN = PlainViTConfig()
 
@@ -31,6 +33,11 @@ class Positions:
     def setup_model(self, model: nn.Module) -> None:
         """Adds parameters that all blocks share to the model."""
 
+    def position_table(self, model: nn.Module, table: Array) -> Array:
+        """Returns what is added to the tokens (1, N, D), of the table that the model has."""
+        del model
+        return table
+
     def block_inputs(self, model: nn.Module, mask: Array | None) -> list[Array | np.ndarray | None]:
         """Returns what each block is given, an array or None; `mask` (B, N) is of tokens that are no padding."""
         del mask
@@ -46,6 +53,19 @@ class Positions:
     def unpartition(self, x: Array) -> Array:
         """Returns what `partition` parted, as it was."""
         return x
+
+    def pool(self, x: Array) -> Array:
+        """Returns tokens (B, N, D) as those (B, M, D) that attention makes of them."""
+        return x
+
+    def build_neck(self, precision: Precision) -> nn.Module:
+        """Returns the neck after the blocks: of the last tokens, or of those of several blocks."""
+        assert self.config.neck_chans is not None
+        return Neck(self.config.neck_chans, self.config.grid_size, precision)
+
+    def neck_reads(self) -> tuple[int, ...]:
+        """Returns the numbers of the blocks of whose tokens the neck makes maps; none: it takes the last tokens."""
+        return ()
 
     def apply(
         self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | np.ndarray | None

@@ -25,7 +25,7 @@ def expected_shapes(model: VisionTransformer | TextTransformer | TwoTowers) -> S
         shapes: Shapes = {f"{name}/{p}": s for name, tower in towers.items() for p, s in expected_shapes(tower).items()}
         return shapes | {"logit_scale": ()} | ({"logit_bias": ()} if cfg.logit_bias else {})
     depth = model.config.depth
-    if depth < 4:
+    if depth < 4 or not (isinstance(model, TextTransformer) or model.config.position.repeats):
         return _traced_shapes(model, depth)
     one, two = _traced_shapes(model, 1), _traced_shapes(model, 2)
     if any(two[path] != shape for path, shape in one.items()):

@@ -22,7 +22,7 @@ from vit_flax.models.shapes import expected_shapes
 SMALL: dict[str, Any] = {"image_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 12, "num_heads": 2}
 SOFT_SPLITS = {name: value for name, value in SMALL.items() if name != "patch_size"}
 CONFIGS: dict[str, ViTConfig] = {
-    **{block: ViTConfig(**SMALL, block=block) for block in BLOCKS},
+    **{block: ViTConfig(**SMALL, block=block) for block in BLOCKS if block != "multi_scale"},
     "rope": RopeViTConfig(**SMALL, rope_type="mixed", rope_rotate_half=False, rope_theta=10.0, key_bias=True),
     "beit": BeitConfig(**SMALL, shared_rel_pos_bias=True, rel_pos_bias=True),
     "naflex": NaFlexViTConfig(**SMALL),

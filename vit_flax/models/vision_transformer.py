@@ -19,11 +19,10 @@ from vit_flax.models.drop import dropout
 from vit_flax.models.intermediates import Intermediate, check_format, laid_out, taken_blocks
 from vit_flax.models.linear import Linear
 from vit_flax.models.loop import NO_REMAT, run_model
-from vit_flax.models.neck import Neck
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.padded_patches import resize_to_each
 from vit_flax.models.parts import build_positions, build_tokenizer
-from vit_flax.models.placed import as_batch_of, explicit_sharding
+from vit_flax.models.placed import as_batch_of, explicit_sharding, reshape
 from vit_flax.models.pooling import pool_tokens
 from vit_flax.models.pos_embed import add_to_each, simple_sincos_2d, sincos_2d, sinusoid_1d
 from vit_flax.models.precision import GPUS, HIGHEST, Precision, accumulator_dtype, target
@@ -83,7 +82,7 @@ class VisionTransformer(nn.Module):
         if cfg.final_norm and not cfg.fc_norm:
             self.norm = last_norm()
         if cfg.neck_chans is not None:
-            self.neck = Neck(cfg.neck_chans, cfg.grid_size, wide)
+            self.neck = self.positions.build_neck(wide)
         if cfg.global_pool == "map":
             fields = (cfg.pool_num_heads, cfg.pool_mlp_dim, cfg.activation, cfg.norm_layer, cfg.norm_eps)
             self.attn_pool = AttentionPool(*fields, wide)
@@ -159,7 +158,8 @@ class VisionTransformer(nn.Module):
             images: as of the call itself.
             indices: numbers of blocks, negative ones from the end; an int: so many last ones; None: all.
             return_prefix_tokens: return class, distillation and register tokens, too.
-            norm: apply the final norm to all of them; nothing, where the norm stands after the pooling (`fc_norm`).
+            norm: apply the final norm to all of them; nothing, where the norm stands after the pooling (`fc_norm`), or
+                the neck reads several blocks together.
             stop_early: leave out the blocks after the last one that is asked for; `features` then end there.
             output_fmt: 'NHWC' or 'NLC'.
             intermediates_only: return the list alone.
@@ -167,7 +167,8 @@ class VisionTransformer(nn.Module):
             spatial_shapes: as of the call itself.
 
         Raises:
-            ValueError: no such block or format; or a grid of images of different shapes.
+            ValueError: no such block or format; or a grid of images of different shapes; or blocks are left out
+                that the neck reads.
 
         Reference: timm's forward_intermediates, whose grids are NCHW; DINOv2's get_intermediate_layers(norm=True);
         transformers' hidden_states[1:].
@@ -175,10 +176,21 @@ class VisionTransformer(nn.Module):
         cfg = self.config
         taken, grid = taken_blocks(indices, cfg.depth), check_format(output_fmt, spatial_shapes)
         depth = taken[-1] + 1 if stop_early else cfg.depth
-        tokens, found = self._through(self.embed(images, mask, spatial_shapes), mask, spatial_shapes, taken, depth)
-        found = [self._finished(part) if norm else part.astype(accumulator_dtype(part.dtype)) for part in found]
-        intermediates = [laid_out(part, cfg, grid, return_prefix_tokens) for part in found]
-        return intermediates if intermediates_only else (self._finished(tokens), intermediates)
+        read = () if intermediates_only else self._neck_reads()
+        if read and read[-1] >= depth:
+            raise ValueError("the neck reads every stage: pass `intermediates_only=True` with `stop_early=True`")
+        kept = tuple(sorted({*taken, *read}))
+        embedded = self.embed(images, mask, spatial_shapes)
+        tokens, found = self._through(embedded, mask, spatial_shapes, kept, depth)
+        after = dict(zip(kept, found, strict=True))
+        parts = {i: self._finished(after[i]) if norm and not self._neck_reads() else after[i] for i in taken}
+        intermediates = [
+            laid_out(_widened(part), cfg, cfg.grid_before(i + 1), grid, return_prefix_tokens)
+            for i, part in parts.items()
+        ]
+        if intermediates_only:
+            return intermediates
+        return self._finished(tokens, [after[i] for i in read]), intermediates
 
     def embed(self, images: ArrayLike, mask: ArrayLike | None = None, spatial_shapes: ArrayLike | None = None) -> Array:
         """Returns the patch tokens (B, N, D)."""
@@ -190,15 +202,38 @@ class VisionTransformer(nn.Module):
 
     def encode(
         self, tokens: Float[Array, "b p d"], mask: ArrayLike | None = None, spatial_shapes: ArrayLike | None = None
-    ) -> Float[Array, "b n d"]:
+    ) -> Float[Array, "b n e"]:
         """Adds prefix tokens and positions to patch tokens, runs the blocks and the final norm."""
-        return self._finished(self._through(tokens, mask, spatial_shapes, (), self.config.depth)[0])
+        read = self._neck_reads()
+        return self._finished(*self._through(tokens, mask, spatial_shapes, read, self.config.depth))
 
-    def _finished(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def feature_pyramid(self, images: ArrayLike) -> list[Float[Array, "b h w c"]]:
+        """Returns a map of each stage of blocks, from fine to coarse; the last is that of `features`.
+
+        Raises:
+            ValueError: the model has no such neck.
+        """
+        if not (read := self._neck_reads()):
+            raise ValueError("this model has no feature pyramid; method='features' has its tokens")
+        maps = self.neck(self._through(self.embed(images), None, None, read, self.config.depth)[1])
+        return [_widened(level) for level in maps]
+
+    @nn.nowrap
+    def _neck_reads(self) -> tuple[int, ...]:
+        """Returns the numbers of the blocks of whose tokens the neck makes maps, if it is such a one."""
+        return () if self.config.neck_chans is None else self.positions.neck_reads()
+
+    def _finished(
+        self, tokens: Float[Array, "b n d"], stages: Sequence[Float[Array, "b _ _"]] = ()
+    ) -> Float[Array, "b m e"]:
         """Returns the tokens after the final norm or the neck, if there is one before the pooling."""
         tokens = self.norm(tokens) if self.config.final_norm and not self.config.fc_norm else tokens
-        tokens = tokens if self.config.neck_chans is None else self.neck(tokens)
-        return tokens.astype(accumulator_dtype(tokens.dtype))
+        if stages:
+            coarsest = self.neck(stages)[-1]
+            tokens = reshape(coarsest, coarsest.shape[0], -1, coarsest.shape[-1])
+        elif self.config.neck_chans is not None:
+            tokens = self.neck(tokens)
+        return _widened(tokens)
 
     def _through(
         self,
@@ -207,7 +242,7 @@ class VisionTransformer(nn.Module):
         spatial_shapes: ArrayLike | None,
         taken: tuple[int, ...],
         depth: int,
-    ) -> tuple[Float[Array, "b n d"], list[Float[Array, "b n d"]]]:
+    ) -> tuple[Float[Array, "b n e"], list[Float[Array, "b _ _"]]]:
         """Returns all tokens after the first `depth` blocks, and after each of the `taken` ones."""
         cfg = self.config
         expected = (cfg.num_patches, cfg.embed_dim)
@@ -255,7 +290,8 @@ class VisionTransformer(nn.Module):
             return lax.stop_gradient(self.pos_embed)
         table = self.pos_embed[:, 1:] if cfg.pos_embed_class_row else self.pos_embed
         grid, rows = cfg.pos_embed_grid or cfg.grid_size, cfg.num_embed_prefix_tokens
-        return resize_pos_embed(table, grid, cfg.grid_size, rows, cfg.pos_embed_fit)
+        table = resize_pos_embed(table, grid, cfg.grid_size, rows, cfg.pos_embed_fit)
+        return self.positions.position_table(self, table)
 
     def _for_each(self, table: Array, spatial_shapes: ArrayLike | None, length: int) -> Array:
         if spatial_shapes is None:
@@ -270,7 +306,7 @@ class VisionTransformer(nn.Module):
 
     def _run_blocks(
         self, tokens: Float[Array, "b n d"], inputs: list[Any], taken: tuple[int, ...]
-    ) -> tuple[Float[Array, "b n d"], list[Float[Array, "b n d"]]]:
+    ) -> tuple[Float[Array, "b m e"], list[Float[Array, "b _ _"]]]:
         return run_model(self, tokens, inputs, taken)
 
     def classify(self, tokens: Float[Array, "b n d"], mask: ArrayLike | None = None) -> Array:
@@ -305,3 +341,8 @@ class VisionTransformer(nn.Module):
         pooled = self.fc_norm(pooled) if cfg.fc_norm else pooled
         pooled = pooled if cfg.representation_size is None else jnp.tanh(self.pre_logits(pooled))
         return dropout(self, pooled, self.drop.drop_rate)
+
+
+def _widened(x: Array) -> Array:
+    """Returns what leaves the model, in float32 or wider."""
+    return x.astype(accumulator_dtype(x.dtype))

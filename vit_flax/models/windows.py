@@ -28,21 +28,26 @@ class WindowedPositions(Positions):
         return position.window(self.index)
 
     @property
+    def stride(self) -> tuple[int, int]:
+        """Tokens along height and width of which attention makes one."""
+        return 1, 1
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Height and width of what attends to itself: a window, or the whole grid."""
-        return (self.window, self.window) if self.window else self.config.grid_size
+        return (self.window, self.window) if self.window else self.config.grid_before(self.index)
 
     @property
     def counts(self) -> tuple[int, int]:
         """Windows along height and width."""
-        height, width = self.config.grid_size
+        height, width = self.config.grid_before(self.index)
         return -(-height // self.window), -(-width // self.window)
 
     def partition(self, x: Float[Array, "b n d"]) -> Float[Array, "w m d"]:
         """Returns the windows row by row, those of an image one after the other."""
         if not self.window:
             return x
-        side, (rows, columns), (height, width) = self.window, self.counts, self.config.grid_size
+        side, (rows, columns), (height, width) = self.window, self.counts, self.config.grid_before(self.index)
         batch, _, chans = x.shape
         x = reshape(x, batch, height, width, chans)
         x = jnp.pad(x, ((0, 0), (0, rows * side - height), (0, columns * side - width), (0, 0)))
@@ -53,10 +58,11 @@ class WindowedPositions(Positions):
         """Returns the grid of the windows that `partition` made, without what filled it up."""
         if not self.window:
             return x
-        side, (rows, columns), (height, width) = self.window, self.counts, self.config.grid_size
+        (rows, columns), (height, width) = self.counts, self.config.grid_before(self.index + 1)
+        down, along = (self.window // stride for stride in self.stride)  # patches along the sides of a window now
         batch, chans = x.shape[0] // (rows * columns), x.shape[-1]
-        x = reshape(x, batch, rows, columns, side, side, chans).transpose(0, 1, 3, 2, 4, 5)
-        x = reshape(x, batch, rows * side, columns * side, chans)[:, :height, :width]
+        x = reshape(x, batch, rows, columns, down, along, chans).transpose(0, 1, 3, 2, 4, 5)
+        x = reshape(x, batch, rows * down, columns * along, chans)[:, :height, :width]
         return reshape(x, batch, height * width, chans)
 
 

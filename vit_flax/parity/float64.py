@@ -16,6 +16,7 @@ _NARROWING = {
     "Siglip2VisionEmbeddings": "resize_positional_embeddings",
     "Sam3ViTRotaryEmbedding": "forward",
     "Sam3ViTRoPEAttention": "forward",
+    "Sam2VisionNeck": "forward",
 }
 
 

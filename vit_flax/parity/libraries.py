@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vit_flax.config import ViTConfig
-from vit_flax.config.windows import RelativeWindows
 from vit_flax.convert import Checkpoint, ConversionError, Layout, get_layout
+from vit_flax.convert.timm_config import layout_of
 from vit_flax.parity.compare import require_x64
 from vit_flax.parity.inputs import draw_images
 from vit_flax.parity.other_models import Peer, compare_peer, every_tensor_has_a_place, tokens_of
@@ -23,7 +23,7 @@ from vit_flax.pretrained import to_state_dict
 from vit_flax.reading import Reading
 
 LIBRARIES = ("timm", "transformers")
-_TIMM_LAYOUTS = ("timm", "deit", "timm_sam")  # the names of timm's own state_dicts
+_TIMM_LAYOUTS = ("timm", "deit", "timm_sam", "timm_sam2")  # the names of timm's own state_dicts
 
 
 def compare_checkpoint(reading: Reading, against: str | None = None, name: str | None = None, seed: int = 0) -> Report:
@@ -94,12 +94,15 @@ def _timm_peer(checkpoint: Checkpoint, layout: Layout, model: Any, params: PyTre
     if not timm.is_model(architecture):
         raise ConversionError(f"timm {timm.__version__} has no model {architecture!r}")
     preset = PRESETS[architecture].config if architecture in PRESETS else ViTConfig()
+    layout_there = layout_of(config)
+    spelled = {field: layout_there.arguments.get(field, argument) for field, argument in _TIMM_SIZES.items()}
+    taken = config.family.fields.keys() - layout_there.implied(config.fields()).keys()
     changes = {
         argument: getattr(config, field)
-        for field, argument in _TIMM_SIZES.items()
-        if getattr(config, field) != getattr(preset, field) or field == "num_classes"
+        for field, argument in spelled.items()
+        if argument and field in taken and (getattr(config, field) != getattr(preset, field) or field == "num_classes")
     }
-    if isinstance(config.position, RelativeWindows) and isinstance(preset.position, RelativeWindows):
+    if config.family == preset.family and set(_TIMM_WINDOWED) <= config.family.fields.keys():
         given = {field: getattr(config, field) for field in _TIMM_WINDOWED}
         changes |= {field: value for field, value in given.items() if value != getattr(preset, field)}
         changes["global_pool"] = "" if config.global_pool == "none" else config.global_pool
@@ -123,7 +126,8 @@ def _timm_peer(checkpoint: Checkpoint, layout: Layout, model: Any, params: PyTre
         raise ConversionError(f"timm's {architecture} cannot hold these tensors: {said}{advice}") from error
 
     def outputs(module: Any, pixels: Any) -> dict[str, Any]:
-        return {"features": tokens_of(module.forward_features(pixels)), "output": tokens_of(module(pixels))}
+        found = {"features": module.forward_features(pixels), "output": module(pixels)}
+        return {name: tokens_of(array, config) for name, array in found.items()}
 
     checks = every_tensor_has_a_place(result.missing_keys, result.unexpected_keys, "timm")
     return Peer(f"timm's {architecture}", module, get_layout(named), outputs, checks)

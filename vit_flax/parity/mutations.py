@@ -203,8 +203,8 @@ def _one_block_early(model: Any, tokens: Any, inputs: Any, taken: tuple[int, ...
     return out, [[tokens, *found][index] for index in taken]
 
 
-def _prefix_kept(patches: Any, config: ViTConfig, grid: bool, return_prefix_tokens: bool) -> Any:
-    del grid, return_prefix_tokens
+def _prefix_kept(patches: Any, config: ViTConfig, size: Any, grid: bool, return_prefix_tokens: bool) -> Any:
+    del size, grid, return_prefix_tokens
     return patches, patches[:, : config.num_prefix_tokens]
 
 

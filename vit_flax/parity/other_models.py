@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from vit_flax.config import ViTConfig
 from vit_flax.convert import Layout
 from vit_flax.parity.compare import compare_components, subject_of
 from vit_flax.parity.float64 import computed_in_float64
@@ -79,9 +80,12 @@ def every_tensor_has_a_place(missing: Iterable[str], unexpected: Iterable[str], 
     return [Check(text + more, not wrong)]
 
 
-def tokens_of(features: torch.Tensor | None) -> torch.Tensor | None:
-    """Flattens feature maps (B, C, H, W), as trunks return them, to tokens (B, N, C)."""
-    return features.flatten(2).swapaxes(1, 2) if features is not None and features.ndim == 4 else features
+def tokens_of(features: torch.Tensor | None, config: ViTConfig) -> torch.Tensor | None:
+    """Flattens feature maps (B, C, H, W) or (B, H, W, C), as trunks return them, to tokens (B, N, C)."""
+    if features is None or features.ndim != 4:
+        return features
+    is_last = features.shape[1:] == (*config.feature_grid, config.feature_dim)
+    return features.flatten(1, 2) if is_last else features.flatten(2).swapaxes(1, 2)
 
 
 def _apply(model: Any, padding: Mapping[str, np.ndarray], params: PyTree, pixels: jax.Array) -> jax.Array:

@@ -153,7 +153,8 @@ def peer_of(module: PreTrainedModel, absent: list[str], layout: Layout, config: 
         if hasattr(module.config, "mask_ratio"):
             more["noise"] = torch.arange(config.num_patches, dtype=pixels.dtype).expand(len(pixels), -1)
         out = kind.forward(module, pixels, **more)
-        found = {"features": tokens_of(out.get("last_hidden_state"))}
+        maps = out.get("fpn_hidden_states")  # a feature pyramid, from fine to coarse
+        found = {"features": tokens_of(out.get("last_hidden_state") if maps is None else maps[-1], config)}
         names = ("logits", "image_embeds", "pooler_output") if pooled else ("logits", "image_embeds")
         found["output"] = next((out[name] for name in names if out.get(name) is not None), None)
         return {name: array for name, array in found.items() if array is not None}

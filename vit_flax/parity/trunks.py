@@ -24,6 +24,16 @@ _SIZES = {
     "window_size": 3,
 }  # fmt: skip
 _SAM = {**_SIZES, "mlp_dim": 40, "global_attn_indexes": [1], "output_channels": 6}
+# stages of 8x4 and 4x2 patches; queries are pooled in the second block, the last sees all
+_STAGES = {
+    "model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [32, 16], "blocks_per_stage": [1, 3],
+    "embed_dim_per_stage": [8, 16], "num_attention_heads_per_stage": [1, 2], "window_size_per_stage": [4, 3],
+    "global_attention_blocks": [3], "window_positional_embedding_background_size": [3, 3], "num_query_pool_stages": 1,
+}  # fmt: skip
+_SAM2 = {
+    "backbone_config": _STAGES, "backbone_channel_list": [16, 8], "fpn_hidden_size": 8, "fpn_top_down_levels": [0, 1],
+    "num_feature_levels": 1,
+}  # fmt: skip
 # transformers' class, its attributes, and the layout
 KINDS: dict[str, tuple[str, dict[str, object], str]] = {
     "sam": ("SamVisionModel", _SAM, "huggingface_sam"),
@@ -39,6 +49,7 @@ KINDS: dict[str, tuple[str, dict[str, object], str]] = {
         {**_SIZES, "intermediate_size": 40, "global_attn_indexes": [1], "pretrain_image_size": 12},
         "huggingface_sam3",
     ),
+    "sam2": ("Sam2VisionModel", _SAM2, "huggingface_sam2"),
 }  # fmt: skip
 
 

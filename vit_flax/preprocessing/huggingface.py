@@ -52,6 +52,7 @@ _PROCESSORS = {
     "DINOv3ViTImageProcessor": _Processor(IMAGENET, 2, floats=True),
     "SamImageProcessor": _Processor(IMAGENET, 2, {"longest_edge": 1024}, convert_rgb=True, pad_size=1024),
     "Sam3ImageProcessor": _Processor(INCEPTION, 2, 1008, convert_rgb=True),
+    "Sam2ImageProcessor": _Processor(IMAGENET, 2, {"height": 1024, "width": 1024}, convert_rgb=True),
 }
 # the processor of a model type, where the file does not name it
 _OF_MODELS = {
@@ -71,6 +72,7 @@ _OF_MODELS = {
     **dict.fromkeys(("sam", "sam_vision_model", "sam_hq", "sam_hq_vision_model"), "SamImageProcessor"),
     **dict.fromkeys(("sam3", "sam3_vision_model", "sam3_vit_model"), "Sam3ImageProcessor"),
     **dict.fromkeys(("sam3_video", "sam3_tracker", "sam3_tracker_video", "sam3_lite_text"), "Sam3ImageProcessor"),
+    **dict.fromkeys(("sam2", "sam2_vision_model", "sam2_video"), "Sam2ImageProcessor"),
     "deit": "DeiTImageProcessor",
 }
 _SWITCHES = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}

@@ -13,6 +13,7 @@ from vit_flax.presets.deit import DEIT_MODELS
 from vit_flax.presets.eva import EVA_MODELS
 from vit_flax.presets.explained import EXPLAINED
 from vit_flax.presets.foundation import FOUNDATION_MODELS
+from vit_flax.presets.hiera import HIERA_MODELS, SAM2_ENCODERS
 from vit_flax.presets.huggingface import HUGGINGFACE_MODELS
 from vit_flax.presets.huggingface_towers import HUGGINGFACE_TOWERS
 from vit_flax.presets.open_clip import OPEN_CLIP_MODELS
@@ -44,6 +45,8 @@ PRESETS: dict[str, Preset[ViTConfig]] = {
     **WINDOWED_MODELS,
     **VITDET_MODELS,
     **SAM3_MODELS,
+    **HIERA_MODELS,
+    **SAM2_ENCODERS,
     **SAM_ENCODERS,
     **EXPLAINED,
 }

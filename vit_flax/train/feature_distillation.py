@@ -25,6 +25,12 @@ def check_features(
     if student.image_size != teacher.image_size or student.grid_size != teacher.grid_size:
         own, other = ("{}x{} patches of {}x{} pixels".format(*c.grid_size, *c.image_size) for c in (student, teacher))
         raise ValueError(f"loss.feature_weight: the model has {own}, the teacher {other}; both must be the same")
+    for whose, config in (("model", student), ("teacher", teacher)):
+        if config.dim_before(0) != config.dim_before(config.depth):
+            raise ValueError(
+                f"loss.feature_weight: the {whose}'s blocks are of several widths ({config.family.name}): "
+                "such are not compared"
+            )
     if student.in_chans != teacher.in_chans:
         raise ValueError(
             f"loss.feature_weight: the model reads {student.in_chans} channels, the teacher {teacher.in_chans}"

@@ -72,7 +72,16 @@ class Scores:
 
 
 def frozen_grids(predictor: Predictor, data: MaskFolder, layers: tuple[int, ...]) -> Float[np.ndarray, "n h w c"]:
-    """Returns the tokens after some blocks, normalised as after the last one and joined, of every image."""
+    """Returns the tokens after some blocks, normalised as after the last one and joined, of every image.
+
+    Raises:
+        ValueError: their grids are not of one size.
+    """
+    config = predictor.model.config
+    grids = {config.grid_before(number % config.depth + 1) for number in layers}
+    if len(grids) > 1:
+        told = " and ".join(f"{height}x{width}" for height, width in sorted(grids, reverse=True))
+        raise ValueError(f"blocks {layers} have grids of {told}, which cannot be joined: name blocks of one of them")
     asked = Intermediates(indices=layers, norm=True)
     found = predictor.intermediates([image for image, _ in data.pairs], asked)
     return np.concatenate(list(found.values()), axis=-1)
