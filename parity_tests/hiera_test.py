@@ -1,4 +1,4 @@
-"""SAM 2's image encoder against timm's HieraDet and transformers' Sam2VisionModel, and Meta's names of it."""
+"""SAM 2's image encoder against timm's HieraDet and transformers' Sam2VisionModel, and under Meta's names."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def build(case: str) -> tuple[Any, np.ndarray, str]:
 
 
 def told(case: str) -> dict[str, Any]:
-    """Returns what the tensors do not tell, as its library says it."""
+    """Returns the fields that the tensors do not determine, from the library's config."""
     kind, name = case.split(", ")
     if kind != "timm":
         return {"config": build(case)[0].config.to_dict()}
@@ -108,13 +108,13 @@ def converted(case: str) -> tuple[Any, np.ndarray, str, Any, Any]:
 
 
 def maps_of(theirs: Any, images: np.ndarray) -> list[torch.Tensor]:
-    """Returns the maps (B, H, W, C) that leave transformers' neck, from fine to coarse."""
+    """Returns the feature maps (B, H, W, C) of transformers' neck, from fine to coarse."""
     with computed_in_float64(theirs):
         return [level.permute(0, 2, 3, 1) for level in run_torch(theirs, images)["fpn_hidden_states"]]
 
 
 def tokens_of(theirs: Any, images: np.ndarray) -> torch.Tensor:
-    """Returns what leaves the encoder, one token after the other."""
+    """Returns the encoder's output as tokens (B, N, C)."""
     if hasattr(theirs, "neck"):
         return maps_of(theirs, images)[-1].flatten(1, 2)
     out = run_torch(getattr(theirs, "forward_features", theirs), images)
@@ -127,7 +127,7 @@ def compiled(model: Any, method: str) -> Any:
 
 
 def run_flax(model: Any, params: Any, images: np.ndarray, method: str = "__call__") -> Any:
-    """Returns what the linen model gives, compiled once for each config."""
+    """Returns the linen model's output, compiled once for each config."""
     return compiled(model, method)({"params": params}, jnp.asarray(images))
 
 
@@ -273,7 +273,7 @@ def test_inside_of_the_whole_model(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("change", [{}, {"num_heads": 3, "embed_dim": 48, "stages": (1, 1, 2, 1), "num_classes": 4}])
 def test_timms_config_file(change: dict[str, Any]) -> None:
-    """What is written is what timm builds, and what is read."""
+    """The written config builds timm's model, and is read back."""
     config = get_preset("sam2_hiera_tiny").config
     if change:
         doubled = [2**stage for stage in range(4)]

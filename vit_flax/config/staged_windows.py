@@ -1,4 +1,4 @@
-"""Blocks of several stages, which attend inside windows: between stages tokens become fewer and wider; Hiera, SAM 2."""
+"""Window attention in stages, between which tokens become fewer and wider; Hiera, SAM 2."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BLOCK = "multi_scale"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StagedWindows(Windows):
-    """Windows of several stages of blocks, each with widths, heads and windows of its own.
+    """Window attention in several stages of blocks, each with its own width, heads and window size.
 
     The first block of a stage projects tokens to its width. In the stages that pool, it attends inside the windows of
     the stage before, with the largest of each `query_stride` queries: that many times fewer tokens leave it. The table
@@ -26,15 +26,15 @@ class StagedWindows(Windows):
     of coarser stages added to finer ones.
     """
 
-    stages: tuple[int, ...] = (1, 2, 7, 2)  # the blocks of each
-    stage_dims: tuple[int, ...] = (96, 192, 384, 768)  # the width of its tokens; embed_dim is the first
-    stage_heads: tuple[int, ...] = (1, 2, 4, 8)  # its heads; num_heads is the first
-    window_sizes: tuple[int, ...] = (8, 4, 14, 7)  # patches along a side of its windows; 0: it sees the whole grid
+    stages: tuple[int, ...] = (1, 2, 7, 2)  # number of blocks of each stage
+    stage_dims: tuple[int, ...] = (96, 192, 384, 768)  # width of each stage's tokens; embed_dim is the first
+    stage_heads: tuple[int, ...] = (1, 2, 4, 8)  # heads of each stage; num_heads is the first
+    window_sizes: tuple[int, ...] = (8, 4, 14, 7)  # patches along a side of each stage's windows; 0: global attention
     global_attn_indexes: tuple[int, ...] = (5, 7, 9)
-    query_pools: int = 3  # stages that pool queries: so many after the first
+    query_pools: int = 3  # number of stages that pool queries, after the first
     query_stride: Pair = (2, 2)
-    pyramid_top_down: tuple[int, ...] = (2, 3)  # stages to whose maps the one of the stage after them is added
-    pyramid_levels: int = 3  # stages whose maps the pyramid gives out, from the first on; the last are the features
+    pyramid_top_down: tuple[int, ...] = (2, 3)  # stages to whose maps the next stage's upsampled map is added
+    pyramid_levels: int = 3  # number of the pyramid's output maps, from the first stage on; the last is the features
 
     spared: ClassVar[tuple[str, ...]] = ("pos_embed_window",)
     stem: ClassVar[tuple[str, ...]] = ("pos_embed_window",)
@@ -76,7 +76,7 @@ class StagedWindows(Windows):
         return index > 0 and self.stage(index) != self.stage(index - 1)
 
     def stride(self, index: int) -> Pair:
-        """Returns how many tokens along height and width block `index` makes one of."""
+        """Returns the pooling stride of block `index` along height and width."""
         pools = self.is_first(index) and self.stage(index) <= self.query_pools
         return self.query_stride if pools else (1, 1)
 
@@ -147,7 +147,7 @@ class StagedWindows(Windows):
                 )
 
     def _check_pyramid(self, config: ViTConfig) -> None:
-        """Raises ValueError where a map is not twice as large as the one that is added to it."""
+        """Raises ValueError where a feature map is not twice as large as the coarser one that is added to it."""
         require_int("neck_chans", config.neck_chans, minimum=1)
         grids = [self.grid_before(config, end + 1) for end in self.stage_ends]
         for level in self.pyramid_top_down:

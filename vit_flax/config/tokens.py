@@ -81,11 +81,11 @@ def _patches(image_size: Pair, patch_size: Pair, crop: bool) -> Pair:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OverlappingPatches(Tokens):
-    """Patches that share pixels with their neighbours, each projected to a token, as SAM 2 has them."""
+    """Overlapping patches, each projected to a token; SAM 2."""
 
-    patch_kernel: Pair = (7, 7)  # (height, width) in pixels of a patch; an int means a square, here and below
-    patch_stride: Pair = (4, 4)  # from a patch to the next
-    patch_padding: tuple[int, int] = (3, 3)  # zeros on each side of the image
+    patch_kernel: Pair = (7, 7)  # (height, width) of a patch in pixels; an int means a square, here and below
+    patch_stride: Pair = (4, 4)  # stride of the patches in pixels
+    patch_padding: tuple[int, int] = (3, 3)  # zero padding on each side of the image
 
     def __post_init__(self) -> None:
         """Normalises the pairs."""

@@ -1,4 +1,4 @@
-"""Attention inside windows: most blocks see a part of the grid, those that are named see all of it; ViTDet, SAM."""
+"""Window attention: blocks attend inside windows of the grid, the named ones to all of it; ViTDet, SAM."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Windows(Position):
-    """Attention inside square windows of the grid, but for the blocks that are named.
+    """Attention inside square windows of the grid, except for blocks of global attention.
 
-    The grid is filled up to whole windows with zeros, which are attended to like all other tokens.
+    The grid is padded to whole windows with zeros, and the padding is not masked.
     """
 
-    global_attn_indexes: tuple[int, ...] = ()  # numbers of the blocks that see the whole grid in any case
+    global_attn_indexes: tuple[int, ...] = ()  # the blocks of global attention
 
     def __post_init__(self) -> None:
         """Checks what stands by itself."""
@@ -63,22 +63,22 @@ class EqualWindows(Windows):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RelativeWindows(EqualWindows):
-    """Windows, and what a query makes of its distance to each row and each column of keys; ViTDet, SAM."""
+    """Window attention with decomposed relative position embeddings, which depend on the query; ViTDet, SAM."""
 
-    use_rel_pos: bool = True  # learned vectors of each distance, by which queries are multiplied
+    use_rel_pos: bool = True  # learned vectors by distance along height and width, multiplied by the queries
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RotatedWindows(EqualWindows):
-    """Windows in which queries and keys are rotated by row and column; SAM 3.
+    """Window attention with 2D rotary position embeddings; SAM 3.
 
-    The rows and columns of the whole grid are numbered in steps so small that they end where a window's do.
+    In blocks of global attention rows and columns are scaled to the range of a window's.
     """
 
-    rope_theta: float = 10000.0  # of the periods of rotation the longest, the shortest being one patch
+    rope_theta: float = 10000.0  # base of the frequencies theta^(-4 i / head_dim)
 
     def check(self, config: ViTConfig) -> None:
-        """Raises ValueError where heads are of a width that two axes cannot share."""
+        """Raises ValueError also where rope_theta or window_size is not positive, or 4 does not divide head_dim."""
         super().check(config)
         require_positive("rope_theta", self.rope_theta)
         if not self.window_size:

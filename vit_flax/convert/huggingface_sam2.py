@@ -1,4 +1,4 @@
-"""Hugging Face's SAM 2: the image encoder, with its neck or the trunk alone, beside the rest or not."""
+"""Hugging Face's SAM 2: the image encoder with its neck, or the trunk, in checkpoints of all of SAM 2 or alone."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _components(config: ViTConfig) -> tuple[tuple[str, str], ...]:
     return tuple((_TRUNK * has_neck + respelled(name, _SPELLINGS), ours) for name, ours in block_pairs(config))
 
 
-# fields whose values are lists, and those that are one number or two
+# fields whose values are lists, and those whose values are a number or a pair
 _LISTS = {
     "stages": "blocks_per_stage", "stage_dims": "embed_dim_per_stage", "stage_heads": "num_attention_heads_per_stage",
     "window_sizes": "window_size_per_stage", "global_attn_indexes": "global_attention_blocks",
@@ -77,7 +77,7 @@ _TOP_DOWN = [2, 3]
 
 
 def _read_trunk(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    # null stands for what is left out
+    # null stands for the default
     given = {name: _TRUNK_DEFAULTS[name] if value is None else value for name, value in attributes.items()}
     pairs = {field: given[name] for field, name in _PAIRS.items()}
     fields: dict[str, Any] = {field: tuple(given[name]) for field, name in _LISTS.items()}
@@ -170,7 +170,7 @@ _TRUNK_FAMILY = Family(
     layout="huggingface_sam2",
     defaults=_TRUNK_DEFAULTS,
     fields=_read_trunk,
-    harmless=(*hf.HARMLESS, "num_attention_heads"),  # those of the stages count
+    harmless=(*hf.HARMLESS, "num_attention_heads"),  # stage_heads is read
 )
 _SAM2 = Family(
     layout="huggingface_sam2",

@@ -1,4 +1,4 @@
-"""Layouts of SAM 2's image encoder: timm's HieraDet, and Meta's own beside the rest of SAM 2."""
+"""Layouts of SAM 2's image encoder: timm's HieraDet, and Meta's in checkpoints of all of SAM 2."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STAGED = (
     "global_attn_indexes", "query_pools", "query_stride",
 )  # fmt: skip
 PYRAMID = ("neck_chans", "pyramid_top_down", "pyramid_levels")
-# what tensors do not tell of windows, heads and patches
+# fields of windows, heads and patches that tensors do not determine
 REQUIRED = (("stage_heads", "window_sizes", "global_attn_indexes", "image_size", "patch_stride", "patch_padding"),)
 _HINT = (
     ": `config='facebook/sam2.1-hiera-tiny'` tells them of Meta's tiny (as -small, -base-plus, -large of the others), "
@@ -29,7 +29,7 @@ _ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 
 
 def window_table(rows: int) -> Operation:
-    """Returns the move of a table by channel, row and column to one by patch, given its rows."""
+    """Returns the operation from a position table (1, D, H, W) to one by patch (1, H W, D), given H."""
 
     def back(array: Any) -> tuple[Any]:
         return (array.reshape(1, rows, -1, array.shape[-1]).transpose(0, 3, 1, 2),)
@@ -43,7 +43,7 @@ def window_table(rows: int) -> Operation:
 
 
 def stem_rules(config: ViTConfig, projection: str) -> tuple[Rule, ...]:
-    """Returns the rules of both tables of positions, and of the convolution that makes tokens."""
+    """Returns the rules of both position tables, and of the patch embedding."""
     grid, windows = config.pos_embed_grid or config.grid_size, config.window_sizes
     return (
         Rule("pos_embed", "pos_embed", window_table(grid[0])),
@@ -54,7 +54,7 @@ def stem_rules(config: ViTConfig, projection: str) -> tuple[Rule, ...]:
 
 
 def pyramid_rules(config: ViTConfig, convolution: str) -> tuple[Rule, ...]:
-    """Returns the rules of the neck, whose convolutions files count from the last stage."""
+    """Returns the rules of the neck, whose convolutions are numbered from the last stage in files."""
     if config.neck_chans is None:
         return ()
     rules = []
@@ -65,7 +65,7 @@ def pyramid_rules(config: ViTConfig, convolution: str) -> tuple[Rule, ...]:
 
 
 def infer_stages(shapes: Shapes) -> dict[str, object]:
-    """Returns what timm's names tell of stages, tokens and positions.
+    """Returns the fields of stages, tokens and positions that timm's names determine.
 
     A stage begins where a block projects its tokens, or is of another width than the one before.
 
@@ -159,8 +159,8 @@ def _evidence(names: Collection[str]) -> str | None:
 
 
 def block_pairs(config: ViTConfig) -> tuple[tuple[str, str], ...]:
-    """Returns the pairs of modules of the blocks under timm's names, and what goes into the first."""
-    # what comes out of attention is parted into windows there, and not here
+    """Returns the pairs of modules of the blocks under timm's names, and the first block's input."""
+    # the output of attention is partitioned into windows there, and not here
     pairs = (pair for pair in block_components(config) if pair[0] != "blocks.{i}.attn")
     more = ("norm2:input", "attn.proj:input")
     inner = tuple((f"blocks.{{i}}.{part}", f"blocks_{{i}}/{part.replace('.', '/')}") for part in more)

@@ -1,4 +1,4 @@
-"""A feature pyramid over the stages of a trunk."""
+"""The feature pyramid network (FPN) over the stages of a trunk."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from vit_flax.models.precision import Precision
 
 
 class FeaturePyramid(nn.Module):
-    """Projects every stage's map to the same channels, and adds coarser ones, enlarged, to finer ones.
+    """Projects every stage's feature map to the same channels, and adds upsampled coarser maps to finer ones.
 
     Reference: transformers' Sam2VisionNeck; Meta's sam2.modeling.backbones.image_encoder.FpnNeck (its defaults: sums,
     nearest neighbours); arXiv 1612.03144.
     """
 
     features: int
-    grids: tuple[tuple[int, int], ...]  # of every stage, from fine to coarse
-    top_down: tuple[int, ...]  # stages to whose maps the one of the stage after them is added
-    levels: int  # maps that are returned, from the finest on
+    grids: tuple[tuple[int, int], ...]  # grid of every stage, from fine to coarse
+    top_down: tuple[int, ...]  # stages whose maps the coarser map is added to
+    levels: int  # number of returned maps, from the finest on
     precision: Precision = Precision()
 
     def setup(self) -> None:
@@ -31,7 +31,7 @@ class FeaturePyramid(nn.Module):
         self.convs = [Convolution(self.features, 1, precision=self.precision) for _ in self.grids]
 
     def __call__(self, stages: Sequence[Float[Array, "b _ _"]]) -> list[Float[Array, "b h w c"]]:
-        """Returns maps, from fine to coarse, of the tokens that leave each stage."""
+        """Returns feature maps, from fine to coarse, of the output tokens of each stage."""
         maps: list[Array] = []  # from coarse to fine
         for stage in reversed(range(len(self.grids))):
             tokens, (height, width) = stages[stage], self.grids[stage]

@@ -1,4 +1,4 @@
-"""The transformer block of models whose tokens become fewer and wider from stage to stage."""
+"""The multi-scale transformer block, which pools and widens tokens at the first block of a stage."""
 
 import flax.linen as nn
 import numpy as np

@@ -1,4 +1,4 @@
-"""Patches that share pixels with their neighbours: a convolution whose kernel is larger than its stride."""
+"""Overlapping patch embedding: a convolution whose kernel is larger than its stride."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Positions:
         """Adds parameters that all blocks share to the model."""
 
     def position_table(self, model: nn.Module, table: Array) -> Array:
-        """Returns what is added to the tokens (1, N, D), of the table that the model has."""
+        """Returns the position embedding (1, N, D) of the tokens, from the model's table."""
         del model
         return table
 
@@ -55,7 +55,7 @@ class Positions:
         return x
 
     def pool(self, x: Array) -> Array:
-        """Returns tokens (B, N, D) as those (B, M, D) that attention makes of them."""
+        """Returns the tokens (B, M, D) of the residual connection around an attention that pools queries."""
         return x
 
     def build_neck(self, precision: Precision) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Attention inside windows in which queries are pooled, and the positions of models that do so."""
+"""Window attention with pooled queries, and its position embedding."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from vit_flax.models.windows import WindowedPositions
 
 
 class StagedWindowPositions(WindowedPositions):
-    """Parts each stage's grid into windows, in which the first block of a stage may pool its queries.
+    """Partitions each stage's grid into windows, in which the first block of a stage may pool its queries.
 
     Reference: timm.models.hieradet_sam2; transformers' Sam2MultiScaleAttention; arXiv 2306.00989, 2311.05613.
     """
 
     @property
     def stride(self) -> tuple[int, int]:
-        """Queries along height and width of which attention takes the largest."""
+        """Stride of the max pooling of queries along height and width."""
         position: Any = self.config.position
         return position.stride(self.index)
 
     def setup_model(self, model: nn.Module) -> None:
-        """Adds the table of one window to the model."""
+        """Adds the position embedding of one window to the model."""
         side, init = self.config.position.window_sizes[0], nn.initializers.normal(0.02)  # pyright: ignore[reportAttributeAccessIssue]
         shape = (1, side * side, self.config.embed_dim)
         model.pos_embed_window = model.param("pos_embed_window", init, shape, model.policy.params)
 
     def position_table(self, model: nn.Module, table: Float[Array, "1 n d"]) -> Float[Array, "1 n d"]:
-        """Returns the table with that of one window added in all windows."""
+        """Returns the position table with the window's embedding tiled over all windows and added."""
         (height, width), window = self.config.grid_size, model.pos_embed_window
         side = self.config.position.window_sizes[0]  # pyright: ignore[reportAttributeAccessIssue]
         repeated = jnp.tile(window.reshape(1, side, side, -1), (1, height // side, width // side, 1))
@@ -48,7 +48,7 @@ class StagedWindowPositions(WindowedPositions):
         return max_pool(q, self.grid, self.stride), k, None
 
     def pool(self, x: Float[Array, "b n d"]) -> Float[Array, "b m d"]:
-        """Returns the largest of the tokens whose queries attention pools."""
+        """Returns the tokens max-pooled as the queries are."""
         return max_pool(x, self.config.grid_before(self.index), self.stride)
 
     def build_neck(self, precision: Precision) -> nn.Module:
@@ -66,9 +66,9 @@ class StagedWindowPositions(WindowedPositions):
 
 
 def max_pool(x: Float[Array, "*b n d"], grid: tuple[int, int], stride: tuple[int, int]) -> Float[Array, "*b m d"]:
-    """Returns the largest of each `stride` cells of a grid whose rows lie one after the other; the rest are left out.
+    """Max-pools a row-major grid of tokens with kernel and stride `stride`; cells beyond the last window are dropped.
 
-    Of equal ones the first is taken, as torch does, which the gradient shows.
+    The gradient goes to the first of equal values, as in torch, and NaN is the largest.
 
     Reference: torch.nn.functional.max_pool2d(kernel_size=stride, stride=stride).
     """

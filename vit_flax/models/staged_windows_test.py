@@ -1,4 +1,4 @@
-"""Stages: queries pooled inside windows, in every program, and what a config of them cannot be."""
+"""Stages of windows with pooled queries in every program, and configs that are refused."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ class VisionTransformer(nn.Module):
         return self._finished(*self._through(tokens, mask, spatial_shapes, read, self.config.depth))
 
     def feature_pyramid(self, images: ArrayLike) -> list[Float[Array, "b h w c"]]:
-        """Returns a map of each stage of blocks, from fine to coarse; the last is that of `features`.
+        """Returns the feature maps of the neck, from fine to coarse; the last is that of `features`.
 
         Raises:
             ValueError: the model has no such neck.

@@ -1,4 +1,4 @@
-"""Attention inside windows of the grid, with relative positions that depend on the query, or with rotations."""
+"""Window attention with decomposed relative position embeddings or rotary position embeddings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vit_flax.models.rotation import rotary_frequencies, rotate
 
 
 class WindowedPositions(Positions):
-    """Parts the grid into windows, in the blocks that do not see all of it.
+    """Partitions the grid into windows in all blocks but those of global attention.
 
     Reference: timm.models.vision_transformer_sam; transformers' VitDetModel, SamVisionEncoder and Sam3ViTModel.
     """
@@ -44,7 +44,7 @@ class WindowedPositions(Positions):
         return -(-height // self.window), -(-width // self.window)
 
     def partition(self, x: Float[Array, "b n d"]) -> Float[Array, "w m d"]:
-        """Returns the windows row by row, those of an image one after the other."""
+        """Returns the zero-padded windows of m tokens in the batch axis, image by image and row by row."""
         if not self.window:
             return x
         side, (rows, columns), (height, width) = self.window, self.counts, self.config.grid_before(self.index)
@@ -55,7 +55,7 @@ class WindowedPositions(Positions):
         return reshape(x, batch * rows * columns, side * side, chans)
 
     def unpartition(self, x: Float[Array, "w m d"]) -> Float[Array, "b n d"]:
-        """Returns the grid of the windows that `partition` made, without what filled it up."""
+        """Returns the grid's tokens from the windows of `partition`, without the padding."""
         if not self.window:
             return x
         (rows, columns), (height, width) = self.counts, self.config.grid_before(self.index + 1)
@@ -67,13 +67,13 @@ class WindowedPositions(Positions):
 
 
 class RelativeWindowPositions(WindowedPositions):
-    """Adds to the logits what a query makes of its distance to a key: its products with two learned vectors.
+    """Adds decomposed relative position embeddings to the logits: a query's products with two vectors by distance.
 
     Reference: arXiv 2203.16527; arXiv 2112.01526, section 4.1.
     """
 
     def setup_attention(self, attention: nn.Module) -> None:
-        """Adds a table of vectors by distance for each side, if there are any."""
+        """Adds the parameters rel_pos_h and rel_pos_w (2 * side - 1, head_dim), if config.use_rel_pos."""
         if self.config.use_rel_pos:
             dtype, init = attention.precision.params, nn.initializers.zeros
             height, width = ((2 * side - 1, self.config.head_dim) for side in self.grid)
@@ -83,10 +83,10 @@ class RelativeWindowPositions(WindowedPositions):
     def apply(
         self, attention: nn.Module, q: Array, k: Array, scale: float, given: Array | np.ndarray | None
     ) -> tuple[Array, Array, Array | None]:
-        """Returns queries and keys with more channels, whose products are what is added to the logits.
+        """Returns queries and keys with more channels, whose products are the bias of the logits.
 
-        A query's are its products with the vectors of its distance to each row and each column of keys, a key's say in
-        which row and column it is. No array is of the size of the logits, and every back end can do it.
+        A query's are its products with the vectors of its distance to each row and each column of keys, a key's are its
+        row and column, one-hot. No bias of the logits' size is built, and every attention back end can compute it.
         """
         if not self.config.use_rel_pos:
             return q, k, None
@@ -114,7 +114,7 @@ def _products(attention: Any, q: Array, grid: tuple[int, int], table: Array, spe
 
 
 class RotatedWindowPositions(WindowedPositions):
-    """Rotates queries and keys by their row and column in a window, or in the grid that is numbered as a window is.
+    """Rotates queries and keys by row and column in a window, or in the grid with positions scaled to a window's.
 
     Reference: transformers' Sam3ViTRotaryEmbedding and Sam3ViTLayer.precompute_positions.
     """

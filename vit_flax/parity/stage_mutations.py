@@ -1,4 +1,4 @@
-"""Deliberate errors of trunks whose blocks are of several stages: pooled queries, their windows, the feature pyramid.
+"""Deliberate errors of trunks with stages of blocks: pooled queries, their windows, the feature pyramid.
 
 Each is applied to a small transformers model of random weights: `vit-flax compare --mutate queries_averaged`.
 """
@@ -24,7 +24,7 @@ def _mean(x: Array, grid: tuple[int, int], stride: tuple[int, int]) -> Array:
 
 
 def _in_a_row(self: Any, attention: Any, q: Array, k: Array, scale: float, given: Any) -> tuple[Array, Array, None]:
-    """Pools queries that follow each other, not those that lie in a square."""
+    """Pools queries that are consecutive in a row, not those of a square."""
     down, along = self.stride
     return q.reshape(*q.shape[:2], -1, down * along, q.shape[-1]).max(-2), k, None
 
@@ -38,9 +38,9 @@ _BLOCK = "backbone.blocks"
 STAGE_MUTATIONS: dict[str, SmallMutation] = {
     m.name: m
     for m in (
-        SmallMutation("queries_averaged", "the mean of queries, not the largest, between stages", "sam2",
+        SmallMutation("queries_averaged", "average pooling of queries, not max pooling, between stages", "sam2",
                       f"{_BLOCK}.1.attn.proj:input", patches=((staged_windows, "max_pool", _mean),)),
-        SmallMutation("queries_pooled_in_a_row", "queries pooled that follow each other, not those in a square", "sam2",
+        SmallMutation("queries_pooled_in_a_row", "queries pooled along a row, not in squares", "sam2",
                       f"{_BLOCK}.1.attn.proj:input", patches=((StagedWindowPositions, "apply", _in_a_row),)),
         SmallMutation("window_positions_left_out", "no position embeddings of windows", "sam2", f"{_BLOCK}.0:input",
                       patches=((StagedWindowPositions, "position_table", _unchanged),)),

@@ -11,7 +11,7 @@ from vit_flax.presets.preset import IMAGENET, Preset, Weights, collect, weights
 
 
 def _hiera(width: int, heads: int, stages: tuple[int, ...], whole: tuple[int, ...], **fields: Any) -> ViTConfig:
-    """Returns the trunk whose widths and heads double from stage to stage; the `whole` blocks see the whole grid."""
+    """Returns the trunk whose widths and heads double from stage to stage; the `whole` blocks have global attention."""
     doubled = [2**stage for stage in range(len(stages))]
     return HieraViTConfig(
         embed_dim=width, num_heads=heads, depth=sum(stages), stages=stages, global_attn_indexes=whole,
@@ -43,7 +43,7 @@ _WEIGHTS: dict[str, Weights] = {
 _UNTRAINED = {"hieradet_small.untrained": dataclasses.replace(weights(1000, IMAGENET, 1.0), source=None)}
 HIERA_MODELS = collect(_CONFIGS, _WEIGHTS | _UNTRAINED)
 
-# images are resized to a square, whatever they were
+# images are resized to a square without regard to the aspect ratio
 SAM2_ENCODERS: dict[str, Preset] = {
     f"facebook/sam2{version}-hiera-{name.replace('_', '-')}": dataclasses.replace(
         row(_hiera(*size, neck_chans=256, global_pool="none", **more), IMAGENET, **SQUASHED),
