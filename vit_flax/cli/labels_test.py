@@ -151,6 +151,25 @@ def test_names_of_every_kind_of_config() -> None:
     assert read_labels({"pretrained_cfg": coded}) == (("n01", "n02"), ("tench", "goldfish"))
 
 
+def test_descriptions_of_every_kind(caplog: pytest.LogCaptureFixture) -> None:
+    named, expected = ("n01", "n02"), ("tench", "goldfish")
+    forms = (["tench", "goldfish"], ("tench", "goldfish"), {"0": "tench", "1": "goldfish"}, {1: "goldfish", 0: "tench"},
+             {"n02": "goldfish", "n01": "tench"})  # fmt: skip
+    for told in forms:
+        for names in ({"label_names": list(named)}, {"labels": {"1": "n02", "0": "n01"}}):
+            everything: dict[str, object] = {**names, "label_descriptions": told, "num_classes": 2}
+            assert read_labels(everything) == (named, expected)
+            assert read_labels({"pretrained_cfg": everything}) == (named, expected)
+            assert read_labels({**names, "pretrained_cfg": {"label_descriptions": told}}) == (named, expected)
+        assert read_labels({"id2label": {"0": "n01", "1": "n02"}, "label_descriptions": told}) == (named, expected)
+    for told in forms[:4]:  # by number they are names where there are no others
+        assert read_labels({"label_descriptions": told, "num_classes": 2}) == (expected, None)
+    assert read_labels({"label_descriptions": forms[4], "num_classes": 2}) == (None, None)
+    assert not caplog.records
+    assert read_labels({"label_names": list(named), "label_descriptions": ["tench"]}) == (named, None)
+    assert "label_descriptions is left out: it has 1, for 2 classes" in caplog.text
+
+
 def test_imagenets_names_come_from_timm() -> None:
     assert is_imagenet({"architecture": "x", "pretrained_cfg": {"tag": "augreg_in21k_ft_in1k"}}, None, 1000)
     assert is_imagenet({}, "vit_tiny_patch16_224.augreg_in21k_ft_in1k", 1000)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 Names = tuple[str, ...]
 _SYNSETS = "imagenet_synsets.txt"
@@ -22,14 +25,17 @@ def read_labels(config: Mapping[str, object]) -> tuple[Names | None, Names | Non
     """
     told = config.get("pretrained_cfg")
     timm = told if isinstance(told, Mapping) else {}
+    descriptions = config.get("label_descriptions") or timm.get("label_descriptions")
     for values in (config, timm):
         for key in ("label_names", "labels"):
             if names := _names(values.get(key), _count(config, timm)):
-                return names, _described(names, config.get("label_descriptions") or timm.get("label_descriptions"))
+                return names, _described(names, descriptions)
     names = _names(config.get("id2label"), config.get("num_labels"))
     if names and all(_PLACEHOLDER.fullmatch(name) for name in names):
         names = None  # transformers' placeholders
-    return names, None
+    if names:
+        return names, _described(names, descriptions)
+    return _names(descriptions, _count(config, timm)), None  # told by number they name the classes
 
 
 def _count(config: Mapping[str, Any], timm: Mapping[str, Any]) -> Any:
@@ -54,9 +60,16 @@ def _names(told: Any, count: Any) -> Names | None:
 
 
 def _described(names: Names, told: Any) -> Names | None:
+    """Returns what describes each class: by its name, by its number, or a list in the classes' order."""
+    if isinstance(told, Sequence) and not isinstance(told, str) and len(told) == len(names):
+        return tuple(map(str, told))
     if not isinstance(told, Mapping):
+        if told:
+            what = f"has {len(told)}" if isinstance(told, list | tuple) else "is neither a list nor an object"
+            logger.warning("label_descriptions is left out: it %s, for %d classes", what, len(names))
         return None
-    return tuple(str(told.get(name, told.get(str(index), name))) for index, name in enumerate(names))
+    by_number = {str(key): value for key, value in told.items()}
+    return tuple(str(told.get(name, by_number.get(str(index), name))) for index, name in enumerate(names))
 
 
 def is_imagenet(config: Mapping[str, object], preset: str | None, num_classes: int) -> bool:
