@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -24,7 +25,11 @@ WEIGHT_NAMES = (
 )
 SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".msgpack")
 # Files with a suffix of weights that are none: states of optimisers, arguments.
-_NO_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state\w*|random_states_\w+)(\.[\w.]+)?")
+_NO_WEIGHTS = re.compile(
+    r"(optimizer|scheduler|scaler|training_args|rng_state\w*|random_states_\w+|\w+_optim_states)(\.[\w.]+)?"
+)
+# Files that show a folder of weights without a name of WEIGHT_NAMES: torch.distributed.checkpoint's, peft's, Orbax's.
+_MARKS = (".metadata", "adapter_config.json", "_METADATA")
 HUB = "hf://"
 _OPEN_CLIP = "open_clip_config.json"
 # Files beside weights with preprocessing and class names.
@@ -47,6 +52,7 @@ TOKENIZER_FILES = (
 # which are no tokeniser without one of those
 _BESIDE_TOKENIZERS = ("merges.txt", "special_tokens_map.json", "added_tokens.json")
 _SHOWN = 10
+_LOOKED_AT = 1000  # entries of a folder
 _MAX_JSON = 16 << 20
 _MAX_SHARDS = 1000
 _PATIENCE_SECONDS = 10.0
@@ -72,9 +78,24 @@ def find_weights(folder: Path) -> Path:
         return folder / others[0]
     if others:
         raise ConversionError(f"{folder}: holds several weights files, name one of them: {', '.join(others[:10])}")
+    below = _folders_with_weights(folder)
+    way = f"; they lie in {_told(below)}: give that folder" if below else ""
+    way = way.replace("that folder", "one of these") if len(below) > 1 else way
     raise ConversionError(
-        f"{folder}: holds no weights (looked for {', '.join(WEIGHT_NAMES)} or one file *{', *'.join(SUFFIXES)})"
+        f"{folder}: holds no weights (looked for {', '.join(WEIGHT_NAMES)} or one file *{', *'.join(SUFFIXES)}){way}"
     )
+
+
+def _folders_with_weights(folder: Path) -> list[str]:
+    """Returns the folders inside of one that hold weights, one or two levels down: checkpoints of training scripts."""
+    found = []
+    for pattern in ("*", "*/*"):
+        inner = (path for path in itertools.islice(folder.glob(pattern), _LOOKED_AT) if path.is_dir())
+        for path in inner:
+            names = [file.name for file in itertools.islice(path.iterdir(), _LOOKED_AT)]
+            if _candidates(names) or not {*WEIGHT_NAMES, *_MARKS}.isdisjoint(names):
+                found.append(path.relative_to(folder).as_posix())
+    return sorted(found, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
 def _candidates(names: Iterable[str]) -> list[str]:

@@ -87,7 +87,8 @@ class TestFolder:
     def test_one_file_of_any_suffix_beside_an_optimisers(self, tmp_path, name):
         write_checkpoint(tmp_path / "x.npz", {"x": np.ones(1)}, {})
         (tmp_path / "x.npz").rename(tmp_path / name)
-        for other in ("optimizer.pt", "scheduler.bin", "training_args.bin", "rng_state.pth", "random_states_0.pkl"):
+        others = ("optimizer.pt", "scheduler.bin", "training_args.bin", "rng_state.pth", "random_states_0.pkl")
+        for other in (*others, "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"):
             (tmp_path / other).write_bytes(b"no weights")
         assert list(read_checkpoint(tmp_path).shapes) == ["x"]
 
@@ -96,6 +97,20 @@ class TestFolder:
         assert "holds no weights (looked for model.safetensors, " in refused(tmp_path)
         (tmp_path / "model.safetensors").mkdir()
         assert "holds no weights" in refused(tmp_path)
+        assert "give" not in refused(tmp_path)
+
+    def test_folders_inside_that_hold_some_are_named(self, tmp_path):
+        folders = {"checkpoint-9": "model.safetensors", "checkpoint-10": "last.ckpt", "step/0": ".metadata",
+                   "logs": "events.out", "lora": "adapter_config.json", "states": "optimizer.bin"}  # fmt: skip
+        for name, file in folders.items():
+            (tmp_path / name).mkdir(parents=True)
+            (tmp_path / name / file).write_bytes(b"")
+            if name == "checkpoint-9":
+                assert refused(tmp_path).endswith("they lie in checkpoint-9: give that folder")
+        said = refused(tmp_path)
+        assert said.endswith("; they lie in checkpoint-9, checkpoint-10, lora, step/0: give one of these")
+        write_checkpoint(tmp_path / "checkpoint-9" / "model.safetensors", {"x": np.ones(1)}, {})
+        assert list(read_checkpoint(tmp_path / "checkpoint-9").shapes) == ["x"]
 
     @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 300_000, " " * (17 << 20)])
     def test_a_broken_config_is_refused(self, tmp_path, text):
