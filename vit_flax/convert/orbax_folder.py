@@ -21,6 +21,10 @@ _TABLE = "_METADATA"  # of a tree of arrays
 # What a run's state has besides its parameters, by the first level of its names.
 _WEIGHTS = ("params", "ema")
 SUFFIX = ".orbax"  # of a folder that `write_orbax` makes
+# Fields of a run's data config that are those of `Preprocessing`.
+PREPROCESSING_FIELDS = (
+    "mean", "std", "crop_pct", "crop_mode", "interpolation", "resize_size", "resizer", "fill", "exif", "pixel_range",
+)  # fmt: skip
 _TREE = "params"  # the tree of arrays in it
 
 
@@ -81,7 +85,8 @@ def read_orbax(folder: Path) -> Checkpoint:
         return np.asarray(value)
 
     dtypes = {name: np.dtype(leaves[path].dtype).name for name, path in kept.items()}
-    return Checkpoint(shapes, read, str(folder), _run_config(folder.parent), skipped=skipped, dtypes=dtypes)
+    config, preprocessing = _run_config(folder.parent)
+    return Checkpoint(shapes, read, str(folder), config, skipped=skipped, dtypes=dtypes, preprocessing=preprocessing)
 
 
 def write_orbax(
@@ -133,10 +138,22 @@ def _leaves(tree: Any, path: tuple[str, ...] = ()) -> Any:
         yield path, tree
 
 
-def _run_config(step: Path) -> dict[str, Any] | None:
-    """Returns the model's config that a run of this library wrote beside its state."""
+def _run_config(step: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Returns the model's config and the preprocessing that a run of this library wrote beside its state.
+
+    Class names stand in what the run has exported by then, and not in its config.
+    """
     if not (step / "run.json").is_file():
-        return None
+        return None, None
     config = read_json(step / "run.json").get("config")
-    model = config.get("model") if isinstance(config, dict) else None
-    return model if isinstance(model, dict) and "model_config" in model else None
+    model, data = (config.get(part) for part in ("model", "data")) if isinstance(config, dict) else (None, None)
+    if not (isinstance(model, dict) and "model_config" in model):
+        return None, None
+    for name in ("best", "final"):
+        if (file := step.parent.parent / name / "preprocessing.json").is_file():
+            return model, read_json(file)
+    tower = model.get("image", model)
+    if not (isinstance(data, dict) and isinstance(tower, dict)):
+        return model, None
+    prepared = {name: data[name] for name in PREPROCESSING_FIELDS if name in data}
+    return model, {"image_size": tower.get("image_size"), **prepared} if prepared else None

@@ -1,5 +1,7 @@
 """A training run's folder, its checkpoints and Orbax's trees as the source of every command and function."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ import vit_flax
 from vit_flax.convert import ConversionError, read_checkpoint
 from vit_flax.models.shapes import expected_shapes
 from vit_flax.train.checkpoints import Checkpoints
+from vit_flax.train.config import DataConfig
+from vit_flax.train.data.prepared import preprocessing_of
 
 SIZES = {"depth": 1, "embed_dim": 16, "num_heads": 2, "image_size": 32, "num_classes": 3}
 MODEL = vit_flax.create_model("vit_tiny_patch16_224", **SIZES)
@@ -48,6 +52,20 @@ def test_checkpoints_of_a_run(run) -> None:
         assert_same(vit_flax.load(place), PARAMS)
     assert_same(vit_flax.load(run / "checkpoints" / "00000001"), AVERAGE)
     assert set(read_checkpoint(run).skipped.values()) == {"state of training"}
+
+
+def test_checkpoints_of_a_run_tell_how_images_are_prepared(tmp_path) -> None:
+    data = DataConfig(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), crop_pct=0.8, interpolation="bilinear", exif=True)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    told = {"config": {"model": MODEL.config.to_dict(), "data": dataclasses.asdict(data)}}
+    checkpoints.save(1, jax.tree.map(jnp.asarray, {"params": PARAMS, "step": np.zeros(())}), told)
+    checkpoints.close()
+    value = preprocessing_of(data, (32, 32), 3)
+    places = [tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "00000001"]
+    assert [vit_flax.read_preprocessing(place) for place in places] == [value] * 3
+    named = value.replace(class_names=("a", "b", "c"))  # of the same run's export
+    vit_flax.save(tmp_path / "best", MODEL, PARAMS, preprocessing=named)
+    assert vit_flax.read_preprocessing(tmp_path / "checkpoints") == named
 
 
 def test_one_that_was_not_finished_is_passed_over(run, tmp_path) -> None:

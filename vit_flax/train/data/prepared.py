@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from vit_flax.convert.orbax_folder import PREPROCESSING_FIELDS
 from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.train.config import DataConfig
-
-FIELDS = (
-    "mean", "std", "crop_pct", "crop_mode", "interpolation", "resize_size", "resizer", "fill", "exif", "pixel_range",
-)  # fmt: skip
 
 
 def preprocessing_of(
     data: DataConfig, image_size: tuple[int, int], channels: int, class_names: tuple[str, ...] | None = None
 ) -> Preprocessing:
     """Returns what prepares images for a model's evaluation, and names its classes."""
-    values = {name: getattr(data, name) for name in FIELDS}
+    values = {name: getattr(data, name) for name in PREPROCESSING_FIELDS}
     value = Preprocessing(image_size=image_size, class_names=class_names, **values)
     return value.for_model(image_size, channels)
 
@@ -28,4 +25,4 @@ def data_fields(value: Preprocessing, image_size: tuple[int, int], channels: int
     if value.varies:  # a batch's images are of one size
         value = value.of_one_size(image_size)
     value = value.for_model(image_size, channels)
-    return {name: getattr(value, name) for name in FIELDS}
+    return {name: getattr(value, name) for name in PREPROCESSING_FIELDS}
