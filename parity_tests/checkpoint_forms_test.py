@@ -400,11 +400,11 @@ def test_a_backbone_of_timm_inside_of_transformers():
     assert_agrees(tokens.reshape(2, 2, 2, 32), maps.permute(0, 2, 3, 1))
 
 
-def test_open_clips_own_config(tmp_path):
+@pytest.mark.parametrize("pooling", [{"pool_type": "avg", "final_ln_after_pool": True}, {"pool_type": "none"}])
+def test_open_clips_own_config(pooling, tmp_path):
     from parity_tests.open_clip_original import ImageCLIP
 
-    tower = {"image_size": 24, "patch_size": 8, "width": 32, "layers": 2, "head_width": 8, "pool_type": "avg"}
-    tower |= {"no_ln_pre": True, "final_ln_after_pool": True}
+    tower = {"image_size": 24, "patch_size": 8, "width": 32, "layers": 2, "head_width": 8, "no_ln_pre": True, **pooling}
     theirs = randomise(ImageCLIP(embed_dim=12, quick_gelu=True, **tower))
     torch.save(theirs.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     config = {"model_cfg": {"embed_dim": 12, "vision_cfg": tower, "text_cfg": {}, "quick_gelu": True}}

@@ -81,14 +81,14 @@ class Tower(nn.Module):
         self.transformer = Transformer(layers, *block)
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.zeros(width, output_dim)) if output_dim else None
-        self.mean, self.norm_last = pool_type == "avg", final_ln_after_pool
+        self.pool, self.norm_last = pool_type, final_ln_after_pool
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv1(images).flatten(2).mT
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1) + self.positional_embedding
         x = self.transformer(self.ln_pre(x))
         x = x if self.norm_last else self.ln_post(x)
-        x = x[:, 1:].mean(1) if self.mean else x[:, 0]
+        x = {"avg": x[:, 1:].mean(1), "tok": x[:, 0], "none": x}[self.pool]
         x = self.ln_post(x) if self.norm_last else x
         return x if self.proj is None else x @ self.proj
 

@@ -100,6 +100,16 @@ class TestHuggingFace:
             get_activation(name)
 
 
+@pytest.mark.parametrize(
+    "odd", [{"pool_type": "cls"}, {"norm_kwargs": {"bias": False}}, {"act_kwargs": {"inplace": 1}}]
+)
+def test_what_is_to_blame_of_an_open_clip_tower_is_named_alone(odd):
+    tower = {"layers": 2, "width": 64, "pool_type": "tok", "norm_kwargs": {"eps": 1e-6}, "act_kwargs": None}
+    (name, value), *_ = odd.items()
+    said = refused({"model_cfg": {"vision_cfg": {**tower, **odd}}})
+    assert f"cannot be followed: vision_cfg with {name}={value!r}; pass" in said
+
+
 class TestTimm:
     def test_the_architecture_is_the_preset(self):
         found = read({"architecture": "vit_tiny_patch16_224", "num_classes": 10, "pretrained_cfg": {"tag": "none"}})

@@ -153,7 +153,7 @@ _BESIDE = {
     "patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads", "attn_pooler_n_queries",
     "timm_model_pretrained", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path", "pos_embed_type",
 }  # fmt: skip
-_POOLS = {"tok": "token", "avg": "avg"}
+_POOLS = {"tok": "token", "avg": "avg", "none": "none"}
 
 
 def read_open_clip_config(values: Mapping[str, Any]) -> Told:
@@ -174,12 +174,15 @@ def read_open_clip_config(values: Mapping[str, Any]) -> Told:
         told = {field: value for field, value in fields.items() if field not in ("num_classes", "head_bias")}
         return f"open_clip_config.json ({name})", layout_of(preset, _TRUNKS).name, told
     layers, width, pool = tower.get("layers", 12), tower.get("width", 768), tower.get("pool_type", "tok")
-    approximate = (tower.get("act_kwargs") or {}).get("approximate", "none")
-    norm = dict(tower.get("norm_kwargs") or {})
+    norm, act = dict(tower.get("norm_kwargs") or {}), dict(tower.get("act_kwargs") or {})
+    approximate = act.get("approximate", "none")
     if not isinstance(layers, int):
         raise ConversionError(f"vision_cfg with layers={one_line(repr(layers))[:60]}: the tower is a ResNet")
-    if pool not in _POOLS or set(norm) - {"eps"} or approximate not in ("none", "tanh"):
-        raise ConversionError(f"vision_cfg with pool_type={pool!r}, norm_kwargs={norm}, approximate={approximate!r}")
+    refused += [f"pool_type={pool!r}"] if pool not in _POOLS else []
+    refused += [f"norm_kwargs={norm}"] if set(norm) - {"eps"} else []
+    refused += [f"act_kwargs={act}"] if set(act) - {"approximate"} or approximate not in ("none", "tanh") else []
+    if refused:
+        raise ConversionError(f"vision_cfg with {', '.join(refused)}")
     exact = "gelu" if approximate == "none" else "gelu_tanh"
     return "open_clip_config.json", "open_clip", {
         "image_size": size,
