@@ -46,8 +46,10 @@ def data_config(options: argparse.Namespace) -> DataConfig:
     )  # fmt: skip
 
 
-def open_data(options: argparse.Namespace, loaded: Loaded, split: str, num_classes: int | None) -> Loader:
-    """Returns the loader of a split's images in order, preprocessed for the model.
+def open_data(
+    options: argparse.Namespace, loaded: Loaded, split: str, num_classes: int | None, texts: bool = False
+) -> Loader:
+    """Returns the loader of a split's images in order, preprocessed for the model; with `texts` they need no classes.
 
     Raises:
         ValueError: the data cannot be used, or the preprocessing does not resize images to one size.
@@ -57,7 +59,7 @@ def open_data(options: argparse.Namespace, loaded: Loaded, split: str, num_class
 
     config, transform = loaded.predictor.model.config, loaded.transform
     data = data_config(options)
-    source = open_source(data, split, config.in_chans, num_classes)
+    source = open_source(data, split, config.in_chans, num_classes, texts)
     source.decoding = transform.decoding
     if transform.varies and transform.patch_size is None:
         raise ValueError(f"{loaded.origin} does not resize images to one size: pass a --preprocessing FILE that does")

@@ -37,7 +37,7 @@ def run_retrieval(options: argparse.Namespace) -> int:
     assert loaded.towers is not None
     model, params = loaded.towers
     tokenizer = find_tokenizer(loaded.reading.checkpoint, model.config, options.tokenizer)
-    loader = open_data(options, loaded, options.split, None)
+    loader = open_data(options, loaded, options.split, None, texts=True)
     source: Any = loader.source
     print(f"... {len(source):,} images with texts of {source.name}", file=sys.stderr)
     loaded.show_notes()

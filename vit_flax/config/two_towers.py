@@ -119,6 +119,8 @@ class TwoTowersConfig:
         parts = {"image": self.image, "text": self.text, LOGIT_BIAS: changes.pop(LOGIT_BIAS, self.logit_bias), **parts}
         names = [name for name in changes if name.startswith(TEXT)]
         text: dict[str, Any] = {name.removeprefix(TEXT): changes.pop(name) for name in names}
+        if odd := next((n for n in changes if n in _TEXT_FIELDS and n not in parts["image"].family.fields), None):
+            raise ValueError(f"the image tower has no field {odd!r}; did you mean {TEXT + odd!r}?")
         image = parts["image"].replace(**changes) if changes else parts["image"]
         return TwoTowersConfig(**{**parts, "image": image, "text": parts["text"].replace(**text)})
 

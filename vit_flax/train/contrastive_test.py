@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from vit_flax.cli.main import main
 from vit_flax.recipes import get_recipe
 from vit_flax.train.config import DataConfig, TrainConfig
-from vit_flax.train.data import DataError, open_pairs
+from vit_flax.train.data import DataError, open_pairs, open_source
 from vit_flax.train.data.shapes import CONTEXT, SPLITS, VOCAB_SIZE, Shapes, write_tokenizer
 from vit_flax.train.loop import Run
 
@@ -140,6 +140,8 @@ def test_what_does_not_fit_images_with_texts_is_told() -> None:
     text = recipe.model.text
     with pytest.raises(DataError, match="digits has no texts; sources of images with texts: shapes"):
         open_pairs(DataConfig(name="digits"), "train", 1, text)
+    with pytest.raises(DataError, match="shapes has texts and no classes; sources of images with classes: digits"):
+        open_source(DataConfig(name="shapes"), "train", 3, num_classes=10)  # a class 0 alone was learnt in no time
     with pytest.raises(DataError, match=f"set model.text_vocab_size={VOCAB_SIZE}"):
         open_pairs(DataConfig(name="shapes"), "train", 3, text.replace(vocab_size=20))
     assert TrainConfig(**recipe.to_dict()) == recipe

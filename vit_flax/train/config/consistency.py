@@ -69,6 +69,8 @@ def _check_pairs(config: TrainConfig) -> None:
     }
     if named := [name for name, value in wrong.items() if value]:
         raise ValueError(f"images with texts are trained without {', '.join(named)}")
+    if config.data.batch_size < 2:
+        raise ValueError("the pairs of a batch are compared with each other: data.batch_size must be at least 2")
 
 
 def _check_images(config: TrainConfig) -> None:

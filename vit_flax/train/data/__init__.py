@@ -30,7 +30,9 @@ SOURCES = {
 }
 
 
-def open_source(data: DataConfig, split: str, channels: int = 3, num_classes: int | None = None) -> Source:
+def open_source(
+    data: DataConfig, split: str, channels: int = 3, num_classes: int | None = None, texts: bool = False
+) -> Source:
     """Opens the images that `data` names.
 
     Args:
@@ -38,10 +40,14 @@ def open_source(data: DataConfig, split: str, channels: int = 3, num_classes: in
         split: 'train', 'val' or 'test'.
         channels: what image files are decoded to, 1 or 3.
         num_classes: of the model; labels must be below it. None: as many as the data have.
+        texts: whether images with texts will do, which have no classes.
 
     Raises:
-        DataError: no such source (the nearest is suggested), or data that cannot be used.
+        DataError: no such source (the nearest is suggested), it has no classes, or data that cannot be used.
     """
+    if has_pairs(data.name) and not texts:
+        there = ", ".join(name for name in SOURCES if not has_pairs(name))
+        raise DataError(f"{data.name} has texts and no classes; sources of images with classes: {there}")
     module = _module(data.name)
     if channels not in (1, 3):
         raise DataError(f"images are read with 1 or 3 channels, the model has in_chans={channels}")
@@ -67,7 +73,7 @@ def open_pairs(data: DataConfig, split: str, channels: int, text: TextConfig) ->
     if not has_pairs(data.name):
         there = ", ".join(name for name in SOURCES if has_pairs(name))
         raise DataError(f"{data.name} has no texts; sources of images with texts: {there}")
-    source: Any = open_source(data, split, channels)
+    source: Any = open_source(data, split, channels, texts=True)
     if not len(source):
         raise DataError(f"{source.name}: has no images")
     pairs: Any = Pairs(source, data, text)
