@@ -125,6 +125,19 @@ class TestLora:
             read_checkpoint(tmp_path)
         assert "merge_and_unload" in str(error.value)
 
+    def test_adapters_that_stand_in_the_weights_unmerged(self, tmp_path, base):
+        adapted(base, tmp_path / "adapter")
+        model = peft.PeftModel.from_pretrained(
+            transformers.ViTForImageClassification.from_pretrained(base), tmp_path / "adapter"
+        )
+        shutil.copy(base / "config.json", tmp_path)
+        for tensors in (model.state_dict(), model.base_model.model.state_dict()):
+            torch.save(tensors, tmp_path / "pytorch_model.bin")
+            with pytest.raises(ConversionError, match=r"beside adapters \(LoRA\) that are not merged"):
+                ours(tmp_path)
+        torch.save(model.merge_and_unload().state_dict(), tmp_path / "pytorch_model.bin")
+        np.testing.assert_allclose(ours(tmp_path), ours(tmp_path / "adapter"), **FLOAT32_LIBRARIES)
+
     def test_an_adapter_of_another_model(self, tmp_path, base):
         adapted(base, tmp_path / "adapter")
         other = transformers.ViTForImageClassification(transformers.ViTConfig(**{**SIZES, "hidden_size": 8}))

@@ -58,6 +58,10 @@ def test_transformers(name: str, kind: str) -> None:
     [
         (["base_model.model.vit.x.lora_A.weight", "base_model.model.vit.x.lora_B.weight"], "an adapter (LoRA)"),
         (["lora_unet_down_blocks_0.lora_up.weight"], "an adapter (LoRA)"),
+        (["layers.0.layernorm_before.weight", "layers.0.attention.q_proj.base_layer.weight",
+          "layers.0.attention.q_proj.lora_A.default.weight"], "beside adapters (LoRA) that are not merged"),
+        (["patch_embed.proj.weight", "blocks.0.norm1.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.lora_B"],
+         "beside adapters (LoRA) that are not merged"),
         (["state/0/exp_avg", "state/0/exp_avg_sq"], "an optimiser's state"),
         (["model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.middle_block.0.x"], "a UNet"),
         (["down_blocks.0.x.weight", "mid_block.x"], "a UNet"),
@@ -66,6 +70,6 @@ def test_transformers(name: str, kind: str) -> None:
         (["model.0.conv.weight"], "a YOLO"),
         (["x.y"], "match no known layout (`vit-flax list layouts` has them); some: x.y"),
     ],
-)
+)  # fmt: skip
 def test_others(names: list[str], kind: str) -> None:
     assert kind in said(names)

@@ -21,11 +21,14 @@ from vit_flax.convert import (
     Layout,
     Resolved,
     Wish,
+    detect_layout,
     find_layout,
+    get_layout,
     holds_text,
     read_beside,
     resolve_config,
 )
+from vit_flax.convert.foreign import foreign_kind
 from vit_flax.convert.layout import Sources
 from vit_flax.convert.moves import Plan, plan, to_params
 from vit_flax.convert.two_towers import is_of_text, text_fields
@@ -136,11 +139,53 @@ def read_model(checkpoint: Checkpoint, wish: Wish) -> Reading:
         ConversionError: the layout is ambiguous or unknown, or there is no such resampling mode.
         ValueError: a field of the overrides does not exist, or values do not fit each other.
     """
+    try:
+        reading = _read_model(checkpoint, wish)
+    except ConversionError as error:
+        if other := _fitting_layout(checkpoint, wish):
+            raise ConversionError(f"{error}; {other}") from error
+        raise
+    if reading.problems and (other := _fitting_layout(checkpoint, wish)):
+        return dataclasses.replace(reading, obstacle="; ".join(filter(None, (reading.obstacle, other))))
+    return reading
+
+
+def _fitting_layout(checkpoint: Checkpoint, wish: Wish) -> str:
+    """Returns which layout has a checkpoint's names where the one that was asked for has not; '' where that is none."""
+    if wish.layout is None:
+        return ""
+    try:
+        found, evidence = detect_layout(checkpoint.shapes)
+        asked, trial = get_layout(wish.layout), _read_model(checkpoint, dataclasses.replace(wish, layout=found.name))
+    except ValueError:
+        return ""
+    # a trial without a plan lacks fields of the config, as the layout that was asked for may, too
+    fails = _has_blocks(asked, checkpoint) if trial.plan is None else bool(trial.plan.problems)
+    if found == asked or fails:
+        return ""
+    return f"the names are those of layout {found.name!r} (has {evidence}): pass `layout={found.name!r}`"
+
+
+def _has_blocks(layout: Layout, checkpoint: Checkpoint) -> bool:
+    """Returns whether a layout finds its blocks in a checkpoint."""
+    try:
+        layout.infer(layout.read(checkpoint).shapes, {})
+    except ConversionError:
+        return False
+    return True
+
+
+def _read_model(checkpoint: Checkpoint, wish: Wish) -> Reading:
     if wish.config_file is not None:
         checkpoint = dataclasses.replace(checkpoint, config=wish.config_file)
     told = wish.told_config()
     beside, fault = _read_beside(checkpoint)
-    layout, evidence = find_layout(checkpoint, wish, beside)
+    try:
+        layout, evidence = find_layout(checkpoint, wish, beside)
+    except ConversionError as error:
+        if fault is None or told is not None or foreign_kind(checkpoint.shapes):
+            raise
+        raise fault from error  # its config would have told the layout
     tensors = layout.read(checkpoint)
     found = partial(Reading, wish=wish, checkpoint=checkpoint, tensors=tensors, layout=layout, evidence=evidence)
     try:
@@ -165,7 +210,8 @@ def read_model(checkpoint: Checkpoint, wish: Wish) -> Reading:
         note = f"{first} is resized {changes[first]}{more}"
         checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, note))
     left = [fate.name for fate in steps.fates if not fate.target and not fate.dropped]
-    obstacle = obstacle or several_layers(layout, left)
+    adapters = foreign_kind(tensors.shapes, taken=True) if left else None
+    obstacle = obstacle or several_layers(layout, left) or adapters or ""
     found = partial(found, checkpoint=checkpoint, fresh=fresh)
     return found(resolved=resolved, plan=steps, obstacle=obstacle)
 

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no command {arguments[0]!r}; {near}")
     options, unknown = parser.parse_known_args(arguments)
     command = commands[options.command]
-    options.spelling = options_of(command)
+    options.spelling = {**options_of(command), **getattr(options, "elsewhere", {})}
     if unknown:
         command.refuse(unknown)
     try:

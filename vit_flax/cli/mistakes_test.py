@@ -103,6 +103,13 @@ MISTAKES: list[tuple[str, str]] = [
     ("train digits --set optimizer.name=adam", "must be one of adamw, lamb"),
     ("train run.json", "run.json: Expecting property name"),
     ("train nowhere.json", "nowhere.json: No such file"),
+    ("train finetune --set checkpoint=m --set folder=photos --set layout=dino", "pass --set layout=timm"),
+    ("train digits --set export_layout=dino", "num_classes=10 (it holds 0); timm, deit, "),
+    ("convert m out.npz --layout dino", "num_classes=2 (it holds 0); timm, deit, "),
+    ("convert m out.npz --from torchvision", "the names are those of layout 'timm' ("),
+    # towers and depth
+    (f"zeroshot m {PHOTO} --labels=", "a label is empty"),
+    (f"depth m {PHOTO} -o d.png", "is no depth model: its config says no model_type"),
     # the command
     ("Predict m x.png", "did you mean 'predict'?"),
     ("inspect m --jsn", "did you mean --json?"),

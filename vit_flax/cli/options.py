@@ -6,14 +6,12 @@ import argparse
 import ast
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TypeVar
 
 from vit_flax.cli.parser import known_layout
 from vit_flax.cli.spelling import spelled
 from vit_flax.convert import TOWERS, ConversionError, Wish
-from vit_flax.convert.config_files import STORED_BESIDE
-from vit_flax.convert.folder import read_json
+from vit_flax.convert.wish import preset_or_file
 
 _T = TypeVar("_T")
 CHECKPOINT = "weights: a file (.safetensors, .npz, .msgpack, .pth, .pt, .bin, .ckpt), a folder or hf://owner/name"
@@ -91,17 +89,10 @@ def preset_of(options: argparse.Namespace) -> str | None:
 
 def _config(text: str) -> str | dict[str, object]:
     """Returns a preset's name unchanged, or the contents of a .json file."""
-    if not text.endswith(".json"):
-        return text
-    path = Path(text)
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"{text}: no such file")
     try:
-        found = read_json(path)
+        return preset_or_file(text)
     except ConversionError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    beside = STORED_BESIDE if "model_config" in found else ()
-    return {name: value for name, value in found.items() if name not in beside}
 
 
 def spelled_notes(notes: Iterable[str], options: argparse.Namespace) -> list[str]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vit_flax.config import ViTConfig
     from vit_flax.train.config import TrainConfig
 
+_CONVERTED = ("source_grid", "resample")  # arguments of `vit_flax.load` that no run takes
 TERMINATED = 75  # EX_TEMPFAIL: run it again
 EXAMPLE = """example:
   vit-flax train digits --out runs/digits
@@ -63,7 +64,9 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--processes", type=int, metavar="N", help="number of processes of the job")
     parser.add_argument("--process", type=int, metavar="I", help="index of this process, from 0")
-    parser.set_defaults(run=run)
+    # what only a conversion is told
+    convert = "vit-flax convert FILE NEW"
+    parser.set_defaults(run=run, elsewhere={name: f"{convert} --{name.replace('_', '-')}" for name in _CONVERTED})
 
 
 def build_config(recipe: str, changes: Mapping[str, object], out: str | None) -> TrainConfig:

@@ -46,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
     if options.top is not None and options.top < 1:
         raise ValueError(f"--top must be at least 1, got {options.top}")
     names = options.texts or read_names(options.texts_file)
+    if not all(name.strip() for name in names):
+        raise ValueError("a label is empty")
     if double := sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []:
         raise ValueError(f"the label {double[0]!r} is there twice")
     loaded = load_model(options, tower="both")

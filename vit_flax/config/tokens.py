@@ -44,7 +44,7 @@ class NormedPatches(Tokens):
 
     def grid_size(self, image_size: Pair) -> Pair:
         """Returns the patches along height and width."""
-        return _patches(image_size, self.patch_size, crop=False)
+        return _patches(image_size, self.patch_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,11 +70,13 @@ class Patches(NormedPatches):
         return _patches(image_size, self.patch_size, self.crop_to_patches)
 
 
-def _patches(image_size: Pair, patch_size: Pair, crop: bool) -> Pair:
+def _patches(image_size: Pair, patch_size: Pair, crop: bool | None = None) -> Pair:
     sides = []
     for side, pixels, patch in zip(("height", "width"), image_size, patch_size, strict=True):
         if pixels < patch or (pixels % patch and not crop):
-            raise ValueError(f"image {side} {pixels} is not divisible by the patch size {patch}")
+            crops = " (`crop_to_patches=True` leaves the rest out, as a convolution does)"
+            way = crops if crop is not None and pixels >= patch else ""
+            raise ValueError(f"image {side} {pixels} is not divisible by the patch size {patch}{way}")
         sides.append(pixels // patch)
     return sides[0], sides[1]
 

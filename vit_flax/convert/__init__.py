@@ -91,7 +91,8 @@ _ORDER = (
     *FLAX_LAYOUTS, *HUGGINGFACE_LAYOUTS, FACEBOOK_SAM3,
     *OPEN_CLIP_TEXT_LAYOUTS, *BIG_VISION_TEXT_LAYOUTS, *CLIP_TEXT_LAYOUTS,
 )  # fmt: skip
-_READ_ONLY = {layout.name for layout in FLAX_LAYOUTS}
+_READ_ONLY = {layout.name for layout in FLAX_LAYOUTS}  # written where it is asked for
+_NEAREST, _SHOWN = 2, 5  # layouts that a message names
 # every layout by its name, from the general to the special
 LAYOUTS: dict[str, Layout] = {layout.name: without_training(layout) for layout in _ORDER}
 
@@ -224,15 +225,24 @@ def layout_for(config: ModelConfig) -> Layout:
     """Returns the first layout of another library that can hold a model of this config.
 
     Raises:
-        ConversionError: none can; why is said for each.
+        ConversionError: none can; why is said for those that come nearest, and which of this library's own can.
     """
     refusals = {layout.name: layout.refusals(config) for layout in LAYOUTS.values() if layout.name not in _READ_ONLY}
     for name, reasons in refusals.items():
         if not reasons:
             return LAYOUTS[name]
-    raise ConversionError(
-        "no layout can hold this model: " + "; ".join(f"{name}: {', '.join(why)}" for name, why in refusals.items())
-    )
+    # those of the model's own family come first: of any other that is all there is to say
+    nearest = sorted(refusals, key=lambda name: (LAYOUTS[name].config_class != config.family, len(refusals[name])))
+    why = "; ".join(f"{name}: {', '.join(refusals[name])}" for name in nearest[:_NEAREST])
+    raise ConversionError(f"no layout of another library can hold this model (nearest: {why}){_others(config)}")
+
+
+def _others(config: ModelConfig) -> str:
+    """Returns which layouts can hold a model of this config, as the end of a sentence."""
+    names = [layout.name for layout in LAYOUTS.values() if not layout.refusals(config)]
+    theirs = [name for name in names if name not in _READ_ONLY][:_SHOWN]
+    own = [f"{name} (this library's own)" for name in names if name in _READ_ONLY]
+    return f"; {', '.join([*theirs, *own])} can" if names else ""
 
 
 def own_layout(config: ModelConfig) -> Layout:
@@ -268,6 +278,7 @@ def layout_to_write(config: ModelConfig, layout: str | None, path: str | os.Path
         way = ""
         if steps_to(chosen, config):
             way = f"; `vit_flax.fit_layout(model, params, {layout!r})` gives the same model as it has it"
+        way = way or _others(config)
         raise ConversionError(f"layout {layout!r} cannot hold this model: {'; '.join(refusals)}{way}")
     return chosen
 

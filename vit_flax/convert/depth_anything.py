@@ -98,9 +98,8 @@ def read_depth_config(values: Mapping[str, object], source: str) -> dict[str, ob
     """
     kind = values.get("model_type")
     if kind != MODEL_TYPE:
-        raise ConversionError(
-            f"{source}: is no depth model: its config says model_type {kind!r}, not {MODEL_TYPE!r}; {LINEAR}"
-        )
+        said = f"its config says model_type {kind!r}, not" if kind else "its config says no model_type, which is"
+        raise ConversionError(f"{source}: is no depth model: {said} {MODEL_TYPE!r}; {LINEAR}")
     told = read_config(values, {MODEL_TYPE: _FAMILY}, source)
     assert told is not None
     return dict(told.fields)

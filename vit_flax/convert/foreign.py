@@ -9,6 +9,8 @@ _HIERA = "a Hiera, whose tokens lie window by window (of SAM 2 the same blocks a
 # (every one of these patterns is somewhere in the names, or nowhere after a '!'; what that is). The first that fits is
 # told.
 _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
+    ((r"\.lora_(A|B)\b", r"^(?!.*lora_).*(norm|ln)[\w.]*\.weight$"),
+     "a model beside adapters (LoRA) that are not merged: merge them (peft: model.merge_and_unload()), save it again"),
     ((r"\.lora_(A|B|up|down)\b|\.lora_embedding_",), "an adapter (LoRA): give the folder with its adapter_config.json"),
     ((r"(^|/)(exp_avg|momentum_buffer|exp_avg_sq|max_exp_avg_sq)$",), "an optimiser's state without the model"),
     ((r"(^|[./])decode_head\.conv_depth\.",),
@@ -71,7 +73,7 @@ _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((r"running_mean$",), "a network with batch normalisation, convolutional at least in part"),
 )  # fmt: skip
 # Those whose tensors a layout would take for a model of its own, to fail at hundreds of them.
-_TAKEN = ("a hybrid", "a CaiT", "an XCiT", "a TimeSformer", "a ViTDet", "an MViT",
+_TAKEN = ("a model beside adapters", "a hybrid", "a CaiT", "an XCiT", "a TimeSformer", "a ViTDet", "an MViT",
           "a Hiera", "a diffusion transformer", "a YOLOS", "a MaxViT")  # fmt: skip
 
 

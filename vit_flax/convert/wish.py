@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 from vit_flax.config import ModelConfig, TwoTowersConfig, model_config_from_dict
+from vit_flax.convert.config_files import STORED_BESIDE
+from vit_flax.convert.folder import read_json
+from vit_flax.convert.rules import ConversionError
 from vit_flax.presets import get_preset
 
 # which towers of a checkpoint are read
@@ -64,3 +68,19 @@ class Wish:
     def _towers(self, config: ModelConfig) -> ModelConfig:
         """Returns the config of the towers that are asked for."""
         return config.image if self.tower == "image" and isinstance(config, TwoTowersConfig) else config
+
+
+def preset_or_file(text: str) -> str | dict[str, object]:
+    """Returns a preset's name unchanged, or the contents of a .json file, as `Wish.config` takes them.
+
+    Raises:
+        ConversionError: there is no such file, or it holds no JSON object.
+    """
+    if not text.endswith(".json"):
+        return text
+    path = Path(text)
+    if not path.is_file():
+        raise ConversionError(f"{text}: no such file")
+    found = read_json(path)
+    beside = STORED_BESIDE if "model_config" in found else ()
+    return {name: value for name, value in found.items() if name not in beside}

@@ -9,6 +9,7 @@ from typing import Any
 
 from vit_flax.config import DropRates, ViTConfig
 from vit_flax.convert import LAYOUTS, Wish, get_layout, layout_to_write, open_checkpoint, own_layout
+from vit_flax.convert.wish import preset_or_file
 from vit_flax.presets.preset import IMAGENET
 from vit_flax.train.config import (
     AugmentConfig,
@@ -95,9 +96,9 @@ def _adapted(
     from vit_flax.train.data.prepared import data_fields
 
     overrides = {} if image_size is None else {"image_size": image_size}
-    wish = Wish(
-        layout=layout, config=config, overrides=overrides, entry=entry, own_classes=True, float32=True, tower="image"
-    )
+    known_config = None if config is None else preset_or_file(config)
+    wish = Wish(layout=layout, config=known_config, overrides=overrides, entry=entry, own_classes=True, float32=True,
+                tower="image")  # fmt: skip
     opened = open_checkpoint(checkpoint, wish)
     reading = read_model(opened, wish)
     if reading.resolved is None and told:
@@ -105,7 +106,8 @@ def _adapted(
         reading = read_model(opened, dataclasses.replace(wish, overrides={**known, **overrides}))
     model = reading.config
     assert isinstance(model, ViTConfig)  # as the wish says
-    found = find_preprocessing(opened, config, model.image_size)
+    preset = known_config if isinstance(known_config, str) else None
+    found = find_preprocessing(opened, preset, model.image_size)
     fields: dict[str, Any] = {"name": data, "path": folder, "multi_label": multi_label}
     given = dict(source or {})
     if found.is_told:

@@ -12,6 +12,7 @@ from vit_flax.train.config.nested import build
 _FREE = {"mesh", "sharding", "eval_every", "checkpoint_every", "keep_checkpoints", "log_every", "peak_flops", "out",
          "export_layout", "remat", "scan", "early_stopping", "steps_per_epoch", "data.eval_split",
          "data.eval_batch_size", "data.path", "data.workers", "data.threads", "data.prefetch"}  # fmt: skip
+_OF_INIT = ("init_layout", "init_config", "init_entry")
 _SHOWN = 8
 
 
@@ -43,9 +44,11 @@ def check_same_run(old: TrainConfig, new: TrainConfig, step: int = 0) -> None:
         shown = "; ".join(
             f"{name} was {flat_old.get(name)!r} and is {flat_new.get(name)!r}" for name in differing[:_SHOWN]
         )
+        # what tells of the weights that the run began with tells nothing of these
+        told = [f" --set {name}=None" for name in _OF_INIT if getattr(new, name) is not None]
         raise ValueError(
             f"the folder {new.out} holds another run: {shown}{longer}; take another folder (--out), and to go on from "
-            f"these weights also --set init_from={new.out}/final (or best)"
+            f"these weights also --set init_from={new.out}/final (or best){''.join(told)}"
         )
 
 

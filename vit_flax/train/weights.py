@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 from vit_flax.config import ModelConfig
 from vit_flax.convert import Wish, layout_to_write, open_checkpoint
 from vit_flax.convert.folder import HUB
+from vit_flax.convert.wish import preset_or_file
 from vit_flax.lora.peft_folder import write_adapter
 from vit_flax.models import build_model
 from vit_flax.preprocessing.evaluation import Preprocessing
@@ -73,7 +74,7 @@ def _read_initial(config: TrainConfig) -> Reading:
     overrides = {"image_size": config.model.image_size}
     wish = Wish(
         layout=config.init_layout,
-        config=config.init_config,
+        config=config.init_config and preset_or_file(config.init_config),
         overrides=overrides,
         entry=config.init_entry,
         own_classes=True,

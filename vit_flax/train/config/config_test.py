@@ -61,7 +61,7 @@ def test_recipes_survive_json_and_say_what_was_measured(name: str) -> None:
         ({"data.augment.flip": "no"}, "data.augment.flip must be True or False, got 'no'"),
         ({"data.augment.aspect_ratio": 3}, "data.augment.aspect_ratio must be 2 numbers, got 3"),
         ({"data.augment.random_resized_crop": [1.0, 0.3]}, "must be two rising positive numbers, got (1.0, 0.3)"),
-        ({"data.crop_mode": "centre"}, "data.crop_mode must be one of center, squash, border, none, got 'centre'"),
+        ({"data.crop_mode": "centre"}, "data.crop_mode must be one of center, squash, border, pad, none, got 'centre'"),
         ({"mixing.erasing_area": 0.3}, "mixing.erasing_area must be 2 numbers, got 0.3"),
         ({"ema": {"warmup_gamma": "x"}}, "ema.warmup_gamma must be a number, got 'x'"),
         ({"loss.target_threshold": "half"}, "loss.target_threshold must be a number or None, got 'half'"),

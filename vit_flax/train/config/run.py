@@ -82,7 +82,7 @@ class TrainConfig:
     seed: int = 0
     init_from: str | None = None  # weights to start from, in any layout that vit_flax.load reads
     init_layout: str | None = None  # of init_from; None: detected
-    init_config: str | None = None  # a preset for what the tensors of init_from do not tell
+    init_config: str | None = None  # a preset or a config.json, for what the tensors of init_from do not tell
     init_entry: str | None = None  # which weights of init_from to take, where it holds several
     teacher: str | None = None  # weights of the teacher for distillation, and its model: a config or a preset's name
     teacher_model: ViTConfig | None = None
