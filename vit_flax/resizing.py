@@ -162,7 +162,7 @@ def _table_resize(case: _Case) -> tuple[Resize | None, str]:
     if config.pos_embed != "learned" and not layout.resample(config):  # T2T-ViT's own loader resizes its sinusoids
         return None, f"{found}: a table that is computed ({config.pos_embed}) is not resampled"
     if not case.asked:
-        return None, f"{found}: pass `image_size=` to say that it is to be resized"
+        return None, f"{found}: pass `image_size={config.image_size}` to say that it is to be resized"
     mode = case.wish.resample or layout.resample(config)
     if not mode:
         return (
@@ -212,7 +212,7 @@ def _rel_pos_resizes(case: _Case) -> tuple[dict[str, RelPosResize], str]:
         if not case.asked:
             return {}, (
                 f"{path} is of {stored[0]} distances, and image_size={case.config.image_size} has {wanted[0]}: pass "
-                "`image_size=` to say that it is to be resized"
+                f"`image_size={case.config.image_size}` to say that it is to be resized"
             )
         resizes[path] = RelPosResize(rows=wanted[0], stored_shape=stored)
     return resizes, ""

@@ -152,6 +152,6 @@ def test_a_config_file_that_does_not_fit_its_tensors_is_no_wish_to_resize(tmp_pa
     vit_flax.save(tmp_path / "a.safetensors", model, params, "resizing")
     file = read_checkpoint(tmp_path / "a.safetensors")
     wrong = dataclasses.replace(file, config={**(file.config or {}), "image_size": [24, 24]})
-    with pytest.raises(ConversionError, match=r"misshapen: .*\n.*4x4 grid: pass `image_size=` to say"):
+    with pytest.raises(ConversionError, match=r"misshapen: .*\n.*4x4 grid: pass `image_size=\(24, 24\)` to say"):
         read_model(wrong, Wish()).build()
     read_model(wrong, RESIZED).build()
