@@ -130,6 +130,7 @@ def test_what_does_not_fit_images_with_texts_is_told() -> None:
         ({"accumulation": 2}, "without accumulation"),
         ({"mixing.mixup_alpha": 0.1}, "without mixing"),
         ({"optimizer.layer_decay": 0.9}, "without optimizer.layer_decay"),
+        ({"teacher": "vit.npz"}, "without teacher"),
         ({"loss.name": "sigmoid"}, "logit_bias=False is trained by loss.name=contrastive"),
         ({"model.logit_bias": True}, "logit_bias=True is trained by loss.name=sigmoid"),
     ):

@@ -75,7 +75,7 @@ def test_the_loss_is_added_and_trains_student_and_projections_but_no_teacher() -
         return compute_loss(own, teacher, images, labels, jax.random.key(2), config, None, projections)
 
     arguments = (model_params, state.params[PROJECTIONS], state.teacher)
-    plain = dataclasses.replace(config, loss=dataclasses.replace(config.loss, feature_weight=0.0))
+    plain = dataclasses.replace(config, teacher=None, loss=dataclasses.replace(config.loss, feature_weight=0.0))
 
     def both(*arguments: Any) -> Any:
         return jax.value_and_grad(loss, argnums=(0, 1, 2))(*arguments), loss(*arguments, config=plain)

@@ -53,6 +53,7 @@ def test_recipes_survive_json_and_say_what_was_measured(name: str) -> None:
         ({"keep_checkpoints": 1}, "keep_checkpoints must be an integer of at least 2"),
         ({"precision": "fp8"}, "precision must be one of float32, bf16"),
         ({"loss.distillation": "hard"}, "distillation needs teacher"),
+        ({"teacher": "vit.npz"}, "nothing is learnt from the teacher: loss.distillation=hard or soft, or loss."),
         ({"model.num_classes": 0}, "num_classes of 1 or more"),
         ({"data.mean": (0.1, 0.2)}, "data.mean has 2 numbers for 3 channels"),
         ({"mesh": {"data": -1, "fsdp": -1}}, "only one axis of the mesh may be -1"),

@@ -40,6 +40,9 @@ def _check_teacher(config: TrainConfig) -> None:
     has_teacher = config.teacher is not None and config.teacher_model is not None
     if config.loss.distillation != "none" and not (has_teacher and config.model.head_dist):
         raise ValueError("distillation needs teacher, teacher_model and a model with head_dist=True")
+    learns = config.loss.distillation != "none" or config.loss.feature_weight
+    if config.teacher is not None and not learns and not config.has_pairs:
+        raise ValueError("nothing is learnt from the teacher: loss.distillation=hard or soft, or loss.feature_weight")
     if not config.loss.feature_weight or config.has_pairs:
         return
     if not has_teacher or config.teacher_model is None:
@@ -66,6 +69,7 @@ def _check_pairs(config: TrainConfig) -> None:
         "loss.feature_weight": bool(config.loss.feature_weight),
         "optimizer.layer_decay": config.optimizer.layer_decay is not None,
         "lora": config.lora is not None,
+        "teacher": config.teacher is not None,
     }
     if named := [name for name, value in wrong.items() if value]:
         raise ValueError(f"images with texts are trained without {', '.join(named)}")
