@@ -29,8 +29,8 @@ from vit_flax.convert import (
     resolve_config,
 )
 from vit_flax.convert.foreign import foreign_kind
-from vit_flax.convert.layout import Sources
 from vit_flax.convert.moves import Plan, plan, to_params
+from vit_flax.convert.resolving import Sources
 from vit_flax.convert.two_towers import is_of_text, text_fields
 from vit_flax.device_arrays import on_device_from_any_thread
 from vit_flax.models import TwoTowers, VisionTransformer, build_model

@@ -30,7 +30,7 @@ from vit_flax.convert.google_naflex import BIG_VISION_NAFLEX, BIG_VISION_NAFLEX_
 from vit_flax.convert.google_text import BIG_VISION_TEXT_LAYOUTS
 from vit_flax.convert.huggingface_clip_text import CLIP_TEXT_FILES, CLIP_TEXT_LAYOUTS
 from vit_flax.convert.huggingface_tables import HUGGINGFACE_FAMILIES, HUGGINGFACE_LAYOUTS
-from vit_flax.convert.layout import Layout, Resolved, resolve_config
+from vit_flax.convert.layout import Layout
 from vit_flax.convert.lucidrains import LUCIDRAINS, SIMPLE_VIT
 from vit_flax.convert.mmpretrain import MMPRETRAIN, MMPRETRAIN_BEIT
 from vit_flax.convert.open_clip import OPEN_CLIP, OPEN_CLIP_EVA, OPEN_CLIP_TIMM, OPEN_CLIP_TOWER
@@ -38,6 +38,7 @@ from vit_flax.convert.open_clip_text import OPEN_CLIP_TEXT_LAYOUTS
 from vit_flax.convert.orbax_folder import SUFFIX as ORBAX
 from vit_flax.convert.own_params import FLAX, FLAX_LAYOUTS, TOKENIZERS, evidence_of_both
 from vit_flax.convert.perception_encoder import PERCEPTION_ENCODER, PERCEPTION_ENCODER_TOWER
+from vit_flax.convert.resolving import Resolved, resolve_config
 from vit_flax.convert.rules import ConversionError, Drop, Rule
 from vit_flax.convert.t2t_vit import T2T_VIT
 from vit_flax.convert.timm import TIMM
