@@ -64,7 +64,7 @@ def xla_flags() -> str:
 
 
 @pytest.fixture
-def users_compiler() -> dict[str, bool]:
+def users_compiler() -> dict[str, str | bool]:
     """Returns options that compile a program with the emitter that users have, without LLVM's optimiser."""
     return {"xla_cpu_use_fusion_emitters": True} if _TWO_EMITTERS else {}
 

@@ -149,6 +149,7 @@ def test_float32_errs_no_more_than_torch(case):
 @pytest.mark.parametrize("name", TOWER_MUTATIONS)
 def test_deliberate_errors_are_seen(name):
     case, wrong = TOWER_MUTATIONS[name].case, TOWER_MUTATIONS[name].wrong
+    assert wrong is not None
     theirs = build(case)
     told = {"layout": f"huggingface_{LAYOUTS[case]}_with_text", "config": theirs.config.to_dict()}
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}

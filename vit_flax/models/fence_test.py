@@ -52,7 +52,7 @@ def _most_operands(compiled: str) -> int:
     return max(len(re.findall(r"%[\w.\-]+", operands)) for operands in fusions)
 
 
-def test_no_fusion_of_the_training_step_takes_in_the_residual_chain(users_compiler: dict[str, bool]) -> None:
+def test_no_fusion_of_the_training_step_takes_in_the_residual_chain(users_compiler: dict[str, str | bool]) -> None:
     model = vit_flax.create_model(
         "vit_tiny_patch16_224", image_size=32, patch_size=8, embed_dim=32, num_heads=2, depth=8, num_classes=4
     )
@@ -66,7 +66,7 @@ def test_no_fusion_of_the_training_step_takes_in_the_residual_chain(users_compil
     assert _most_operands(compiled.as_text() or "") <= MOST_OPERANDS
 
 
-def test_the_count_sees_a_fusion_that_takes_in_much(users_compiler: dict[str, bool]) -> None:
+def test_the_count_sees_a_fusion_that_takes_in_much(users_compiler: dict[str, str | bool]) -> None:
     def chain(*xs: Any) -> Any:
         total = xs[0]
         for x in xs[1:]:

@@ -86,7 +86,7 @@ def test_remat_and_scan_give_blocks_what_they_need(family: str) -> None:
             np.testing.assert_allclose(theirs, value, **FLOAT32_GRADIENT, err_msg=f"{changes} {path}")
 
 
-def _kernels(depth: int, compiler: dict[str, bool]) -> int:
+def _kernels(depth: int, compiler: dict[str, str | bool]) -> int:
     """Returns how many fusions of a scanned training step on the CPU are unlike all others."""
     model = build_model(ViTConfig(**{**SMALL, "depth": depth}), scan=True)
     params = jax.eval_shape(model.init, jax.random.key(0), IMAGES)["params"]
@@ -105,7 +105,7 @@ def _kernels(depth: int, compiler: dict[str, bool]) -> int:
     return len(unnamed)
 
 
-def test_a_longer_loop_has_no_further_kernels_to_compile(users_compiler: dict[str, bool]) -> None:
+def test_a_longer_loop_has_no_further_kernels_to_compile(users_compiler: dict[str, str | bool]) -> None:
     kernels = _kernels(3, users_compiler)
     assert kernels > 10
     assert _kernels(5, users_compiler) == kernels

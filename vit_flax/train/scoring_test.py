@@ -1,5 +1,7 @@
 """Scores of an evaluation against scikit-learn's."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ def test_a_batch_is_dispatched_when_the_one_before_is_done() -> None:
         return images.shape[0] + (0 * product.sum()).astype(jnp.int32)
 
     before: list[bool] = []
-    sums: list[jax.Array] = []
+    sums: list[Any] = []
 
     def eval_function(params: None, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         before.extend(one.is_ready() for one in sums[-1:])
