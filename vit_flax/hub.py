@@ -67,6 +67,8 @@ def push_to_hub(
             "a folder has its own parameters, layout, preprocessing and tokeniser; `vit-flax convert` makes another"
         )
     folder = Path(source)
+    if not folder.exists():
+        raise ConversionError(f"{folder}: no such folder")
     if not folder.is_dir():
         raise ConversionError(f"{folder}: a folder is uploaded; `vit-flax convert {folder} FOLDER` makes one of a file")
     return _upload(folder, repository, licence, private, revision, token)

@@ -110,6 +110,7 @@ MISTAKES: list[tuple[str, str]] = [
     # towers and depth
     (f"zeroshot m {PHOTO} --labels=", "a label is empty"),
     (f"depth m {PHOTO} -o d.png", "is no depth model: its config says no model_type"),
+    ("push nowhere owner/name", "nowhere: no such folder"),
     # the command
     ("Predict m x.png", "did you mean 'predict'?"),
     ("inspect m --jsn", "did you mean --json?"),
