@@ -147,6 +147,13 @@ class TestTimm:
         if preset.startswith("vit_base"):
             assert written["model_args"]["num_reg_tokens"] == sizes["reg_tokens"]
 
+    def test_biases_that_go_with_other_arguments(self):
+        for arguments, field in (({"pre_norm": True}, "patch_bias"), ({"proj_bias": False}, "mlp_bias")):
+            values = {"architecture": "vit_tiny_patch16_224", "model_args": arguments}
+            assert read(values).fields[field] is False
+            config = ViTConfig(**read(values).fields)
+            assert config == get_preset("vit_tiny_patch16_224").config.replace(**arguments, **{field: False})
+
     def test_another_pooling_leaves_the_place_of_the_norm_to_the_tensors(self):
         values = {"architecture": "vit_tiny_patch16_224", "model_args": {"global_pool": "avg"}}
         assert "fc_norm" not in read(values).fields

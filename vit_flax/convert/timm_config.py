@@ -131,6 +131,9 @@ def _told(name: str, preset: ViTConfig, arguments: Mapping[str, Any]) -> dict[st
             refused.append(f"{given}={one_line(repr(value))[:60]}")
     if refused:
         raise ConversionError(f"architecture {name[:60]!r} with model_args {', '.join(refused)}")
+    if layout == TIMM_LAYOUTS[0]:  # two biases of timm's VisionTransformer have other parts' arguments
+        fields |= {"patch_bias": not fields["pre_norm"]} if "pre_norm" in fields else {}
+        fields |= {"mlp_bias": fields["proj_bias"]} if "proj_bias" in fields else {}
     fields |= layout.implied({**preset.fields(), **fields})
     mlp_layer = fields.get("mlp_layer", preset.mlp_layer)
     if mlp_layer == "swiglu_packed" and ("mlp_ratio" in fields or preset.mlp_layer != mlp_layer):
