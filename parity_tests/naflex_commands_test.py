@@ -81,7 +81,7 @@ def test_zeroshot_says_what_transformers_does(towers, capsys):
 
 def close(ours: np.ndarray, theirs: Any) -> None:
     theirs = theirs.numpy()
-    assert np.linalg.norm(ours - theirs) <= FLOAT32_ROUNDING * np.linalg.norm(theirs)
+    assert np.linalg.norm(ours - theirs) <= FLOAT32_RELATIVE * np.linalg.norm(theirs)
 
 
 def test_features_of_the_model_and_of_its_blocks(towers, tmp_path, capsys):
