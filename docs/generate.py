@@ -167,7 +167,10 @@ def _layouts_of(config: ModelConfig) -> tuple[str, ...]:
 
 @functools.cache
 def _size_of(config: ViTConfig | TextConfig) -> tuple[float, float]:
-    """Returns millions of parameters and billions of FLOPs, extrapolated from one and two blocks."""
+    """Returns millions of parameters and billions of FLOPs, extrapolated from two blocks where all are alike."""
+    if isinstance(config, ViTConfig) and any(config.position.representatives(config.depth)):
+        parameters, operations = _count(config)
+        return parameters / 1e6, operations / 1e9
     short = (
         dataclasses.replace(config, depth=n) if isinstance(config, TextConfig) else config.replace(depth=n)
         for n in (1, 2)
