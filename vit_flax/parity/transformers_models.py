@@ -69,13 +69,14 @@ def _class_of(
         part = parts.pop(0)
         found.setdefault(part.get("model_type"), part)
         parts += [inner for inner in part.values() if isinstance(inner, dict)]
+    # an image tower's config inside both towers' leaves the width of the projection to the outer one
+    projected = {"projection_dim": config.num_classes} if config.num_classes else {}
     own: Any = kind.config_class
-    if own.model_type in found:
-        return kind, found[own.model_type]
+    if (part := found.get(own.model_type)) is not None:
+        return kind, part if part is values else {**part, **projected}
     for name in reversed(found):  # another class of the same tensors: SAM-HQ's beside SAM's
         if name in FAMILIES and FAMILIES[name].layout == layout.name and (other := _class_named(name)):
             return other, found[name]
-    projected = {"projection_dim": config.num_classes} if config.num_classes else {}
     return kind, {**values.get("vision_config", {}), **projected}
 
 
