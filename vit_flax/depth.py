@@ -19,10 +19,9 @@ from vit_flax.convert import (
     Checkpoint,
     ConversionError,
     Wish,
-    from_mapping,
     get_layout,
-    in_float32,
     read_checkpoint,
+    read_source,
     write_checkpoint,
 )
 from vit_flax.convert.depth_anything import (
@@ -42,6 +41,7 @@ from vit_flax.image_sizes import at_image_size
 from vit_flax.models import VisionTransformer, build_model
 from vit_flax.models.depth_estimator import DepthEstimator
 from vit_flax.models.resample import MODES
+from vit_flax.models.shapes import expected_part_shapes
 from vit_flax.preprocessing.depth import DepthPreprocessing
 from vit_flax.reading import read_model
 from vit_flax.writing import flat_params
@@ -68,8 +68,7 @@ def load_depth(
     Raises:
         ConversionError: the model is no Depth Anything, or a tensor is missing, unexpected or misshapen (all listed).
     """
-    checkpoint = from_mapping(source) if isinstance(source, Mapping) else read_checkpoint(source)
-    checkpoint = in_float32(checkpoint) if float32 else checkpoint
+    checkpoint = read_source(source, float32)
     told = config if config is not None else checkpoint.config
     if told is None:
         raise ConversionError(
@@ -85,18 +84,9 @@ def load_depth(
     full = DepthConfig(backbone=backbone.config, **fields)
     model = DepthEstimator(full)
     rest = _without(checkpoint, set(inner))
-    steps = plan(rest.shapes, rules(full), _shapes(model))
+    steps = plan(rest.shapes, rules(full), expected_part_shapes(model, _PARTS))
     flat = to_params(rest, steps, on_device_from_any_thread())
     return model, {"backbone": backbone_params, **unflatten_dict(flat, sep="/")}
-
-
-def _shapes(model: DepthEstimator) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every parameter of neck and head, by path."""
-    config = model.config.backbone
-    images = jax.ShapeDtypeStruct((1, *config.image_size, config.in_chans), jnp.float32)
-    made: Any = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    flat: dict[str, Any] = flatten_dict({name: made[name] for name in _PARTS}, sep="/")  # pyright: ignore[reportAssignmentType]
-    return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def _without(checkpoint: Checkpoint, names: set[str]) -> Checkpoint:

@@ -16,12 +16,10 @@ from jaxtyping import Float, PyTree
 
 from vit_flax.config.dense import LinearDepthConfig
 from vit_flax.convert import (
-    Checkpoint,
     ConversionError,
     Wish,
-    from_mapping,
-    in_float32,
     read_checkpoint,
+    read_source,
     unwrap,
     write_checkpoint,
 )
@@ -33,6 +31,7 @@ from vit_flax.image_sizes import at_image_size
 from vit_flax.models import VisionTransformer, build_model
 from vit_flax.models.linear_depth import LinearDepthEstimator
 from vit_flax.models.resample import bilinear
+from vit_flax.models.shapes import expected_part_shapes
 from vit_flax.preprocessing import torch_resize
 from vit_flax.preprocessing.decode import Decoding
 from vit_flax.preprocessing.depth import open_pixels
@@ -67,7 +66,7 @@ def load_linear_depth(
             missing where the files do not determine it.
     """
     wish = wish or Wish()
-    opened = _opened(backbone, wish)
+    opened = read_source(backbone, wish.float32)
     found, inner = split_head(opened)
     if inner is None:
         raise ConversionError(
@@ -75,7 +74,7 @@ def load_linear_depth(
             f"`head={opened.source!r}`"
         )
     if head is not None:
-        given = _opened(head, wish)
+        given = read_source(head, wish.float32)
         found, _ = split_head(given)
         if found is None:
             raise ConversionError(f"{given.source}: holds no depth head: DINOv2's are named decode_head.conv_depth")
@@ -88,7 +87,7 @@ def load_linear_depth(
     fields: Any = told_by_head(found, tower.config.feature_dim, tower.config.depth, layers, max_depth)
     resample = wish.resample or reading.layout.resample(tower.config) or "bicubic"
     model = LinearDepthEstimator(LinearDepthConfig(backbone=tower.config, resample=resample, **fields))
-    steps = plan(found.shapes, rules_of(found), _shapes(model))
+    steps = plan(found.shapes, rules_of(found), expected_part_shapes(model, ("head",)))
     flat = to_params(found, steps, on_device_from_any_thread())
     return model, {"backbone": tower_params, **unflatten_dict(flat, sep="/")}
 
@@ -100,19 +99,6 @@ def holds_linear_head(source: str | os.PathLike[str]) -> bool:
         ConversionError: they cannot be read, or hold another dense head.
     """
     return split_head(read_checkpoint(source))[0] is not None
-
-
-def _opened(source: Source, wish: Wish) -> Checkpoint:
-    opened = from_mapping(source) if isinstance(source, Mapping) else read_checkpoint(source)
-    return in_float32(opened) if wish.float32 else opened
-
-
-def _shapes(model: LinearDepthEstimator) -> dict[str, tuple[int, ...]]:
-    config = model.config.backbone
-    images = jax.ShapeDtypeStruct((1, *config.image_size, config.in_chans), jnp.float32)
-    made: Any = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    flat: dict[str, Any] = flatten_dict({"head": made["head"]}, sep="/")  # pyright: ignore[reportAssignmentType]
-    return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def head_state_dict(params: PyTree) -> dict[str, np.ndarray]:

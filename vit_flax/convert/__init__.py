@@ -76,6 +76,7 @@ __all__ = [
     "own_layout",
     "read_beside",
     "read_checkpoint",
+    "read_source",
     "resolve_config",
     "unwrap",
     "write_checkpoint",
@@ -138,9 +139,15 @@ def detect_layout(
     raise ConversionError(f"the tensor names match no known layout (`vit-flax list layouts` has them); some: {some}")
 
 
+def read_source(source: str | os.PathLike[str] | Mapping[str, object], float32: bool = False) -> Checkpoint:
+    """Reads a state dict, or weights as `read_checkpoint` does; with `float32` its tensors are cast."""
+    opened = from_mapping(source) if isinstance(source, Mapping) else read_checkpoint(source)
+    return in_float32(opened) if float32 else opened
+
+
 def open_checkpoint(source: str | os.PathLike[str] | Mapping[str, object], wish: Wish) -> Checkpoint:
     """Opens a state dict, or weights as `read_checkpoint` does, unwrapped from the entries of training scripts."""
-    opened = from_mapping(source) if isinstance(source, Mapping) else read_checkpoint(source)
+    opened = read_source(source)
     towers = wish.takes_text and (wish.layout is None or holds_text(get_layout(wish.layout)))
     opened = unwrap(opened, wish.entry, towers)
     return in_float32(opened) if wish.float32 else opened

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,10 @@ from vit_flax.config import TextConfig, ViTConfig
 from vit_flax.models.text_transformer import TextTransformer
 from vit_flax.models.two_towers import TwoTowers
 from vit_flax.models.vision_transformer import VisionTransformer
+
+if TYPE_CHECKING:
+    from vit_flax.models.depth_estimator import DepthEstimator
+    from vit_flax.models.linear_depth import LinearDepthEstimator
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -36,6 +41,15 @@ def expected_shapes(model: VisionTransformer | TextTransformer | TwoTowers) -> S
     split = [(*path.split("/", 1), shape) for path, shape in found.items() if path not in rest]
     names = [(f"blocks_{i}", f"blocks_{own}") for i, own in enumerate(alike)]
     return rest | {f"{name}/{path}": shape for name, own in names for block, path, shape in split if block == own}
+
+
+def expected_part_shapes(model: DepthEstimator | LinearDepthEstimator, parts: Iterable[str]) -> Shapes:
+    """Returns the shape of every parameter of parts of a dense model, by its path."""
+    cfg = model.config.backbone
+    images = jax.ShapeDtypeStruct((1, *cfg.image_size, cfg.in_chans), jnp.float32)
+    made: Any = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    flat: dict[str, Any] = flatten_dict({name: made[name] for name in parts}, sep="/")  # pyright: ignore[reportAssignmentType]
+    return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def _traced_shapes(model: VisionTransformer | TextTransformer, depth: int) -> Shapes:
