@@ -13,14 +13,19 @@ from vit_flax.convert.rules import ROW, Drop, Rule
 from vit_flax.convert.timm import PLAIN, TIMM, named, timm_components, timm_infer, timm_rules
 
 
+def respell(name: str, *names: tuple[str, str]) -> str:
+    """Returns a name with parts of it replaced; `names` are (part, its replacement)."""
+    for old, new in names:
+        name = name.replace(old, new)
+    return name
+
+
 def respelled(rules: tuple[Rule, ...], *names: tuple[str, str]) -> tuple[Rule, ...]:
     """Returns the rules with timm's spelling of some names replaced."""
-    for old, new in names:
-        rules = tuple(
-            dataclasses.replace(rule, source=tuple(template.replace(old, new) for template in rule.sources))
-            for rule in rules
-        )
-    return rules
+    return tuple(
+        dataclasses.replace(rule, source=tuple(respell(template, *names) for template in rule.sources))
+        for rule in rules
+    )
 
 
 def infer_as(infer: Callable[..., dict[str, object]], *names: tuple[str, str]) -> Callable[..., dict[str, object]]:

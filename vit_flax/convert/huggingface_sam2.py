@@ -8,6 +8,7 @@ from typing import Any
 from vit_flax.config import HieraViTConfig, ViTConfig
 from vit_flax.convert import huggingface as hf
 from vit_flax.convert.config_files import ACTIVATIONS, Family, activation, read_config
+from vit_flax.convert.facebook import respell
 from vit_flax.convert.layout import Layout, Shapes, only, vote
 from vit_flax.convert.rules import ConversionError, Rule
 from vit_flax.convert.timm_blocks import linear, norm
@@ -18,7 +19,6 @@ from vit_flax.convert.timm_sam2 import (
     block_pairs,
     infer_stages,
     pyramid_rules,
-    respelled,
     staged_defaults,
     stem_rules,
 )
@@ -30,6 +30,7 @@ _SPELLINGS = (
     (".norm1", ".layer_norm1"), (".norm2", ".layer_norm2"), ("mlp.fc1", "mlp.proj_in"), ("mlp.fc2", "mlp.proj_out"),
     ("patch_embed.proj.", "patch_embed.projection."),
 )  # fmt: skip
+_TIMMS = tuple((theirs, timms) for timms, theirs in _SPELLINGS)
 
 
 def _rules(config: ViTConfig) -> tuple[Rule, ...]:
@@ -45,14 +46,14 @@ def _rules(config: ViTConfig) -> tuple[Rule, ...]:
 
 
 def _infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
-    today = {respelled(name, _SPELLINGS, back=True): shape for name, shape in shapes.items()}
+    today = {respell(name, *_TIMMS): shape for name, shape in shapes.items()}
     neck = vote(shapes, ("neck.convs.{i}.weight", 0), ("neck.convs.{i}.bias", 0))
     return {**infer_stages(today), "neck_chans": neck, "num_classes": 0}
 
 
 def _components(config: ViTConfig) -> tuple[tuple[str, str], ...]:
     has_neck = config.neck_chans is not None
-    return tuple((_TRUNK * has_neck + respelled(name, _SPELLINGS), ours) for name, ours in block_pairs(config))
+    return tuple((_TRUNK * has_neck + respell(name, *_SPELLINGS), ours) for name, ours in block_pairs(config))
 
 
 # fields whose values are lists, and those whose values are a number or a pair

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vit_flax.config import ViTConfig, WindowedViTConfig
+from vit_flax.convert.facebook import infer_as, respelled
 from vit_flax.convert.layout import Layout, Shapes, any_match, only, vote
 from vit_flax.convert.rules import CONV, ConversionError, Drop, Rule, grid_rows
 from vit_flax.convert.timm import named, timm_components, timm_infer
@@ -64,7 +65,7 @@ def head_width(shapes: Shapes, source: str, width: int) -> dict[str, object]:
     return {"num_heads": width // own} if own else {}
 
 
-def _rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
+def _rules(config: ViTConfig) -> tuple[Rule, ...]:
     return (
         Rule("pos_embed", "pos_embed", grid_rows(config.grid_size)),
         Rule("patch_embed.proj.weight", "patch_embed/proj/kernel", CONV),
@@ -141,17 +142,12 @@ TIMM_SAM = Layout(
 
 
 def _meta_rules(config: ViTConfig) -> tuple[Rule | Drop, ...]:
-    rules = []
-    for rule in _rules(config):
-        source = rule.source if isinstance(rule.source, str) else ""
-        if not source.startswith("head."):
-            rules.append(dataclasses.replace(rule, source=source.replace(".mlp.fc", ".mlp.lin")))
-    return (*rules, *BESIDE)
+    trunk = tuple(rule for rule in _rules(config) if not rule.sources[0].startswith("head."))
+    return *respelled(trunk, (".mlp.fc", ".mlp.lin")), *BESIDE
 
 
 def _meta_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
-    told = _infer({name.replace(".mlp.lin", ".mlp.fc"): shape for name, shape in shapes.items()}, known)
-    return {**told, "num_classes": 0}
+    return {**infer_as(_infer, (r"\.mlp\.lin", ".mlp.fc"))(shapes, known), "num_classes": 0}
 
 
 def _meta_evidence(names: Collection[str]) -> str | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vit_flax.config import HieraViTConfig, ViTConfig
+from vit_flax.convert.facebook import respell
 from vit_flax.convert.layout import Layout, Shapes, any_match, count_blocks, only, ratio_for, vote
 from vit_flax.convert.rules import CONV, ConversionError, Operation, Rule
 from vit_flax.convert.timm_blocks import block_components, block_rules, linear, norm
@@ -208,17 +209,11 @@ TIMM_SAM2 = Layout(
 
 _TRUNK = "trunk."  # Meta's: the neck is beside it
 _SPELLINGS = ((".mlp.fc1.", ".mlp.layers.0."), (".mlp.fc2.", ".mlp.layers.1."))  # timm's, and Meta's
-
-
-def respelled(name: str, spellings: Iterable[tuple[str, str]], back: bool = False) -> str:
-    """Returns a name with parts of it replaced, or put back."""
-    for ours, theirs in spellings:
-        name = name.replace(*(theirs, ours) if back else (ours, theirs))
-    return name
+_TIMMS = tuple((theirs, timms) for timms, theirs in _SPELLINGS)
 
 
 def _meta_name(name: str) -> str:
-    return _TRUNK + respelled(f"{name}.", _SPELLINGS)[:-1]
+    return _TRUNK + respell(f"{name}.", *_SPELLINGS)[:-1]
 
 
 def _meta_rules(config: ViTConfig) -> tuple[Rule, ...]:
@@ -228,7 +223,7 @@ def _meta_rules(config: ViTConfig) -> tuple[Rule, ...]:
 
 
 def _meta_infer(shapes: Shapes, known: Mapping[str, Any]) -> dict[str, Any]:
-    today = {respelled(n, _SPELLINGS, back=True).removeprefix(_TRUNK): shape for n, shape in shapes.items()}
+    today = {respell(n, *_TIMMS).removeprefix(_TRUNK): shape for n, shape in shapes.items()}
     neck = vote(shapes, ("neck.convs.{i}.conv.weight", 0), ("neck.convs.{i}.conv.bias", 0))
     return {**infer_stages(today), "neck_chans": neck, "num_classes": 0}
 
