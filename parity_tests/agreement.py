@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
+from safetensors.torch import load_file
 
 import vit_flax
 from parity_tests.random_weights import randomise, relative_error
@@ -15,6 +18,11 @@ from vit_flax.convert import get_layout
 from vit_flax.parity import Row, Subject, compare_components, compare_gradients, subject_of
 from vit_flax.parity.tolerances import FLOAT64_RELATIVE, SEEN
 from vit_flax.parity.wrong_tensors import Wrong
+
+
+def quick(cases: Iterable[Any], slow: Collection[Any]) -> list[Any]:
+    """Returns the cases of a test, those of `slow` marked so."""
+    return [pytest.param(case, marks=pytest.mark.slow) if case in slow else case for case in cases]
 
 
 def run_torch(module: Callable[..., Any], images: np.ndarray) -> Any:
@@ -55,6 +63,31 @@ def assert_same_tensors(ours: dict[str, np.ndarray], theirs: dict[str, Any]) -> 
 def load_strictly(module: torch.nn.Module, tensors: dict[str, np.ndarray]) -> None:
     """Loads exported arrays into the torch module; it raises on a missing or unexpected name."""
     module.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()}, strict=True)
+
+
+def assert_there_and_back(
+    theirs: torch.nn.Module, model: vit_flax.VisionTransformer, params: Any, layout: str, folder: Path
+) -> Any:
+    """Fails unless tensors and config of a model survive, to the bit, files that either library writes.
+
+    Returns:
+        transformers' model as it is read from the file written here; None where the layout is not transformers'.
+    """
+    ours = vit_flax.to_state_dict(model, params, layout)
+    assert_same_tensors(ours, theirs.state_dict())
+    load_strictly(theirs, ours)
+    vit_flax.save(folder / "ours", model, params, layout=layout)
+    assert vit_flax.load(folder / "ours")[0].config == model.config
+    if not layout.startswith("huggingface_"):
+        return None
+    kind: Any = type(theirs)
+    reread, info = kind.from_pretrained(folder / "ours", output_loading_info=True, dtype=torch.float64)
+    assert not any(info.values()), info
+    theirs.save_pretrained(folder / "theirs")  # pyright: ignore[reportCallIssue]
+    again, moved = vit_flax.load(folder / "theirs")
+    assert again.config == model.config
+    assert_same_tensors(vit_flax.to_state_dict(again, moved, layout), load_file(folder / "theirs/model.safetensors"))
+    return reread.eval()
 
 
 def assert_components_agree(

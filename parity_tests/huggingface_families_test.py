@@ -25,6 +25,7 @@ from parity_tests.agreement import (
     assert_rows_agree,
     assert_same_tensors,
     load_strictly,
+    quick,
     run_flax,
     wrongly_converted,
 )
@@ -155,10 +156,6 @@ SLOW = (
     "metaclip_2, projection", "owlv2", "vit_msn, classifier", "tipsv2, gated", "radio, gated", "internvl, class token",
     "altclip", "vit_msn", "owlvit", "mlcd",
 )  # fmt: skip
-
-
-def quick(cases: Any, slow: Any) -> list[Any]:
-    return [pytest.param(case, marks=pytest.mark.slow) if case in slow else case for case in cases]
 
 
 @pytest.mark.parametrize("case", quick(CASES, SLOW[:6]))
