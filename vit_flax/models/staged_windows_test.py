@@ -16,7 +16,11 @@ from vit_flax.models import build_model, weight_decay_mask
 from vit_flax.models.precision import compiled_for
 from vit_flax.models.shapes import expected_shapes
 from vit_flax.models.staged_windows import StagedWindowPositions, max_pool
-from vit_flax.parity.tolerances import FLOAT32_GRADIENT
+from vit_flax.models.windows_test import (
+    assert_recomputation_computes_the_same,
+    assert_stored_bfloat16_is_near,
+    draw_params,
+)
 from vit_flax.train.optimizer import layer_decay_rules
 from vit_flax.train.patterns import assign
 
@@ -28,11 +32,6 @@ SMALL: dict[str, Any] = {
 CONFIG = HieraViTConfig(**SMALL, neck_chans=4)
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.standard_normal((2, 32, 16, 1)), jnp.float32)
-
-
-def _params(config: Any) -> Any:
-    shapes = jax.eval_shape(build_model(config).init, jax.random.key(0), IMAGES)["params"]
-    return jax.tree.map(lambda x: jnp.asarray(0.3 * RNG.standard_normal(x.shape), x.dtype), shapes)
 
 
 def test_the_largest_of_each_cell_and_the_first_of_equal_ones() -> None:
@@ -57,28 +56,13 @@ def test_windows_are_joined_smaller_than_they_were_parted() -> None:
 
 def test_recomputation_computes_the_same() -> None:
     config = CONFIG.replace(pyramid_levels=1)  # whose map has a part of every stage
-    params = _params(config)
-
-    def gradients(**fields: Any) -> Any:
-        model: Any = build_model(config, **fields)
-        return jax.jit(jax.value_and_grad(lambda p: jnp.square(model.apply({"params": p}, IMAGES)).mean()))(params)
-
-    expected = gradients()
-    assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(expected[1]))
-    found = gradients(remat="full")
-    for (path, value), other in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found), strict=True):
-        np.testing.assert_allclose(other, value, **FLOAT32_GRADIENT, err_msg=str(path))
-    with pytest.raises(ValueError, match="scan needs blocks that are alike"):
-        gradients(scan=True)
+    params = draw_params(config, IMAGES)
+    assert_recomputation_computes_the_same(config, params, IMAGES, "scan needs blocks that are alike")
 
 
 def test_bfloat16_is_stored_where_the_program_is_for_an_accelerator() -> None:
-    params = _params(CONFIG)
-    wide: Any = jax.jit(build_model(CONFIG).apply)({"params": params}, IMAGES)
-    with compiled_for("cuda"):
-        narrow = jax.jit(build_model(CONFIG, dtype=jnp.bfloat16).apply)({"params": params}, IMAGES)
-    # a bfloat16 has eight bits: a few of their roundings
-    assert np.linalg.norm(narrow - wide) < 0.03 * np.linalg.norm(wide)
+    params = draw_params(CONFIG, IMAGES)
+    assert_stored_bfloat16_is_near(CONFIG, params, IMAGES)
     for platform in ("tpu", "cuda"):
         with compiled_for(platform):
             jax.eval_shape(build_model(CONFIG, dtype=jnp.bfloat16).apply, {"params": params}, IMAGES)
@@ -86,7 +70,7 @@ def test_bfloat16_is_stored_where_the_program_is_for_an_accelerator() -> None:
 
 def test_maps_and_features_of_blocks_are_in_their_own_grids() -> None:
     model: Any = build_model(CONFIG)
-    params = _params(CONFIG)
+    params = draw_params(CONFIG, IMAGES)
 
     def run(method: str, **asked: Any) -> Any:
         return jax.eval_shape(lambda p: model.apply({"params": p}, IMAGES, **asked, method=method), params)
@@ -102,8 +86,8 @@ def test_maps_and_features_of_blocks_are_in_their_own_grids() -> None:
         run("forward_intermediates", indices=[0], stop_early=True)
     plain = HieraViTConfig(**SMALL, num_classes=5, final_norm=True, fc_norm=True, global_pool="avg")
     with pytest.raises(ValueError, match="no feature pyramid"):
-        build_model(plain).apply({"params": _params(plain)}, IMAGES, method="feature_pyramid")
-    assert jax.eval_shape(build_model(plain).apply, {"params": _params(plain)}, IMAGES).shape == (2, 5)
+        build_model(plain).apply({"params": draw_params(plain, IMAGES)}, IMAGES, method="feature_pyramid")
+    assert jax.eval_shape(build_model(plain).apply, {"params": draw_params(plain, IMAGES)}, IMAGES).shape == (2, 5)
 
 
 def test_what_training_needs_to_know() -> None:

@@ -25,9 +25,34 @@ RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.standard_normal((2, 20, 12, 1)), jnp.float32)
 
 
-def _params(config: Any) -> Any:
-    shapes = jax.eval_shape(build_model(config).init, jax.random.key(0), IMAGES)["params"]
+def draw_params(config: Any, images: jax.Array = IMAGES) -> Any:
+    shapes = jax.eval_shape(build_model(config).init, jax.random.key(0), images)["params"]
     return jax.tree.map(lambda x: jnp.asarray(0.3 * RNG.standard_normal(x.shape), x.dtype), shapes)
+
+
+def assert_recomputation_computes_the_same(config: Any, params: Any, images: jax.Array, refused: str) -> Any:
+    """Fails unless gradients are the same with rematerialisation and a scan is refused; returns the loss."""
+
+    def gradients(**fields: Any) -> Any:
+        model: Any = build_model(config, **fields)
+        return jax.jit(jax.value_and_grad(lambda p: jnp.square(model.apply({"params": p}, images)).mean()))(params)
+
+    expected = gradients()
+    assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(expected[1]))
+    found = gradients(remat="full")
+    for (path, value), other in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(other, value, **FLOAT32_GRADIENT, err_msg=str(path))
+    with pytest.raises(ValueError, match=refused):
+        gradients(scan=True)
+    return expected[0]
+
+
+def assert_stored_bfloat16_is_near(config: Any, params: Any, images: jax.Array) -> None:
+    wide: Any = jax.jit(build_model(config).apply)({"params": params}, images)
+    with compiled_for("cuda"):
+        narrow = jax.jit(build_model(config, dtype=jnp.bfloat16).apply)({"params": params}, images)
+    # a bfloat16 has eight bits: a few of their roundings
+    assert np.linalg.norm(narrow - wide) < 0.03 * np.linalg.norm(wide)
 
 
 def test_windows_are_joined_as_they_were_parted() -> None:
@@ -45,44 +70,31 @@ def test_windows_are_joined_as_they_were_parted() -> None:
 @pytest.mark.parametrize("name", ["relative", pytest.param("rotated", marks=pytest.mark.slow)])
 def test_recomputation_and_other_programs_compute_the_same(name: str) -> None:
     config = CONFIGS[name]
-    params = _params(config)
+    params = draw_params(config)
 
-    def gradients(**fields: Any) -> Any:
-        model: Any = build_model(config, **fields)
-        return jax.jit(jax.value_and_grad(lambda p: jnp.square(model.apply({"params": p}, IMAGES)).mean()))(params)
-
-    expected = gradients()
-    assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(expected[1]))
-    found = gradients(remat="full")
-    for (path, value), other in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found), strict=True):
-        np.testing.assert_allclose(other, value, **FLOAT32_GRADIENT, err_msg=str(path))
+    refused = "some attend inside windows, some to the whole grid"
+    expected = assert_recomputation_computes_the_same(config, params, IMAGES, refused)
     with attention_backend("plain"):
         model: Any = build_model(config)
         plain = jax.jit(lambda p: jnp.square(model.apply({"params": p}, IMAGES)).mean())(params)
-        np.testing.assert_allclose(plain, expected[0], rtol=FLOAT32_RELATIVE)
-    with pytest.raises(ValueError, match="some attend inside windows, some to the whole grid"):
-        gradients(scan=True)
+        np.testing.assert_allclose(plain, expected, rtol=FLOAT32_RELATIVE)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_bfloat16_is_stored_where_the_program_is_for_an_accelerator(name: str) -> None:
-    config = CONFIGS[name]
-    params = _params(config)
-    wide: Any = jax.jit(build_model(config).apply)({"params": params}, IMAGES)
-    with compiled_for("cuda"):
-        narrow = jax.jit(build_model(config, dtype=jnp.bfloat16).apply)({"params": params}, IMAGES)
-    # a bfloat16 has eight bits: a few of their roundings
-    assert np.linalg.norm(narrow - wide) < 0.03 * np.linalg.norm(wide)
+    assert_stored_bfloat16_is_near(CONFIGS[name], draw_params(CONFIGS[name]), IMAGES)
     with compiled_for("tpu"), attention_backend("rows"), pytest.raises(ValueError, match="'rows' cannot compute"):
         jax.eval_shape(
-            build_model(CONFIGS["relative"], dtype=jnp.bfloat16).apply, {"params": _params(CONFIGS["relative"])}, IMAGES
+            build_model(CONFIGS["relative"], dtype=jnp.bfloat16).apply,
+            {"params": draw_params(CONFIGS["relative"])},
+            IMAGES,
         )
 
 
 def test_features_of_blocks_are_in_the_grid() -> None:
     config = CONFIGS["relative"]
     model: Any = build_model(config)
-    params = _params(config)
+    params = draw_params(config)
 
     def run(norm: bool) -> Any:
         return jax.jit(lambda p: model.apply({"params": p}, IMAGES, norm=norm, method="forward_intermediates"))(params)
