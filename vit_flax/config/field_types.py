@@ -31,9 +31,9 @@ def check_arguments(function: Callable[..., object], arguments: Mapping[str, obj
 
 
 def _check(name: str, value: object, hint: Any) -> None:
-    if not _is_of(value, hint):
+    if not _test_of(hint)(value):
         quoted = ""
-        if _is_of("", hint) and _is_of(value, float):
+        if _test_of(hint)("") and _test_of(float)(value):
             quoted = f'; as text it is "{value}", on a command line \'"{value}"\''
         raise ValueError(f"{name} must be {_described(hint)}, got {value!r}{quoted}")
 
@@ -44,18 +44,30 @@ def _hints(config_class: type[DataclassInstance]) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
 
 
-def _is_of(value: object, hint: Any) -> bool:
-    arguments = get_args(hint)
-    if get_origin(hint) in (Union, types.UnionType):
-        return any(_is_of(value, one) for one in arguments)
-    if get_origin(hint) is tuple:
-        if not isinstance(value, tuple):
-            return False
-        wanted = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
-        return len(value) == len(wanted) and all(map(_is_of, value, wanted))
+@functools.cache
+def _test_of(hint: Any) -> Callable[[object], bool]:
+    """Returns the test of a type; importing the presets builds some thousand configs."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        tests = tuple(map(_test_of, arguments))
+        return lambda value: any(test(value) for test in tests)
+    if origin is tuple and arguments[-1] is Ellipsis:
+        of_one = _test_of(arguments[0])
+        return lambda value: isinstance(value, tuple) and all(map(of_one, value))
+    if origin is tuple:
+        parts = tuple(map(_test_of, arguments))
+        return lambda value: (
+            isinstance(value, tuple)
+            and len(value) == len(parts)
+            and all(test(part) for test, part in zip(parts, value, strict=True))
+        )
     if hint in (int, float):
-        return isinstance(value, int | float if hint is float else int) and not isinstance(value, bool)
-    return hint is Any or isinstance(value, get_origin(hint) or hint)
+        numbers = (int, float) if hint is float else int
+        return lambda value: isinstance(value, numbers) and not isinstance(value, bool)
+    if hint is Any:
+        return lambda value: True
+    kind = origin or hint
+    return lambda value: isinstance(value, kind)
 
 
 def _described(hint: Any) -> str:
