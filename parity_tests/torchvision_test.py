@@ -22,6 +22,7 @@ from parity_tests.peers import import_torchvision
 from parity_tests.random_weights import random_images, randomise
 from vit_flax import presets
 from vit_flax.parity.wrong_tensors import changed, exchanged, thirds_swapped
+from vit_flax.presets.torchvision import TORCHVISION_MODELS
 
 vision_transformer = import_torchvision().models.vision_transformer
 
@@ -124,7 +125,7 @@ def test_refuses_to_hold_what_torchvision_cannot_compute(field, value):
         vit_flax.to_state_dict(model, {}, layout="torchvision")
 
 
-PRESETS = [name for name in presets.TORCHVISION_MODELS if "." in name]
+PRESETS = [name for name in TORCHVISION_MODELS if "." in name]
 
 
 @pytest.mark.parametrize("preset", PRESETS)

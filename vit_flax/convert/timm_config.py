@@ -18,7 +18,7 @@ from vit_flax.convert.rules import ConversionError
 from vit_flax.convert.timm import TIMM
 from vit_flax.convert.timm_sam import TIMM_SAM
 from vit_flax.convert.timm_sam2 import TIMM_SAM2
-from vit_flax.presets import PRESETS, get_preset
+from vit_flax.presets import find_preset, get_preset
 
 # whose names the models of timm's constructors have, and those inside of open_clip's; each is of another family
 TIMM_LAYOUTS: tuple[Layout, ...] = (TIMM, EVA, BEIT, TIMM_SAM, TIMM_SAM2)
@@ -86,8 +86,7 @@ def read_timm_backbone(values: Mapping[str, Any]) -> Told:
 
 
 def _preset(name: str, tag: Any) -> ViTConfig:
-    tagged = f"{name}.{tag}"
-    return (get_preset(tagged) if tagged in PRESETS else get_preset(name)).config
+    return (find_preset(f"{name}.{tag}") or get_preset(name)).config
 
 
 def layout_of(config: ViTConfig, layouts: tuple[Layout, ...] = TIMM_LAYOUTS) -> Layout:

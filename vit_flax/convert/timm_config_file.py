@@ -7,21 +7,7 @@ from typing import Any
 
 from vit_flax.config import ViTConfig
 from vit_flax.convert.timm_config import layout_of
-from vit_flax.presets.beit import BEIT_MODELS
-from vit_flax.presets.clip import CLIP_MODELS
-from vit_flax.presets.deit import DEIT_MODELS
-from vit_flax.presets.eva import EVA_MODELS
-from vit_flax.presets.foundation import FOUNDATION_MODELS
-from vit_flax.presets.hiera import HIERA_MODELS
-from vit_flax.presets.preset import Preset
-from vit_flax.presets.siglip import SIGLIP_MODELS
-from vit_flax.presets.vit import VIT_MODELS
-from vit_flax.presets.windowed import WINDOWED_MODELS
 
-_MODELS: Mapping[str, Preset] = {
-    **VIT_MODELS, **DEIT_MODELS, **CLIP_MODELS, **SIGLIP_MODELS, **FOUNDATION_MODELS, **EVA_MODELS, **BEIT_MODELS,
-    **WINDOWED_MODELS, **HIERA_MODELS,
-}  # fmt: skip
 _GENERIC = "vit_base_patch16_224"  # built with arguments that say all of a plain ViT
 _ARGUMENTS = (
     "class_token", "depth", "embed_dim", "fc_norm", "final_norm", "init_values", "mlp_ratio", "no_embed_class",
@@ -40,6 +26,8 @@ _NORMS = ("layernorm", "rmsnorm")
 
 def timm_config(config: ViTConfig) -> dict[str, object] | None:
     """Returns architecture, classes and arguments of timm's constructor, or None where JSON cannot say the model."""
+    from vit_flax.presets.tables import TIMM_MODELS
+
     told = config.to_dict()
     pool = "" if config.global_pool == "none" else config.global_pool
     shared = {
@@ -51,7 +39,7 @@ def timm_config(config: ViTConfig) -> dict[str, object] | None:
     size: dict[str, object] = {"in_chans": config.in_chans}
     if layout.arguments.get("image_size", "img_size"):
         size["img_size"] = list(config.image_size)
-    for name, preset in _MODELS.items():
+    for name, preset in TIMM_MODELS.items():
         if {**preset.config.to_dict(), **{field: told[field] for field in _FREE}} == told:
             return {"architecture": name.split(".")[0], **shared, "model_args": size}
     if not _is_plain(told):
@@ -68,9 +56,11 @@ def _other_sizes(
     told: Mapping[str, Any], names: Mapping[str, str], implied: Mapping[str, object]
 ) -> tuple[str, dict[str, Any]] | None:
     """Returns the first architecture that differs in nothing but its sizes, and the arguments that give these."""
+    from vit_flax.presets.tables import TIMM_MODELS
+
     if any(told[field] != (list(v) if isinstance(v, tuple) else v) for field, v in implied.items()):
         return None
-    for name, preset in _MODELS.items():
+    for name, preset in TIMM_MODELS.items():
         own = preset.config.to_dict()
         other = {field for field in told.keys() | own.keys() if told.get(field) != own.get(field)} - {*_FREE}
         other -= implied.keys()
