@@ -26,6 +26,14 @@ def test_two_blocks_move_no_more_bytes_than_linens(chip: str) -> None:
     assert ours.bytes <= linen.bytes
 
 
+def test_a_forward_pass_reads_its_weights_and_images_and_keeps_the_rest_in_a_tpus_fast_memory() -> None:
+    pytest.importorskip("libtpu", reason="no TPU compiler for this platform")
+    compiled = compile_case("S", 2, 64, "forward", CHIPS["v6e"], "ours")
+    read = costs(Program(compiled.as_text()), find_chip(CHIPS["v6e"])).device_bytes
+    params, images = compiled.memory_analysis().argument_size_in_bytes, 64 * 224 * 224 * 3
+    assert read < 1.2 * (params + images)  # five times as much where all images are computed at once
+
+
 def test_cudnns_attention_compiles_for_a_gpu_and_stores_no_logits() -> None:
     if not gpu_compiler.show():
         pytest.skip("no compiler for GPUs for this platform")

@@ -9,7 +9,6 @@ from typing import Any, overload
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
@@ -20,7 +19,7 @@ from vit_flax.image_sizes import at_image_size
 from vit_flax.microbatches import Device, in_microbatches, microbatch_size
 from vit_flax.models import VisionTransformer
 from vit_flax.models.intermediates import Intermediates, taken_blocks
-from vit_flax.models.precision import accumulator_dtype, compiled_for
+from vit_flax.models.precision import accumulator_dtype, compiled_for, with_kernels_in
 from vit_flax.preprocessing.evaluation import Preprocessing
 from vit_flax.preprocessing.naflex import model_inputs
 
@@ -284,11 +283,3 @@ def _widened(array: np.ndarray) -> np.ndarray:
 
 def _first_rows(result: PyTree, count: int) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], result)
-
-
-def with_kernels_in(params: PyTree, dtype: DTypeLike | None) -> PyTree:
-    """Returns the parameters with the kernels cast to the dtype of the products; None casts none."""
-    if dtype is None:
-        return params
-    flat: dict[tuple[str, ...], Any] = flatten_dict(params)  # pyright: ignore[reportAssignmentType]
-    return unflatten_dict({path: leaf.astype(dtype) if path[-1] == "kernel" else leaf for path, leaf in flat.items()})

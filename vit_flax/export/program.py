@@ -13,10 +13,9 @@ from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from vit_flax.export.pixels import prepare_pixels
-from vit_flax.inference import with_kernels_in
 from vit_flax.models import VisionTransformer
 from vit_flax.models.intermediates import taken_blocks
-from vit_flax.models.precision import compiled_for
+from vit_flax.models.precision import compiled_for, with_kernels_in
 from vit_flax.preprocessing.evaluation import Preprocessing
 
 OUTPUTS = ("logits", "features", "intermediates")

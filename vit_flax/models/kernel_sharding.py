@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
@@ -46,6 +47,12 @@ def head_shards() -> int:
     """Returns how many devices share the heads of an image."""
     found: KernelSharding | None = _kernel_sharding.value
     return 1 if found is None else found.mesh.shape[found.heads]
+
+
+def image_shards() -> int:
+    """Returns how many devices share the images of a batch, as far as `sharded_kernels` says it."""
+    found: KernelSharding | None = _kernel_sharding.value
+    return 1 if found is None else math.prod(found.mesh.shape[axis] for axis in found.images)
 
 
 def on_each_device(function: Callable[..., Array], arrays: Sequence[Array], axes: tuple[str | None, ...]) -> Array:

@@ -14,8 +14,11 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from vit_flax.config import ViTConfig
+from vit_flax.models.attention import WEIGHTS
 from vit_flax.models.fence import unknown_numbers
+from vit_flax.models.image_parts import count_parts, forward_in_parts, held_on_chip, join, split
 from vit_flax.models.placed import custom_vjp
+from vit_flax.models.precision import accumulator_dtype, with_kernels_in
 
 NO_REMAT = "none"
 
@@ -45,6 +48,7 @@ def run_blocks(
     remat: str,
     scan: bool,
     taken: Sequence[int] = (),
+    parts: int = 1,
 ) -> tuple[Float[Array, "b m e"], list[Float[Array, "b _ _"]]]:
     """Returns the tokens after all blocks, and after each of the `taken` ones.
 
@@ -62,6 +66,7 @@ def run_blocks(
         remat: what the backward pass keeps; see `checkpoint_policy`.
         scan: as one scanned loop.
         taken: numbers of blocks, ascending; the tokens after the others are not kept.
+        parts: of the images that a block takes one after the other; see `image_parts`.
     """
 
     def call(block: nn.Module, given: Any) -> Callable[[Array, Any, Any], Array]:
@@ -74,26 +79,32 @@ def run_blocks(
 
         return run if remat == NO_REMAT else jax.checkpoint(run, policy=checkpoint_policy(remat))
 
+    def call_each(block: nn.Module, given: Any, tokens: list[Array], own: Any, key: Any) -> list[Array]:
+        tokens = [call(block, given)(part, own, key) for part in tokens]
+        # the next block waits for all parts: otherwise its weights might be read again for each
+        return tokens if parts == 1 else lax.optimization_barrier(tokens)
+
     if not scan:
-        found = []
+        found, of_parts = [], split(tokens, parts)
         for i, block in enumerate(blocks):
             own, key = (None if rows is None else rows[i] for rows in (params, keys))
-            tokens = call(block, inputs[i])(tokens, own, key)
+            of_parts = call_each(block, inputs[i], of_parts, own, key)
             if i in taken:
-                found.append(tokens)
-        return tokens, found
+                found.append(join(of_parts))
+        return join(of_parts), found
 
     assert params is not None
     # what all blocks get stays out of the loop, and a constant
     alike = all(given is inputs[0] for given in inputs)
     rates = [getattr(block, "drop_path", 0.0) for block in blocks]
 
-    def body(carry: tuple[Array, Array | None], of_block: Any) -> tuple[tuple[Array, Array | None], None]:
+    def body(carry: tuple[list[Array], Array | None], of_block: Any) -> tuple[tuple[list[Array], Array | None], None]:
         (tokens, kept), (own, key, rate, different, place) = carry, of_block
         block = blocks[0] if keys is None or not any(rates) else blocks[0].clone(drop_path=rate)
-        tokens = call(block, inputs[0] if alike else different)(tokens, own, key)
+        own = own if parts == 1 else held_on_chip(own)
+        tokens = call_each(block, inputs[0] if alike else different, tokens, own, key)
         if kept is not None:
-            kept = lax.dynamic_update_index_in_dim(kept, tokens, place, 0)
+            kept = lax.dynamic_update_index_in_dim(kept, join(tokens), place, 0)
         return (tokens, kept), None
 
     def loop(tokens: Array, kept: Array | None, first: int, last: int) -> tuple[Array, Array | None]:
@@ -110,7 +121,9 @@ def run_blocks(
         )
         # a block writes where the next one that is asked for will write: what stands there in the end is that one's
         kept_at = jnp.asarray([bisect_left(taken, i) for i in range(first, last)], jnp.int32)
-        return lax.scan(body, (tokens, kept), (*rows, None if alike else stacked(inputs), kept_at))[0]
+        rows = *rows, None if alike else stacked(inputs), kept_at
+        of_parts, kept = lax.scan(body, (split(tokens, parts), kept), rows)[0]
+        return join(of_parts), kept
 
     # the loop's carry keeps one dtype: a block may widen what it is given
     own = jax.eval_shape(lambda x: call(blocks[0], inputs[0])(x, params[0], None), tokens)
@@ -177,6 +190,10 @@ class Runnable(Protocol):
         """Whether parameters are being made."""
         ...
 
+    def is_mutable_collection(self, col: str) -> bool:
+        """Whether the caller asked for what is written there."""
+        ...
+
 
 def run_model(
     model: Runnable, tokens: Float[Array, "b n d"], inputs: Sequence[Array | None], taken: Sequence[int] = ()
@@ -194,7 +211,8 @@ def run_model(
     """
     depth = len(inputs)
     is_random = model.has_rng("dropout") and not model.is_initializing()
-    if model.is_initializing() or not (is_random or model.scan or model.remat != NO_REMAT):
+    parts = 1 if is_random or model.is_initializing() else _count_parts(model, tokens, inputs)
+    if model.is_initializing() or not (is_random or model.scan or model.remat != NO_REMAT or parts > 1):
         return run_blocks(model.blocks[:depth], None, inputs, None, tokens, NO_REMAT, scan=False, taken=taken)
     first: Any = model.blocks[0]
     if model.scan:
@@ -202,7 +220,24 @@ def run_model(
     params = [model.variables["params"][f"blocks_{i}"] for i in range(depth)]
     keys = jax.random.split(model.make_rng("dropout"), len(model.blocks))[:depth] if is_random else None
     blocks = [block.clone() for block in model.blocks[:depth]]
-    return run_blocks(blocks, params, inputs, keys, tokens, model.remat, model.scan, taken)
+
+    def run(params: Sequence[PyTree], tokens: Array, parts: int) -> tuple[Array, list[Array]]:
+        if parts > 1 and model.scan:  # what the loop stacks is read once more
+            params = [with_kernels_in(own, first.precision.compute) for own in params]
+        return run_blocks(blocks, params, inputs, keys, tokens, model.remat, model.scan, taken, parts)
+
+    return run(params, tokens, 1) if parts == 1 else forward_in_parts(run, parts, params, tokens)
+
+
+def _count_parts(model: Runnable, tokens: Array, inputs: Sequence[Array | np.ndarray | None]) -> int:
+    """Returns the number of parts of the images; 1 where a block is told of each, or writes down what it computes."""
+    is_told = not all(given is None or isinstance(given, np.ndarray) for given in inputs)
+    if is_told or any(model.is_mutable_collection(name) for name in (WEIGHTS, "intermediates")):
+        return 1
+    first: Any = model.blocks[0]
+    rows = jax.tree.leaves(model.variables["params"]["blocks_0"])
+    stored = first.precision.stored or accumulator_dtype(first.precision.compute or tokens.dtype)
+    return count_parts(tokens, max(leaf.shape[-1] for leaf in rows), jnp.dtype(stored).itemsize)
 
 
 def are_alike(config: ViTConfig) -> bool:

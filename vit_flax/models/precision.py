@@ -6,14 +6,16 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jax.lax import PrecisionLike
 from jax.typing import DTypeLike
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from vit_flax.models.placed import custom_vjp
 
@@ -99,6 +101,14 @@ class Precision:
     def cast_to_stream(self, x: Array) -> Array:
         """Returns the tokens in the dtype of the residual stream."""
         return x.astype(self.stream or accumulator_dtype(x.dtype))
+
+
+def with_kernels_in(params: PyTree, dtype: DTypeLike | None) -> PyTree:
+    """Returns the parameters with the kernels cast to the dtype of the products; None casts none."""
+    if dtype is None:
+        return params
+    flat: dict[tuple[str, ...], Any] = flatten_dict(params)  # pyright: ignore[reportAssignmentType]
+    return unflatten_dict({path: leaf.astype(dtype) if path[-1] == "kernel" else leaf for path, leaf in flat.items()})
 
 
 def rounded(product: Callable[..., Array], a: Array, b: Array, stored: DTypeLike, bias: Array | None = None) -> Array:

@@ -187,6 +187,7 @@ window={size=32x6 stride=31x5 lhs_dilate=32x6}, dim_labels=01bf_01oi->01bf
     [
         ("jit(step)/jvp(Net)/Net.encode/blocks_11/attn/qkv/dot_general", "blocks/attn/qkv, forward"),
         ("jit(step)/transpose(jvp(Net))/Net._run_blocks/while/body/blocks_0/mlp/fc1/mul", "blocks/mlp/fc1, backward"),
+        ("jit(step)/transpose(jvp(Net))/Net._run_blocks/jvp(blocks_3)/mlp/fc2/dot_general", "blocks/mlp/fc2, backward"),
         ("jit(step)/transpose(jvp(Net))/(Net.classify/Net._head/head/dot_general)", "head, backward"),
         ("jit(step)/transpose(jvp(Net))/checkpoint/rematted_computation/block_2/norm1/sub", "blocks/norm1, recomputed"),
         ("jit(step)/jvp(jit(log_softmax))/sub", "loss, forward"),

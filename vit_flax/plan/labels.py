@@ -9,6 +9,7 @@ from vit_flax.plan.hlo import Computation, Operation, Program
 
 _NOT_A_MODULE = re.compile(r".*[().\[\]<>].*|while|body|cond|closed_call|checkpoint|rematted_computation|branch_\d+.*|"
                            r"custom_vjp_call.*|custom_jvp_call.*|pjit|core_call|shard_map|scan|remat.*")  # fmt: skip
+_DIFFERENTIATED = re.compile(r"(?:transpose\()?jvp\((\w+)\)*")  # blocks that have a backward pass of their own
 _NO_PASS = ("other", "optimizer", "images", "ema")  # not differentiated
 _BLOCK = re.compile(r"(blocks?|layers?|encoderblock)(_\d+)?$|encoderblock_\d+")
 
@@ -23,12 +24,18 @@ def label(op_name: str) -> str:
         return "parameters, state and batch"
     first = op_name.split(";")[0]
     parts = [part.strip("()") for part in _segments(first.replace("/(", "/").rstrip(")"))[:-1]]
+    parts = [_unwrapped(part) for part in parts]
     modules = [_BLOCK.sub("blocks", part) for part in parts if part and not _NOT_A_MODULE.fullmatch(part)]
     is_loop = "/while" in first or "_run_blocks" in first
     name = "/".join(modules) or ("blocks" if is_loop else "loss" if "jvp(" in first else "other")
     if "transpose(" in first:
         return f"{name}, {'recomputed' if 'rematted_computation' in first else 'backward'}"
     return name if name in _NO_PASS else f"{name}, forward"
+
+
+def _unwrapped(part: str) -> str:
+    found = _DIFFERENTIATED.fullmatch(part)
+    return found[1] if found and _BLOCK.fullmatch(found[1]) else part
 
 
 def _segments(op_name: str) -> list[str]:
