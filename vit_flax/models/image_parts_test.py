@@ -1,6 +1,10 @@
 """Blocks that take a part of the images after the other compute what they compute of all at once."""
 
 import dataclasses
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from vit_flax.chips import CHIPS
 from vit_flax.config import RopeViTConfig, ViTConfig
@@ -29,10 +33,10 @@ V6E = "TPU v6 lite"
 
 
 @contextmanager
-def small_memory(size: int) -> Iterator[None]:
-    """Compiles for a TPU whose fast memory is of that size."""
+def small_memory(size: int, devices: int = 1) -> Iterator[None]:
+    """Compiles for TPUs whose fast memory is of that size."""
     chip = dataclasses.replace(CHIPS["v6e"], fast_memory=size)
-    with mock.patch.object(image_parts, "chip_of_kind", return_value=chip), compiled_for("tpu", kind=V6E):
+    with mock.patch.object(image_parts, "chip_of_kind", return_value=chip), compiled_for("tpu", devices, V6E):
         yield
 
 
@@ -115,3 +119,35 @@ def test_each_device_has_its_share_of_every_part() -> None:
         with compiled_for("tpu", 4, V6E):
             assert count_parts(jnp.zeros((128, 197, 1)), 4096, 2) == 4  # 32 a device
             assert count_parts(jnp.zeros((130, 197, 1)), 4096, 2) == 1  # which the mesh does not divide
+
+
+def test_four_devices_send_nothing_to_each_other() -> None:
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def _compare_on_devices() -> None:
+    model, images = build_model(ViTConfig(**SMALL), scan=True), jnp.concatenate([IMAGES + i for i in range(4)])
+    params = model.init(jax.random.key(0), images)["params"]
+    mesh = jax.make_mesh((2, 2, 1), ("data", "fsdp", "tensor"))
+    placed = [
+        jax.device_put(x, NamedSharding(mesh, spec))
+        for x, spec in ((params, PartitionSpec()), (images, PartitionSpec(("data", "fsdp"))))
+    ]
+
+    def logits(params: Any, images: Any) -> Any:
+        return model.apply({"params": params}, images)
+
+    expected = logits(params, images)
+    whole = products(logits, params, images)
+    with small_memory(12_000, 4), sharded_kernels(mesh, ("data", "fsdp"), "tensor"):
+        assert products(logits, params, images) > 2 * whole
+        compiled = jax.jit(logits).lower(*placed).compile()
+    assert not re.findall("all-gather|all-reduce|all-to-all|collective-permute", str(compiled.as_text()))
+    np.testing.assert_allclose(compiled(*placed), expected, rtol=FLOAT32_RELATIVE, atol=FLOAT32_RELATIVE)
+
+
+if __name__ == "__main__":
+    _compare_on_devices()
