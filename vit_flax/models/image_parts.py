@@ -22,18 +22,23 @@ from vit_flax.models.precision import target
 
 # of the fast memory, what the widest layer of a part takes at the most: of more, a v6e's compiler keeps less there
 _SHARE = 8
+# bytes of fast memory: a v5p's 64 MiB do not hold the tokens beside a layer and weights, and parts only read more
+_LEAST_MEMORY = 128 * 2**20
 _MOST = 8  # parts: each has kernels of its own, and more would take long to compile
 
 
 def count_parts(tokens: Array, width: int, itemsize: int) -> int:
     """Returns in how many parts a TPU computes the images of `tokens` (B, N, D): 1 where nothing is gained.
 
-    That is where their layers fit as they are, where so many images are computed that no eighth of them fits, or where
-    the target or the sharding of the images is not known. `width` and `itemsize` are of the widest layer's results.
+    That is where their layers fit as they are, where so many images are computed that no eighth of them fits, and where
+    the target or the sharding of the images is not known or the fast memory is small. `width` and `itemsize` are of the
+    widest layer's results.
     """
     chip = chip_of_kind(target().kind)
     is_known = target().devices == 1 or kernels_are_sharded()
-    if target().platform != "tpu" or chip is None or not is_known or explicit_sharding(tokens) is not None:
+    if target().platform != "tpu" or not is_known or explicit_sharding(tokens) is not None:
+        return 1
+    if chip is None or chip.fast_memory < _LEAST_MEMORY:
         return 1
     images, odd = divmod(tokens.shape[0], image_shards())
     size = images * tokens.shape[1] * width * itemsize

@@ -36,7 +36,10 @@ V6E = "TPU v6 lite"
 def small_memory(size: int, devices: int = 1) -> Iterator[None]:
     """Compiles for TPUs whose fast memory is of that size."""
     chip = dataclasses.replace(CHIPS["v6e"], fast_memory=size)
-    with mock.patch.object(image_parts, "chip_of_kind", return_value=chip), compiled_for("tpu", devices, V6E):
+    with (
+        mock.patch.multiple(image_parts, chip_of_kind=lambda kind: chip, _LEAST_MEMORY=0),
+        compiled_for("tpu", devices, V6E),
+    ):
         yield
 
 
@@ -104,7 +107,8 @@ def test_the_number_of_parts(batch: int, width: int, parts: int) -> None:
     tokens: Any = jnp.zeros((batch, 197, 1))
     with compiled_for("tpu", kind=V6E):
         assert count_parts(tokens, width, 2) == parts
-    for machine in (("cpu", 1, ""), ("gpu", 1, "NVIDIA H100 80GB HBM3"), ("tpu", 1, "unknown"), ("tpu", 8, V6E)):
+    for machine in (("cpu", 1, ""), ("gpu", 1, "NVIDIA H100 80GB HBM3"), ("tpu", 1, "unknown"), ("tpu", 1, "TPU v5p"),
+                    ("tpu", 8, V6E)):  # fmt: skip
         with compiled_for(*machine):
             assert count_parts(tokens, width, 2) == 1, machine
 
