@@ -13,18 +13,19 @@ from jaxtyping import Array
 from vit_flax.models.precision import target
 
 
-def fence(x: Array) -> Array:
+def fence(x: Array, there: Array) -> Array:
     """Returns `x`, materialised once on the CPU; elsewhere it is no operation.
 
     XLA:CPU fuses an elementwise producer into every consumer, also into the transposed copies that feed the gradients
     of kernels, where it is then computed in strided order. A conditional is the one thing it does not fuse through.
     Its predicate must not be a constant to the compiler, yet true for all values, infinities and NaN included: it
-    looks at one bit of the first number, whose value is below two. With several CPU devices that number would have to
-    travel between them, so there is no fence then: `compiled_for` says so.
+    looks at one bit of the first number of `there`, whose value is below two. That is any array which need not be
+    computed for it, such as a parameter. With several CPU devices the number would have to travel between them, so
+    there is no fence then: `compiled_for` says so.
     """
     if _on_several_devices(x):
         return x
-    return lax.platform_dependent(x, cpu=_stored, default=lambda x: x)
+    return lax.platform_dependent(x, there, cpu=_stored, default=lambda x, _: x)
 
 
 def unknown_numbers(x: Array, count: int) -> tuple[Array, ...] | None:
@@ -52,8 +53,9 @@ def _on_several_devices(x: Array) -> bool:
     return target().devices > 1 or jax.typeof(x).sharding.mesh.size > 1
 
 
-def _stored(x: Array) -> Array:
-    return lax.cond(_true(x), lambda x: x, lambda x: -x, x)
+def _stored(x: Array, there: Array) -> Array:
+    # the compiler takes barriers away when it no longer looks for branches that are alike; a barrier has no kernel
+    return lax.cond(_true(there), lambda x: x, lax.optimization_barrier, x)
 
 
 def _true(x: Array) -> Array:

@@ -55,14 +55,14 @@ def matmul(x: Array, kernel: Array, dtype: DTypeLike, precision: PrecisionLike) 
 
 
 def _matmul_forward(x: Array, kernel: Array, dtype: DTypeLike, precision: PrecisionLike) -> tuple[Array, Any]:
-    operand = fence(x.astype(dtype))
+    operand = fence(x.astype(dtype), kernel)
     y = contract(operand, kernel.astype(dtype), (x.ndim - 1,), (0,), precision)
     return y, (operand, kernel, jnp.zeros(0, x.dtype))  # an empty array remembers the dtype that dx must have
 
 
 def _matmul_backward(dtype: DTypeLike, precision: PrecisionLike, residuals: Any, g: Array) -> tuple[Array, Array]:
     operand, kernel, like_x = residuals
-    g = fence(g.astype(dtype))
+    g = fence(g.astype(dtype), kernel)
     leading, out = tuple(range(operand.ndim - 1)), tuple(range(operand.ndim - 1, g.ndim))
     lies = explicit_sharding(operand), explicit_sharding(kernel)  # gradients lie where their values do
     dx = contract(g, kernel.astype(dtype), out, tuple(range(1, kernel.ndim)), precision, lies[0])
