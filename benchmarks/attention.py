@@ -82,8 +82,7 @@ def table(result: dict[str, Any]) -> str:
         "### Attention: what the compilers make of half a block",
         f"{HEADS} heads, bfloat16, about {ALL_TOKENS:,} tokens in all, one chip, nothing run or timed; libtpu "
         f"{versions.get('libtpu')}, jax {versions.get('jax')}, commit {result['commit']}. Of each back end GB through "
-        "the chip's memory / bound in ms; in bold the one that `auto` takes. Bounds of splash at commit 59958ef "
-        "leave out what its kernel multiplies: the plan did not read it then, and does now.",
+        "the chip's memory / bound in ms; in bold the one that `auto` takes.",
     ]
     found = {tuple(row[name] for name in KEY): row for row in result["rows"]}
     for chip, mode in dict.fromkeys(key[:2] for key in found):
