@@ -31,10 +31,10 @@ def test_auto_takes_what_moves_least_on_a_tpu(result: dict[str, Any], mode: str)
     for (width, tokens), found in cases.items():
         with compiled_for("tpu", kind=V5E):
             auto = backend_for((2, HEADS, tokens, width), jnp.bfloat16, POLICY, True)
-            if not fits(
-                tokens, HEADS, width
-            ):  # it compiles with 88 and 128 by 1,370, which its estimate cannot promise
-                found = {name: row for name, row in found.items() if name != "rows"}
+            is_safe = fits(tokens, HEADS, width)
+        if not is_safe:  # the kernel over rows compiles there, which its estimate of fast memory cannot promise
+            assert (width, tokens) in {(88, 1370), (128, 1370)}
+            found = {name: row for name, row in found.items() if name != "rows"}
         assert {row["auto"] for row in found.values()} == {auto}
         assert found[auto]["device_bytes"] <= min(row["device_bytes"] for row in found.values())
 

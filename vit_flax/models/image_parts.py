@@ -8,7 +8,6 @@ alone: what the backward pass needs is stored anyway, and gradients of weights w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -92,11 +91,7 @@ def forward_in_parts(run: Callable[[PyTree, Array, int], PyTree], count: int, pa
         return run(params, tokens, count)
 
     def forward(params: PyTree, tokens: Array) -> tuple[PyTree, PyTree]:
-        return jax.vjp(partial(_whole, run), params, tokens)
+        return jax.vjp(lambda params, tokens: run(params, tokens, 1), params, tokens)
 
     chosen.defvjp(forward, lambda pullback, g: pullback(g))
     return chosen(params, tokens)
-
-
-def _whole(run: Callable[[PyTree, Array, int], PyTree], params: PyTree, tokens: Array) -> PyTree:
-    return run(params, tokens, 1)

@@ -23,8 +23,7 @@ def label(op_name: str) -> str:
     if op_name.startswith(("state", "params", "batch")):
         return "parameters, state and batch"
     first = op_name.split(";")[0]
-    parts = [part.strip("()") for part in _segments(first.replace("/(", "/").rstrip(")"))[:-1]]
-    parts = [_unwrapped(part) for part in parts]
+    parts = [_unwrapped(part.strip("()")) for part in _segments(first.replace("/(", "/").rstrip(")"))[:-1]]
     modules = [_BLOCK.sub("blocks", part) for part in parts if part and not _NOT_A_MODULE.fullmatch(part)]
     is_loop = "/while" in first or "_run_blocks" in first
     name = "/".join(modules) or ("blocks" if is_loop else "loss" if "jvp(" in first else "other")
