@@ -240,6 +240,43 @@ def test_what_the_compilers_make_of_products_and_chains(topology: str) -> None:
     assert chain.seconds == pytest.approx(2 * 4 * 16384 * 8192 / chip.bandwidth)
 
 
+UPDATES = """%both (kept: f32[8,16], one: f32[1,16], two: f32[2,16]) -> f32[8,16] {
+  %kept = f32[8,16]{1,0} parameter(0)
+  %one = f32[1,16]{1,0} parameter(1)
+  %two = f32[2,16]{1,0} parameter(2)
+  %first = f32[8,16]{1,0} dynamic-update-slice(%kept, %one, %zero, %zero)
+  ROOT %second = f32[8,16]{1,0} dynamic-update-slice(%first, %two, %zero, %zero)
+}
+
+%fresh (one.1: f32[1,16]) -> f32[8,16] {
+  %buffer = f32[8,16]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %one.1 = f32[1,16]{1,0} parameter(0)
+  ROOT %written = f32[8,16]{1,0} dynamic-update-slice(%buffer, %one.1, %zero, %zero)
+}
+
+ENTRY %main (kept.0: f32[8,16], one.0: f32[1,16], two.0: f32[2,16]) -> (f32[8,16], f32[8,16]) {
+  %kept.0 = f32[8,16]{1,0} parameter(0)
+  %one.0 = f32[1,16]{1,0} parameter(1)
+  %two.0 = f32[2,16]{1,0} parameter(2)
+  %new = f32[8,16]{1,0} fusion(%kept.0, %one.0, %two.0), kind=kLoop, calls=%both
+  %begun = f32[8,16]{1,0} fusion(%one.0), kind=kLoop, calls=%fresh
+  ROOT %t = (f32[8,16]{1,0}, f32[8,16]{1,0}) tuple(%new, %begun)
+}
+"""
+
+
+def test_updates_write_their_own_elements_alone() -> None:
+    rows = 1 + 2 + 1  # each read and written, neither what is kept nor the buffer that is begun
+    assert costs(Program(UPDATES), CHIPS["h100"]).device_bytes == 2 * rows * 16 * 4
+
+
+@pytest.mark.parametrize("topology", ["v5e:1x1", "h100:1"])
+def test_what_the_compilers_make_of_a_stack(topology: str) -> None:
+    parts = [jax.ShapeDtypeStruct((2048, 4096), jnp.float32)] * 6
+    found = _compiled(lambda *parts: jnp.stack(parts).astype(jnp.bfloat16), *parts, topology=topology)
+    assert found.device_bytes == 6 * 2048 * 4096 * (4 + 2)
+
+
 @pytest.mark.parametrize(("topology", "devices"), [("v5e:2x2", 4), ("h100:8", 8)])
 def test_what_the_compilers_make_of_an_all_gather(topology: str, devices: int) -> None:
     shape = jax.ShapeDtypeStruct((8192, 1024), jnp.float32)

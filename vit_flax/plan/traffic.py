@@ -132,9 +132,14 @@ def _in_place(computation: Computation, users: dict[str, list[Operation]], updat
     if update.is_root:
         return True
     return all(
-        user.opcode in ("bitcast", "tuple") and _in_place(computation, users, user)
+        (user.opcode in ("bitcast", "tuple") or (_updates(user) and user.operands[0] == update.name))
+        and _in_place(computation, users, user)
         for user in users.get(update.name, ())
     )
+
+
+def _updates(operation: Operation) -> bool:
+    return operation.opcode == "dynamic-update-slice"
 
 
 def written(program: Program, computation: Computation, name: str) -> int:
@@ -144,8 +149,9 @@ def written(program: Program, computation: Computation, name: str) -> int:
         return written(program, computation, operation.operands[0])
     if operation.opcode == "parameter":
         return 0  # an alias of the operand
-    if operation.opcode == "dynamic-update-slice" and _is_given(computation, operation):
-        return computation[operation.operands[1]].arrays[0].bytes
+    if _updates(operation) and (before := _before(computation, operation)) is not None:
+        others = written(program, computation, before.name) if _updates(before) else 0
+        return others + computation[operation.operands[1]].arrays[0].bytes
     if is_collective(operation):
         return 0  # counted by itself
     if operation.opcode == "fusion" and len(operation.arrays) == 1:
@@ -161,6 +167,7 @@ def _origin(computation: Computation, name: str) -> str:
     return name
 
 
-def _is_given(computation: Computation, update: Operation) -> bool:
-    """Whether the updated array is a parameter of the computation, and so exists already."""
-    return computation[_origin(computation, update.operands[0])].opcode == "parameter"
+def _before(computation: Computation, update: Operation) -> Operation | None:
+    """Returns what made the updated array, where nothing else of it is written: it is given, allocated or updated."""
+    origin = computation[_origin(computation, update.operands[0])]
+    return origin if origin.opcode == "parameter" or _updates(origin) or _is_free_call(origin) else None
