@@ -85,6 +85,7 @@ def build_config(options: argparse.Namespace, chips: int) -> ResolvedConfig:
     from vit_flax.models.loop import are_alike
     from vit_flax.presets import get_preset
     from vit_flax.recipes import RECIPES
+    from vit_flax.recipes.adapting import pooled
     from vit_flax.train.config import DataConfig, LossConfig, TrainConfig
 
     if options.what in RECIPES or options.what.endswith(".json"):
@@ -95,7 +96,7 @@ def build_config(options: argparse.Namespace, chips: int) -> ResolvedConfig:
             data = DataConfig(name="webdataset_pairs", batch_size=64 * chips)
             loss = LossConfig(name="sigmoid" if model.logit_bias else "contrastive")
         elif not model.num_classes:
-            model = model.replace(num_classes=1000)
+            model = pooled(model.replace(num_classes=1000))
         tower = model.image if isinstance(model, TwoTowersConfig) else model
         config = TrainConfig(model=model, steps=1000, precision="bf16", scan=are_alike(tower), data=data, loss=loss)
         config = config.replace(dict(options.changes))

@@ -118,6 +118,29 @@ def test_a_plan_for_gpus(capsys) -> None:
     assert "slowest operations" in describe(Plan(**made))
 
 
+def test_a_trunk_is_planned_with_a_classifier(capsys, monkeypatch) -> None:
+    planned = []
+    monkeypatch.setattr("vit_flax.plan.topology_devices", lambda topology: jax.devices()[:1])
+    monkeypatch.setattr("vit_flax.plan.plan", lambda config, topology: planned.append(config))
+    assert main(["plan", "facebook/sam-vit-base", "--topology", "v5e:1x1"]) == 1  # of no plan
+    assert (planned[0].model.num_classes, planned[0].model.global_pool) == (1000, "avg")
+
+
+def test_a_program_that_cannot_be_read_is_told(capsys, monkeypatch) -> None:
+    pytest.importorskip("libtpu", reason="no TPU compiler for this platform")
+
+    def fail(compiled: jax.stages.Compiled) -> str:
+        raise jax.errors.JaxRuntimeError("INTERNAL: Async done has no start\nmore")
+
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", fail)
+    sets = [word for name in ("depth=1", "embed_dim=128", "num_heads=2") for word in ("--set", f"model.{name}")]
+    assert main(["plan", "vit_tiny_patch16_224", "--topology", "v5e:1x1", "--batch", "1", *sets]) == 0
+    out = capsys.readouterr().out
+    assert "fits" in out
+    assert "cannot be read (INTERNAL: Async done has no start)" in out
+    assert "step time" not in out
+
+
 @pytest.mark.slow
 def test_the_compiler_itself() -> None:
     pytest.importorskip("libtpu")

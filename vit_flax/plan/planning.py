@@ -91,7 +91,11 @@ def plan(config: ResolvedConfig, topology: str) -> Plan:
         kinds = memory_kinds(compiled)
         needed = sum(kinds.values()) - 2 * kinds["aliased"]  # an aliased output shares its argument's memory
         missing = max(0, needed - int(chip.memory))
-        step = costs(Program(compiled.as_text()), chip, chips)
+    text, unread = _text(compiled)
+    if unread:
+        notes.append(f"no traffic and no bound: the compiler's program cannot be read ({unread})")
+    if text is not None:
+        step = costs(Program(text), chip, chips)
         if step.uncounted:
             notes.append(f"products inside {', '.join(sorted(step.uncounted))} are not counted")
         found = {
@@ -126,6 +130,14 @@ def plan(config: ResolvedConfig, topology: str) -> Plan:
         compile_seconds=seconds,
         **found,
     )
+
+
+def _text(compiled: jax.stages.Compiled | None) -> tuple[str | None, str]:
+    """Returns a compiled program's text, or None and why: XLA cannot parse some programs of the v6e's compiler."""
+    try:
+        return None if compiled is None else compiled.as_text(), ""
+    except jax.errors.JaxRuntimeError as error:
+        return None, str(error).splitlines()[0][:160]
 
 
 def memory_kinds(compiled: jax.stages.Compiled) -> dict[str, int]:

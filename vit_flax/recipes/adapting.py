@@ -132,6 +132,11 @@ def _adapted(
     }
 
 
+def pooled(model: ViTConfig) -> ViTConfig:
+    """Returns a model that a classifier can be put on: a trunk, which has no pooling, gets it."""
+    return model.replace(global_pool="token" if model.class_token else "avg") if model.global_pool == "none" else model
+
+
 def classifier_of(model: ViTConfig, classes: int, layout: str) -> tuple[ViTConfig, str | None]:
     """Returns a checkpoint's model with a head of that many classes, and the layout to write it in.
 
@@ -143,8 +148,7 @@ def classifier_of(model: ViTConfig, classes: int, layout: str) -> tuple[ViTConfi
     model = model.replace(num_classes=classes, **get_layout(layout).classifier(model))
     if model.representation_size is not None:
         model = model.replace(representation_size=None)
-    if model.global_pool == "none":  # of a trunk: a classifier needs pooling
-        model = model.replace(global_pool="token" if model.class_token else "avg")
+    model = pooled(model)
     poolings = dict.fromkeys((model.global_pool, "token_avg", "avg"))
     library = layout.split("_")[0] + "_"
     siblings = [name for name in LAYOUTS if name.startswith(library)] if library == "huggingface_" else []
