@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_flax.convert import Wish, holds_text, open_checkpoint
+from vit_flax.convert import Layout, Wish, holds_text, open_checkpoint
 from vit_flax.convert.folder import read_json
 from vit_flax.preparing import find_preprocessing
 from vit_flax.reading import Reading, read_model
@@ -33,7 +33,7 @@ def model_card(folder: Path, repository: str, licence: str | None = None) -> str
         ConversionError: the folder holds no weights that can be loaded.
     """
     reading = read_model(open_checkpoint(folder, Wish()), Wish())
-    owner = _owner(reading.layout.name)
+    owner = _owner(reading.layout)
     has_text = holds_text(reading.layout)
     classifies = reading.config.num_classes > 0 and not has_text
     task = _ZERO_SHOT if has_text else "image-classification" if classifies else "image-feature-extraction"
@@ -59,8 +59,8 @@ def model_card(folder: Path, repository: str, licence: str | None = None) -> str
     return "\n\n".join(parts) + "\n"
 
 
-def _owner(layout: str) -> str:
-    return "transformers" if layout.startswith("huggingface_") else "timm" if layout == "timm" else "vit_flax"
+def _owner(layout: Layout) -> str:
+    return "transformers" if layout.is_transformers else "timm" if layout.name == "timm" else "vit_flax"
 
 
 def _millions(reading: Reading) -> str:

@@ -70,6 +70,11 @@ class Layout:
     # what of a model's config its own library's classifier has otherwise than its models without one
     classifier: Callable[..., Mapping[str, object]] = lambda config: {}
 
+    @property
+    def is_transformers(self) -> bool:
+        """Whether the layout is of Hugging Face's transformers."""
+        return self.name.startswith("huggingface_")
+
     def read(self, checkpoint: Checkpoint) -> Checkpoint:
         """Returns the checkpoint under the names that the rules know.
 

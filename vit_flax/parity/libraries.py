@@ -53,7 +53,7 @@ def compare_checkpoint(reading: Reading, against: str | None = None, name: str |
 
 
 def _library_of(layout: Layout) -> str:
-    if layout.name.startswith("huggingface_"):
+    if layout.is_transformers:
         return "transformers"
     if layout.name in _TIMM_LAYOUTS:
         return "timm"

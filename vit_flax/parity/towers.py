@@ -48,7 +48,7 @@ def compare_towers(reading: Reading, seed: int = 0) -> Report:
     model, params = reading.build()
     assert isinstance(model, TwoTowers)
     layout, checkpoint = reading.layout, reading.checkpoint
-    if not layout.name.startswith("huggingface_") or layout.config_file is None:
+    if not layout.is_transformers or layout.config_file is None:
         raise ConversionError(
             f"layout {layout.name!r} of both towers is none of transformers': `tower='image'` compares the image tower"
         )

@@ -94,7 +94,7 @@ def _as_theirs(model: VisionTransformer, params: PyTree) -> tuple[Layout, ViTCon
     Raises:
         ConversionError: none does.
     """
-    theirs = [layout for layout in LAYOUTS.values() if layout.name.startswith("huggingface_") and layout.config_file]
+    theirs = [layout for layout in LAYOUTS.values() if layout.is_transformers and layout.config_file]
     theirs = [layout for layout in theirs if not holds_text(layout)]
     for layout in theirs:
         fitted, kept, _ = fit_layout(model, params, layout.name)
@@ -113,7 +113,7 @@ def transformers_peer(
     """
     transformers = import_peer("transformers")
     transformers.utils.logging.disable_progress_bar()
-    config, is_theirs = model.config, layout.name.startswith("huggingface_")
+    config, is_theirs = model.config, layout.is_transformers
     written, tensors = config, {}
     if is_theirs:
         tensors = {name: checkpoint.read(name) for name in checkpoint.shapes}

@@ -145,13 +145,13 @@ def classifier_of(model: ViTConfig, classes: int, layout: str) -> tuple[ViTConfi
     model as it is, in the first layout of the same library that holds it, otherwise the first of all, otherwise this
     library's own parameters; None: no layout holds it.
     """
-    model = model.replace(num_classes=classes, **get_layout(layout).classifier(model))
+    given = get_layout(layout)
+    model = model.replace(num_classes=classes, **given.classifier(model))
     if model.representation_size is not None:
         model = model.replace(representation_size=None)
     model = pooled(model)
     poolings = dict.fromkeys((model.global_pool, "token_avg", "avg"))
-    library = layout.split("_")[0] + "_"
-    siblings = [name for name in LAYOUTS if name.startswith(library)] if library == "huggingface_" else []
+    siblings = [name for name, other in LAYOUTS.items() if given.is_transformers and other.is_transformers]
     for name, pools in ((layout, poolings), *((name, (model.global_pool,)) for name in (*siblings, None))):
         for pool in pools:
             for mask_token in dict.fromkeys((False, model.mask_token)):
