@@ -32,8 +32,8 @@ def test_auto_takes_what_moves_least_on_a_tpu(result: dict[str, Any], mode: str)
         with compiled_for("tpu", kind=V5E):
             auto = backend_for((2, HEADS, tokens, width), jnp.bfloat16, POLICY, True)
             is_safe = fits(tokens, HEADS, width)
-        if not is_safe:  # the kernel over rows compiles there, which its estimate of fast memory cannot promise
-            assert (width, tokens) in {(88, 1370), (128, 1370)}
+        if not is_safe:  # the kernel over rows compiles there, and takes 122 of a v5e's 128 MiB of fast memory
+            assert (width, tokens) == (88, 1370)
             found = {name: row for name, row in found.items() if name != "rows"}
         assert {row["auto"] for row in found.values()} == {auto}
         assert found[auto]["device_bytes"] <= min(row["device_bytes"] for row in found.values())
