@@ -113,9 +113,10 @@ def test_heads_that_fill_lanes_together_are_held_together() -> None:
     assert fast_memory(1370, 4 * 1280, 16, 80, 2, is_forward=True) >= 68.28 * 2**20
     for width, taken in ((72, 80.51), (80, 56.36), (88, 89.82)):
         assert fast_memory(1025, 4 * 16 * width, 16, width, 2, is_forward=True) >= taken * 2**20
+    assert fast_memory(1370, 7 * 16 * 128, 16, 128, 2) >= 91.27 * 2**20  # backward, a head to a column
     with compiled_for("tpu", kind="TPU v5 lite"):
         chosen = [backend_for((2, 16, 1370, width), jnp.bfloat16, BFLOAT16, True) for width in (64, 80, 88, 128)]
-    assert chosen == ["rows", "rows", "splash", "splash"]
+    assert chosen == ["rows", "rows", "splash", "rows"]
 
 
 def test_what_it_cannot_compute() -> None:
