@@ -94,7 +94,12 @@ def by_jax(job: Job, apply: Callable[[Any, Any], Any], params: Any, dtype: str) 
 
 
 def by_vit_flax(
-    job: Job, dtype: str, compute: str | None = None, precision: str = "HIGHEST", platform: str = "cpu"
+    job: Job,
+    dtype: str,
+    compute: str | None = None,
+    precision: str = "HIGHEST",
+    platform: str = "cpu",
+    scan: bool = False,
 ) -> Answer:
     """Returns our answer, with activations stored as on that platform; a TPU's kernel is interpreted."""
     import jax
@@ -106,7 +111,7 @@ def by_vit_flax(
 
     cfg = job.case.config
     _, params = vit_flax.load(job.weights, "timm", cfg)
-    model = build_model(cfg, param_dtype=dtype, dtype=compute, precision=jax.lax.Precision[precision])
+    model = build_model(cfg, param_dtype=dtype, dtype=compute, precision=jax.lax.Precision[precision], scan=scan)
     with compiled_for(platform), pltpu.force_tpu_interpret_mode():
         logits, gradients = by_jax(job, lambda p, x: model.apply({"params": p}, x), params, dtype)
     return logits, {name: np.asarray(value) for name, value in vit_flax.to_state_dict(model, gradients, "timm").items()}
@@ -135,6 +140,12 @@ CONTESTANTS: dict[str, Callable[[Job], Answer]] = {
     "vit_flax bfloat16 operands": lambda job: by_vit_flax(job, "float32", "bfloat16"),
     "vit_flax bfloat16, stored too, as on GPU": lambda job: by_vit_flax(job, "float32", "bfloat16", platform="gpu"),
     "vit_flax bfloat16, stored too, as on TPU": lambda job: by_vit_flax(job, "float32", "bfloat16", platform="tpu"),
+    "vit_flax bfloat16, scanned, as on GPU": lambda job: by_vit_flax(
+        job, "float32", "bfloat16", platform="gpu", scan=True
+    ),
+    "vit_flax bfloat16, scanned, as on TPU": lambda job: by_vit_flax(
+        job, "float32", "bfloat16", platform="tpu", scan=True
+    ),
     "linen bfloat16": lambda job: by_linen(job, "bfloat16"),
     "torch bfloat16 autocast": lambda job: by_torch(job, "float32", autocast=True),
 }

@@ -74,7 +74,9 @@ def machine() -> dict[str, Any]:
             cpu.setdefault(key.strip(), value.strip())
     kind = " ".join(cpu.get(name, "") for name in ("vendor_id", "cpu family", "model")).strip() or platform.machine()
     flags = os.environ.get("XLA_FLAGS", "").strip()
-    return {"cpu": kind, "cores": os.cpu_count(), "jax": jax.__version__, "flags": flags}
+    # those that the process may use, where the system tells
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": kind, "cores": cores, "jax": jax.__version__, "flags": flags}
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ def run_blocks(
     Each block gets its own of `inputs`, and key of `keys` for dropout.
 
     A scanned loop compiles one block instead of all of them. It stacks their parameters on the way in, so that the
-    parameters of the model keep their names.
+    parameters of the model keep their names, and stores their gradients before they are taken apart: in the dtype in
+    which `params` are given.
 
     Args:
         blocks: modules; bound to the model where `params` is None, and then called as they are.
@@ -222,7 +223,7 @@ def run_model(
     blocks = [block.clone() for block in model.blocks[:depth]]
 
     def run(params: Sequence[PyTree], tokens: Array, parts: int) -> tuple[Array, list[Array]]:
-        if parts > 1 and model.scan:  # what the loop stacks is read once more
+        if model.scan and (parts > 1 or first.precision.is_stored_as_computed):  # what the loop stacks is read again
             params = [with_kernels_in(own, first.precision.compute) for own in params]
         return run_blocks(blocks, params, inputs, keys, tokens, model.remat, model.scan, taken, parts)
 

@@ -12,6 +12,7 @@ import pytest
 from vit_flax.config import BeitConfig, DropRates, NaFlexViTConfig, RopeViTConfig, T2TViTConfig, ViTConfig
 from vit_flax.models import build_model
 from vit_flax.models.drop import drop_path, dropout
+from vit_flax.models.precision import compiled_for
 from vit_flax.parity.tolerances import FLOAT32_GRADIENT, FLOAT32_RELATIVE, FLOAT32_ROUNDING
 
 SMALL: dict[str, Any] = {
@@ -49,6 +50,30 @@ def test_remat_and_scan_compute_the_same(remat: str, scan: bool, key: int | None
     for (path, value), other_value in zip(jax.tree.leaves_with_path(expected[1]), jax.tree.leaves(got[1]), strict=True):
         np.testing.assert_allclose(other_value, value, **FLOAT32_GRADIENT, err_msg=str(path))
     np.testing.assert_allclose(got[0], expected[0], rtol=FLOAT32_RELATIVE)
+
+
+@pytest.mark.parametrize(("platform", "is_rounded"), [("cpu", False), ("gpu", True)])
+def test_a_loop_stores_gradients_of_kernels_as_activations(platform: str, is_rounded: bool) -> None:
+    config = ViTConfig(**SMALL)
+    params = _params(build_model(config))
+
+    def gradients(scan: bool) -> dict[str, jax.Array]:
+        model = build_model(config, dtype=jnp.bfloat16, scan=scan)
+
+        def loss(params):
+            return jnp.square(model.apply({"params": params}, IMAGES)).mean()
+
+        found: Any = jax.jit(jax.grad(loss))(params)["blocks_1"]["mlp"]["fc1"]
+        return found
+
+    with compiled_for(platform):
+        looped, alone = gradients(True), gradients(False)
+    narrow = looped["kernel"].astype(jnp.bfloat16).astype(jnp.float32)
+    assert looped["kernel"].dtype == jnp.float32
+    assert bool((narrow == looped["kernel"]).all()) == is_rounded
+    for name in ("kernel", "bias"):
+        scale = np.abs(alone[name]).max()
+        np.testing.assert_allclose(looped[name] / scale, alone[name] / scale, atol=2**-8)
 
 
 SHALLOW = {**SMALL, "depth": 2}

@@ -86,6 +86,14 @@ class Precision:
         return dataclasses.replace(precision, params=params, compute=precision.compute if dtype is None else dtype)
 
     @property
+    def is_stored_as_computed(self) -> bool:
+        """Whether activations are stored in the dtype of the products.
+
+        Scanned blocks then store their kernels' gradients so, too, as torch's autocast does: each is rounded once.
+        """
+        return None not in (self.compute, self.stored) and jnp.dtype(self.compute) == jnp.dtype(self.stored)
+
+    @property
     def wide(self) -> Precision:
         """The same policy with activations stored in float32 or wider: for the last layers."""
         return dataclasses.replace(self, stored=None, stream=None)
