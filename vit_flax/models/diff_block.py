@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vit_flax.config import ViTConfig
+from vit_flax.models.activations import get_activation
 from vit_flax.models.attention import attention_weights, dot_product_attention, record_weights
 from vit_flax.models.block import Block
 from vit_flax.models.drop import refuse_drops
@@ -113,5 +114,6 @@ class DiffParallelScalingBlock(ParallelScalingBlock):
         self.out_proj = self._linear(self.config.embed_dim)
 
     def mix(self, q: Array, k: Array, v: Array, hidden: Float[Array, "b n h"]) -> Float[Array, "b n d"]:
-        """Returns the residual branch."""
-        return self.out_proj(jnp.concatenate([self.mixing(q, k, v), hidden], axis=-1))
+        """Returns the residual branch; `hidden` is the MLP's layer before its activation."""
+        activated = get_activation(self.config.activation)(hidden)
+        return self.out_proj(jnp.concatenate([self.mixing(q, k, v), activated], axis=-1))

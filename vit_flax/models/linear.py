@@ -1,10 +1,12 @@
 """A linear layer that names its products, forward and backward."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.lax import PrecisionLike
@@ -16,6 +18,8 @@ from vit_flax.chips import chip_of_kind
 from vit_flax.models.fence import fence
 from vit_flax.models.placed import custom_vjp, explicit_sharding
 from vit_flax.models.precision import Precision, accumulator_dtype, rounded, target
+
+Source = tuple[Callable[[Array], Array], Array]
 
 
 def contract(
@@ -152,10 +156,28 @@ class Linear(nn.Module):
     use_bias: bool = True
     precision: Precision = Precision()
 
-    def __call__(self, x: Float[Array, "... d"], freeze_bias: bool = False) -> Float[Array, "... e"]:
-        """Returns `x @ kernel + bias`; `freeze_bias`: whoever takes the result computes the bias's gradient."""
+    def __call__(
+        self, x: Float[Array, "... d"], freeze_bias: bool = False, source: Source | None = None
+    ) -> Float[Array, "... e"]:
+        """Returns `x @ kernel + bias`.
+
+        Args:
+            x: tokens.
+            freeze_bias: whoever takes the result computes the bias's gradient.
+            source: an elementwise function and the array of which it is `x`. Where activations are stored as
+                `precision` says, the backward pass keeps that array, and `x` is computed again.
+        """
         kernel, bias = self._parameters(x.shape[-1])
-        return self._apply(x, kernel, lax.stop_gradient(bias) if freeze_bias else bias)
+        bias = lax.stop_gradient(bias) if freeze_bias else bias
+        if source is None or self.precision.stored is None:
+            return self._apply(x, kernel, bias)
+        function, kept = source
+
+        def apply(kept: Array, kernel: Array, bias: Array | None) -> Array:
+            return self._apply(function(kept), kernel, bias)
+
+        # outside of a loop XLA may find that `x` is there already, and keep both
+        return jax.checkpoint(apply, prevent_cse=False)(kept, kernel, bias)
 
     def parts(self, x: Float[Array, "... d"], count: int, heads: int) -> list[Float[Array, "... h e"]]:
         """Returns `count` results, each of its own part of the kernel, with an axis of heads.

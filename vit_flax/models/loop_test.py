@@ -61,7 +61,8 @@ def test_a_loop_stores_gradients_of_kernels_as_activations(platform: str, is_rou
         model = build_model(config, dtype=jnp.bfloat16, scan=scan)
 
         def loss(params):
-            return jnp.square(model.apply({"params": params}, IMAGES)).mean()
+            logits: Any = model.apply({"params": params}, IMAGES)
+            return jnp.square(logits).mean()
 
         found: Any = jax.jit(jax.grad(loss))(params)["blocks_1"]["mlp"]["fc1"]
         return found
@@ -74,6 +75,33 @@ def test_a_loop_stores_gradients_of_kernels_as_activations(platform: str, is_rou
     for name in ("kernel", "bias"):
         scale = np.abs(alone[name]).max()
         np.testing.assert_allclose(looped[name] / scale, alone[name] / scale, atol=2**-8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "hidden"),
+    [({}, 64), ({"mlp_layer": "swiglu"}, 128), ({"block": "parallel_scaling"}, 64)],
+    ids=["mlp", "swiglu", "parallel"],
+)
+def test_a_loop_keeps_what_the_backward_pass_cannot_compute_elementwise(fields: dict[str, Any], hidden: int) -> None:
+    config = ViTConfig(**SMALL, **fields)
+    params = _params(build_model(config))
+
+    def kept(dtype: Any) -> list[tuple[int, ...]]:
+        model = build_model(config, dtype=dtype, scan=True)
+
+        def loss(params):
+            logits: Any = model.apply({"params": params}, IMAGES)
+            return logits.sum()
+
+        loops = [eqn for eqn in jax.make_jaxpr(jax.grad(loss))(params).eqns if eqn.primitive.name == "scan"]
+        return [var.aval.shape for var in loops[0].outvars if var.aval.ndim == 4]
+
+    with compiled_for("tpu"):
+        shapes = kept(jnp.bfloat16)
+    assert sum(shape[-1] >= hidden for shape in shapes) == 1  # the layer before its activation
+    assert sum(shape[-1] == 1 for shape in shapes) == 4 - 2 * (fields == {"block": "parallel_scaling"})  # statistics
+    with compiled_for("cpu"):  # which computes statistics again, and keeps the activated layer
+        assert not any(shape[-1] == 1 for shape in kept(jnp.bfloat16))
 
 
 SHALLOW = {**SMALL, "depth": 2}

@@ -6,7 +6,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from vit_flax.models.activations import get_activation
-from vit_flax.models.drop import dropout
+from vit_flax.models.drop import dropout, is_dropping
 from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.precision import Precision
@@ -33,13 +33,15 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... e"]:
         """Returns the transformed tokens, `out_features` wide."""
-        hidden, out = self.hidden_features or x.shape[-1], self.out_features or x.shape[-1]
-        for name, width in (("hidden_features", hidden), ("out_features", out)):
-            if not isinstance(width, int) or width < 1:
-                raise ValueError(f"{name} must be a positive integer, got {width!r}")
+        width, out = self.hidden_features or x.shape[-1], self.out_features or x.shape[-1]
+        for name, value in (("hidden_features", width), ("out_features", out)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
         linear = partial(Linear, use_bias=self.use_bias, precision=self.precision)
-        x = linear(hidden, name="fc1")(x)
-        x = dropout(self, get_activation(self.activation)(x), self.drop)
+        activation = get_activation(self.activation)
+        hidden = linear(width, name="fc1")(x)
+        x = dropout(self, activation(hidden), self.drop)
         if self.norm_layer is not None:
             x = NORM_LAYERS[self.norm_layer](self.norm_eps, self.precision, name="norm")(x)
-        return dropout(self, linear(out, name="fc2")(x), self.drop)
+        source = None if self.norm_layer or is_dropping(self, self.drop) else (activation, hidden)
+        return dropout(self, linear(out, name="fc2")(x, source=source), self.drop)

@@ -1,6 +1,7 @@
 """Normalisation over the last axis: LayerNorm and RMSNorm as torch computes them."""
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,33 +12,40 @@ from jaxtyping import Array, Float
 from vit_flax.models.placed import custom_vjp
 from vit_flax.models.precision import Precision, accumulator_dtype, recomputed
 
+Statistics = tuple[Array, Array]  # mean, and one over the standard deviation
 
-@partial(custom_vjp, nondiff_argnums=(3,))
-def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
+
+@partial(custom_vjp, nondiff_argnums=(3, 4))
+def layer_norm(x: Array, scale: Array, bias: Array, eps: float, keep_statistics: bool) -> Array:
     """Centres and scales the last axis, statistics in float32 or wider.
 
     The variance is the mean of squared deviations: E[x^2] - E[x]^2, the fast form of flax.linen.LayerNorm, loses the
-    digits of activations with a large mean. The backward pass is written out so that it reads `x` once and XLA:CPU does
-    not fold the whole chain of residual gradients into each of its consumers.
+    digits of activations with a large mean. The backward pass is written out so that XLA:CPU does not fold the whole
+    chain of residual gradients into each of its consumers. With `keep_statistics` it reads `x` once; otherwise it
+    computes them again, which is faster on a CPU.
     """
-    return _layer_norm_forward(x, scale, bias, eps)[0]
+    return _layer_norm_forward(x, scale, bias, eps, keep_statistics)[0]
 
 
-def _standardise(x: Array, eps: float) -> tuple[Array, Array]:
+def _standardise(x: Array, eps: float, statistics: Statistics | None = None) -> tuple[Array, Statistics]:
     x = x.astype(accumulator_dtype(x.dtype))
-    centred = x - x.mean(-1, keepdims=True)
-    rstd = lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
-    return centred * rstd, rstd
+    mean = x.mean(-1, keepdims=True) if statistics is None else statistics[0]
+    centred = x - mean
+    rstd = lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps) if statistics is None else statistics[1]
+    return centred * rstd, (mean, rstd)
 
 
-def _layer_norm_forward(x: Array, scale: Array, bias: Array, eps: float) -> tuple[Array, tuple[Array, Array, Array]]:
-    normed, _ = _standardise(x, eps)
-    return normed * scale + bias, (x, scale, bias)
+def _layer_norm_forward(x: Array, scale: Array, bias: Array, eps: float, keep_statistics: bool) -> tuple[Array, Any]:
+    normed, statistics = _standardise(x, eps)
+    return normed * scale + bias, (x, scale, bias, statistics if keep_statistics else None)
 
 
-def _layer_norm_backward(eps: float, residuals: tuple[Array, Array, Array], g: Array) -> tuple[Array, Array, Array]:
-    x, scale, bias = residuals
-    normed, rstd = _standardise(x, eps)
+def _layer_norm_backward(
+    eps: float, keep_statistics: bool, residuals: tuple[Array, Array, Array, Statistics | None], g: Array
+) -> tuple[Array, Array, Array]:
+    del keep_statistics
+    x, scale, bias, statistics = residuals
+    normed, (_, rstd) = _standardise(x, eps, statistics)
     leading = tuple(range(x.ndim - 1))
     dnormed = g * scale
     dx = rstd * (dnormed - dnormed.mean(-1, keepdims=True) - normed * (dnormed * normed).mean(-1, keepdims=True))
@@ -61,7 +69,8 @@ class LayerNorm(nn.Module):
         """Returns the normalised `x`, in the dtype that is stored."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.precision.params)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.precision.params)
-        return self.precision.cast_to_stored(layer_norm(x, scale, bias, _epsilon(self.eps, x.dtype)))
+        keep_statistics = self.precision.stored is not None
+        return self.precision.cast_to_stored(layer_norm(x, scale, bias, _epsilon(self.eps, x.dtype), keep_statistics))
 
 
 class RMSNorm(nn.Module):
@@ -82,8 +91,8 @@ class RMSNorm(nn.Module):
         def rms_norm(x: Array, scale: Array) -> Array:
             return x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps) * scale
 
-        if self.precision.stored == x.dtype:
-            return recomputed(rms_norm, x, scale)
+        if self.precision.stored is not None:
+            return self.precision.cast_to_stored(recomputed(rms_norm, x, scale))
         return self.precision.cast_to_stored(rms_norm(x.astype(accumulator_dtype(x.dtype)), scale))
 
 

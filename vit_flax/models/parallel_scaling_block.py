@@ -63,15 +63,17 @@ class ParallelScalingBlock(nn.Module):
         )
         qkv = y[..., cfg.mlp_dim :].astype(self.precision.operand_dtype(y))
         q, k, v = split_qkv(qkv, cfg.num_heads)
-        y = self.mix(q, k, v, get_activation(cfg.activation)(hidden))
+        y = self.mix(q, k, v, hidden)
         return x + drop_path(self, y if cfg.init_values is None else self.ls(y), self.drop_path)
 
     def mix(self, q: Array, k: Array, v: Array, hidden: Float[Array, "b n h"]) -> Float[Array, "b n d"]:
-        """Returns the residual branch."""
+        """Returns the residual branch; `hidden` is the MLP's layer before its activation."""
         cfg = self.config
         if cfg.qk_norm:
             q, k = self.q_norm(q).astype(v.dtype), self.k_norm(k).astype(v.dtype)
         scale = cfg.qk_scale or cfg.head_dim**-0.5
         record_weights(self, lambda: attention_weights(q, k, scale))
         out = dot_product_attention(q, k, v, scale, self.precision)
-        return self.attn_out_proj(merge_heads(out)) + self.mlp_out_proj(hidden)
+        activation = get_activation(cfg.activation)
+        mlp = self.mlp_out_proj(activation(hidden), source=(activation, hidden))
+        return self.attn_out_proj(merge_heads(out)) + mlp

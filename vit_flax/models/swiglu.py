@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vit_flax.models.activations import get_activation
-from vit_flax.models.drop import dropout
+from vit_flax.models.drop import dropout, is_dropping
 from vit_flax.models.linear import Linear
 from vit_flax.models.norm import NORM_LAYERS
 from vit_flax.models.precision import Precision, recomputed
@@ -34,13 +34,15 @@ class SwiGLU(nn.Module):
         """Returns the transformed tokens."""
         linear = partial(Linear, use_bias=self.use_bias, precision=self.precision)
         hidden = linear(2 * self.hidden_features, name="fc1")(x)
-        gate, value = jnp.split(hidden, 2, axis=-1)
-        product = dropout(self, self._gated(gate, value), self.drop)
+        product = dropout(self, self._gated(hidden), self.drop)
         if self.norm_layer is not None:
             product = NORM_LAYERS[self.norm_layer](self.norm_eps, self.precision, name="norm")(product)
-        return dropout(self, linear(x.shape[-1], name="fc2")(product), self.drop)
+        source = None if self.norm_layer or is_dropping(self, self.drop) else (self._gated, hidden)
+        return dropout(self, linear(x.shape[-1], name="fc2")(product, source=source), self.drop)
 
-    def _gated(self, gate: Array, value: Array) -> Array:
+    @nn.nowrap
+    def _gated(self, hidden: Array) -> Array:
+        gate, value = jnp.split(hidden, 2, axis=-1)
         activation = get_activation(self.activation)
 
         def product(gate: Array, value: Array) -> Array:

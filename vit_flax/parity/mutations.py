@@ -78,10 +78,10 @@ def _transpose_patches(weight: np.ndarray) -> np.ndarray:
     return weight.reshape(-1, side, side).swapaxes(1, 2).reshape(weight.shape)
 
 
-def _fast_variance(x: Any, eps: float) -> Any:
+def _fast_variance(x: Any, eps: float, statistics: Any = None) -> Any:
     mean = x.mean(-1, keepdims=True)
     rstd = lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean) + eps)
-    return (x - mean) * rstd, rstd
+    return (x - mean) * rstd, (mean, rstd)
 
 
 def _encode(order: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -147,15 +147,15 @@ def _(primals: Any, tangents: Any) -> Any:
     return _gelu_wrong_slope(primals[0]), tangents[0] * activations._normal_cdf(primals[0])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _layer_norm_scale_only(x: Any, scale: Any, bias: Any, eps: float) -> Any:
-    return norm._layer_norm_forward(x, scale, bias, eps)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _layer_norm_scale_only(x: Any, scale: Any, bias: Any, eps: float, keep: bool) -> Any:
+    return norm._layer_norm_forward(x, scale, bias, eps, keep)[0]
 
 
-def _layer_norm_scale_only_backward(eps: float, residuals: Any, g: Any) -> Any:
-    x, scale, _ = residuals
-    _, dscale, dbias = norm._layer_norm_backward(eps, residuals, g)
-    return norm._standardise(x, eps)[1] * g * scale, dscale, dbias
+def _layer_norm_scale_only_backward(eps: float, keep: bool, residuals: Any, g: Any) -> Any:
+    x, scale, *_ = residuals
+    _, dscale, dbias = norm._layer_norm_backward(eps, keep, residuals, g)
+    return norm._standardise(x, eps)[1][1] * g * scale, dscale, dbias
 
 
 _layer_norm_scale_only.defvjp(norm._layer_norm_forward, _layer_norm_scale_only_backward)
