@@ -190,6 +190,12 @@ window={size=32x6 stride=31x5 lhs_dilate=32x6}, dim_labels=01bf_01oi->01bf
         ("jit(step)/transpose(jvp(Net))/Net._run_blocks/jvp(blocks_3)/mlp/fc2/dot_general", "blocks/mlp/fc2, backward"),
         ("jit(step)/transpose(jvp(Net))/(Net.classify/Net._head/head/dot_general)", "head, backward"),
         ("jit(step)/transpose(jvp(Net))/checkpoint/rematted_computation/block_2/norm1/sub", "blocks/norm1, recomputed"),
+        (
+            "jit(step)/transpose(jvp(Net))/while/body/blocks_0/mlp/fc2/blocks_0/mlp/fc2/checkpoint/fc2._apply/dot_general",
+            "blocks/mlp/fc2, backward",
+        ),
+        ("jit(step)/jvp(Net)/Net._run_blocks/jvp()/while/body/closed_call/blocks_0/attn/mul", "blocks/attn, forward"),
+        ("jit(step)/jvp(Net)/Net._run_blocks/jvp()/stack", "blocks, forward"),
         ("jit(step)/jvp(jit(log_softmax))/sub", "loss, forward"),
         ("jit(step)/optimizer/mul", "optimizer"),
         ("state.params['blocks_0']['attn']['qkv']['kernel']", "parameters, state and batch"),

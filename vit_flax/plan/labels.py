@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from vit_flax.plan.hlo import Computation, Operation, Program
 
 _NOT_A_MODULE = re.compile(r".*[().\[\]<>].*|while|body|cond|closed_call|checkpoint|rematted_computation|branch_\d+.*|"
-                           r"custom_vjp_call.*|custom_jvp_call.*|pjit|core_call|shard_map|scan|remat.*")  # fmt: skip
+                           r"custom_vjp_call.*|custom_jvp_call.*|pjit|core_call|shard_map|scan|remat.*|jvp|vmap|transpose")  # fmt: skip
 _DIFFERENTIATED = re.compile(r"(?:transpose\()?jvp\((\w+)\)*")  # blocks that have a backward pass of their own
 _NO_PASS = ("other", "optimizer", "images", "ema")  # not differentiated
 _BLOCK = re.compile(r"(blocks?|layers?|encoderblock)(_\d+)?$|encoderblock_\d+")
@@ -26,10 +26,18 @@ def label(op_name: str) -> str:
     parts = [_unwrapped(part.strip("()")) for part in _segments(first.replace("/(", "/").rstrip(")"))[:-1]]
     modules = [_BLOCK.sub("blocks", part) for part in parts if part and not _NOT_A_MODULE.fullmatch(part)]
     is_loop = "/while" in first or "_run_blocks" in first
-    name = "/".join(modules) or ("blocks" if is_loop else "loss" if "jvp(" in first else "other")
+    name = "/".join(_once(modules)) or ("blocks" if is_loop else "loss" if "jvp(" in first else "other")
     if "transpose(" in first:
         return f"{name}, {'recomputed' if 'rematted_computation' in first else 'backward'}"
     return name if name in _NO_PASS else f"{name}, forward"
+
+
+def _once(modules: list[str]) -> list[str]:
+    """Returns a path without its repetition, which a part has that is computed again by itself."""
+    for size in range(len(modules) // 2, 0, -1):
+        if modules[-size:] == modules[-2 * size : -size]:
+            return modules[:-size]
+    return modules
 
 
 def _unwrapped(part: str) -> str:
