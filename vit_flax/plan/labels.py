@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from vit_flax.plan.hlo import Computation, Operation, Program
 
 _NOT_A_MODULE = re.compile(r".*[().\[\]<>].*|while|body|cond|closed_call|checkpoint|rematted_computation|branch_\d+.*|"
-                           r"custom_vjp_call.*|custom_jvp_call.*|pjit|core_call|shard_map|scan|remat.*|jvp|vmap|transpose")  # fmt: skip
+                           r"custom_vjp_call.*|custom_jvp_call.*|pjit|core_call|shard_map|scan|remat.*|jvp|vmap|"
+                           r"transpose")  # fmt: skip
 _DIFFERENTIATED = re.compile(r"(?:transpose\()?jvp\((\w+)\)*")  # blocks that have a backward pass of their own
 _NO_PASS = ("other", "optimizer", "images", "ema")  # not differentiated
 _BLOCK = re.compile(r"(blocks?|layers?|encoderblock)(_\d+)?$|encoderblock_\d+")
