@@ -115,6 +115,9 @@ def test_programs_run_without_this_library_and_answer_as_predict(
     np.save(programs / "rope.npy", images)
     export_model(programs / "narrow.onnx", model, params, "features", dtype="bfloat16")
     np.save(programs / "narrow.npy", images)
+    arguments = ["export", str(tmp_path / "model"), str(tmp_path / "logits.onnx"), "--dtype", "bfloat16"]
+    assert main(arguments) == 0  # compared with the model before it is written
+    capsys.readouterr()
 
     found = run_apart(programs)
     assert main(["predict", str(tmp_path / "model"), *(str(tmp_path / f"{n}.png") for n in range(7)), "--json"]) == 0

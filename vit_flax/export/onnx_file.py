@@ -119,4 +119,6 @@ def _round_to_bfloat16(onnx: Any, graph: Any) -> None:
             widen(copy.output[0], node.output[0])
     del graph.node[:]
     graph.node.extend(nodes)
+    for output in graph.output:  # jax2onnx takes a product of bfloat16 numbers to be of bfloat16
+        output.type.tensor_type.elem_type = _FLOAT
     del graph.value_info[:]  # stale types; runtimes infer them
