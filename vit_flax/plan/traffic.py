@@ -132,14 +132,13 @@ def _in_place(computation: Computation, users: dict[str, list[Operation]], updat
     if update.is_root:
         return True
     return all(
-        (user.opcode in ("bitcast", "tuple") or (_updates(user) and user.operands[0] == update.name))
-        and _in_place(computation, users, user)
+        (user.opcode in ("bitcast", "tuple") or _is_update_of(user, update)) and _in_place(computation, users, user)
         for user in users.get(update.name, ())
     )
 
 
-def _updates(operation: Operation) -> bool:
-    return operation.opcode == "dynamic-update-slice"
+def _is_update_of(operation: Operation, updated: Operation) -> bool:
+    return operation.opcode == "dynamic-update-slice" and operation.operands[0] == updated.name
 
 
 def written(program: Program, computation: Computation, name: str) -> int:
@@ -147,11 +146,11 @@ def written(program: Program, computation: Computation, name: str) -> int:
     operation = computation[name]
     if operation.opcode == "bitcast":
         return written(program, computation, operation.operands[0])
-    if operation.opcode == "parameter":
-        return 0  # an alias of the operand
-    if _updates(operation) and (before := _before(computation, operation)) is not None:
-        others = written(program, computation, before.name) if _updates(before) else 0
-        return others + computation[operation.operands[1]].arrays[0].bytes
+    if operation.opcode == "parameter" or _is_free_call(operation):
+        return 0  # an alias of the operand, or nothing yet
+    if operation.opcode == "dynamic-update-slice":
+        updated, update, *_ = operation.operands
+        return written(program, computation, updated) + computation[update].arrays[0].bytes
     if is_collective(operation):
         return 0  # counted by itself
     if operation.opcode == "fusion" and len(operation.arrays) == 1:
@@ -165,9 +164,3 @@ def _origin(computation: Computation, name: str) -> str:
     while computation[name].opcode == "bitcast":
         name = computation[name].operands[0]
     return name
-
-
-def _before(computation: Computation, update: Operation) -> Operation | None:
-    """Returns what made the updated array, where nothing else of it is written: it is given, allocated or updated."""
-    origin = computation[_origin(computation, update.operands[0])]
-    return origin if origin.opcode == "parameter" or _updates(origin) or _is_free_call(origin) else None
