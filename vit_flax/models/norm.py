@@ -91,7 +91,8 @@ class RMSNorm(nn.Module):
         def rms_norm(x: Array, scale: Array) -> Array:
             return x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps) * scale
 
-        if self.precision.stored is not None:
+        stored = self.precision.stored
+        if stored is not None and jnp.promote_types(x.dtype, stored) == x.dtype:  # the stream is no narrower
             return self.precision.cast_to_stored(recomputed(rms_norm, x, scale))
         return self.precision.cast_to_stored(rms_norm(x.astype(accumulator_dtype(x.dtype)), scale))
 

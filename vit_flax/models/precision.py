@@ -91,7 +91,9 @@ class Precision:
 
         Scanned blocks then store their kernels' gradients so, too, as torch's autocast does: each is rounded once.
         """
-        return None not in (self.compute, self.stored) and jnp.dtype(self.compute) == jnp.dtype(self.stored)
+        if self.compute is None or self.stored is None:  # `in` would find that NumPy's float64 equals None
+            return False
+        return jnp.dtype(self.compute) == jnp.dtype(self.stored)
 
     @property
     def wide(self) -> Precision:

@@ -14,9 +14,9 @@ from jax import lax
 
 import vit_flax
 from vit_flax.config import BeitConfig, LucidrainsViTConfig, NaFlexViTConfig, RopeViTConfig, T2TViTConfig, ViTConfig
-from vit_flax.models import Precision, attention_backend, build_model
+from vit_flax.models import LayerNorm, Precision, RMSNorm, attention_backend, build_model
 from vit_flax.models.precision import compiled_for
-from vit_flax.parity.tolerances import GRADIENT_FACTOR, policy_allowed
+from vit_flax.parity.tolerances import FLOAT32_RELATIVE, GRADIENT_FACTOR, policy_allowed
 
 SMALL: dict[str, Any] = {
     "image_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 5, "in_chans": 1,
@@ -78,6 +78,23 @@ def test_bfloat16_is_stored_but_on_a_cpu() -> None:
         assert model.clone(dtype="bfloat16").policy.stored is None
         assert model.policy == Precision(compute=jnp.bfloat16)
         assert model.clone(precision=Precision(stored=jnp.bfloat16)).policy.stored == jnp.bfloat16
+
+
+def test_a_narrow_stream_does_not_round_what_is_stored_wider() -> None:
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((5, 16)), jnp.bfloat16)
+    for norm in (LayerNorm, RMSNorm):
+        layer = norm(1e-6, Precision(stored=jnp.float32))
+        params = layer.init(jax.random.key(0), x)
+        found: Any = layer.apply(params, x)
+        expected: Any = norm(1e-6).apply(params, x.astype(jnp.float32))
+        np.testing.assert_allclose(found, expected, rtol=FLOAT32_RELATIVE)
+
+
+def test_equal_dtypes_are_equal_however_they_are_written() -> None:
+    assert Precision(compute=np.dtype("float64"), stored="float64").is_stored_as_computed
+    assert Precision(compute="bfloat16", stored=jnp.bfloat16).is_stored_as_computed
+    assert not Precision(compute=jnp.bfloat16).is_stored_as_computed
+    assert not Precision(compute=jnp.float32, stored=jnp.bfloat16).is_stored_as_computed
 
 
 def _loss_and_residuals(name: str, policy: Precision) -> tuple[Any, list[Any]]:
