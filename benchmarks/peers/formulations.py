@@ -20,7 +20,7 @@ SETTINGS = f"{vit_flax.SETTINGS}; one part in its plain form"
 def _fence() -> AbstractContextManager[Any]:
     from vit_flax.models import linear
 
-    return patch.object(linear, "fence", lambda x, there: x)
+    return patch.object(linear, "fence", lambda x, there=None: x)
 
 
 def _linear() -> AbstractContextManager[Any]:

@@ -48,8 +48,8 @@ def _rows_dot(a: Array, b: Array, precision: PrecisionLike, scale: float = 1.0) 
     """
     if a.dtype != jnp.bfloat16:
         return (heads_dot(a, b, 2, 2, precision) * scale).astype(a.dtype)
-    turned = heads_dot(fence(b.swapaxes(2, 3), b), a, 3, 2, precision) * scale
-    return fence(turned.astype(a.dtype), a).swapaxes(2, 3)
+    turned = heads_dot(fence(b.swapaxes(2, 3)), a, 3, 2, precision) * scale
+    return fence(turned.astype(a.dtype)).swapaxes(2, 3)
 
 
 def _late_forward(
