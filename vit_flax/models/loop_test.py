@@ -86,8 +86,8 @@ def test_a_loop_keeps_what_the_backward_pass_cannot_compute_elementwise(fields: 
     config = ViTConfig(**SMALL, **fields)
     params = _params(build_model(config))
 
-    def kept(dtype: Any) -> list[tuple[int, ...]]:
-        model = build_model(config, dtype=dtype, scan=True)
+    def kept() -> list[tuple[int, ...]]:
+        model = build_model(config, dtype=jnp.bfloat16, scan=True)
 
         def loss(params):
             logits: Any = model.apply({"params": params}, IMAGES)
@@ -97,11 +97,11 @@ def test_a_loop_keeps_what_the_backward_pass_cannot_compute_elementwise(fields: 
         return [var.aval.shape for var in loops[0].outvars if var.aval.ndim == 4]
 
     with compiled_for("tpu"):
-        shapes = kept(jnp.bfloat16)
+        shapes = kept()
     assert sum(shape[-1] >= hidden for shape in shapes) == 1  # the layer before its activation
     assert sum(shape[-1] == 1 for shape in shapes) == 4 - 2 * (fields == {"block": "parallel_scaling"})  # statistics
     with compiled_for("cpu"):  # which computes statistics again, and keeps the activated layer
-        assert not any(shape[-1] == 1 for shape in kept(jnp.bfloat16))
+        assert not any(shape[-1] == 1 for shape in kept())
 
 
 SHALLOW = {**SMALL, "depth": 2}
